@@ -1,0 +1,1 @@
+//! Serves models on a device inside its budgets.

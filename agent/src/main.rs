@@ -1,0 +1,2 @@
+//! Serves models on a device inside its budgets.
+fn main() {}

@@ -1,0 +1,148 @@
+//! The intermediate representation: arenas of nodes and values keyed by id newtypes.
+//!
+//! Names from the file are labels for people and for export, never keys. Every value has exactly one
+//! [`Origin`]. A subgraph (`If`, `Loop`, `Scan` bodies) is a [`Graph`] of its own inside an attribute;
+//! what it reads from outside appears in it as a value with [`Origin::Outer`].
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{DType, Op, Tensor};
+
+/// Names a node of one [`Graph`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NodeId(pub u32);
+
+/// Names a value (an edge: input, initializer or node output) of one [`Graph`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ValueId(pub u32);
+
+/// One dimension of a shape.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Dim {
+    /// A known size.
+    Fixed(usize),
+    /// A named symbol, equal wherever the same name stands.
+    Symbol(String),
+    /// Nothing is known.
+    Unknown,
+}
+
+/// Element type and, where known, shape of a value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorType {
+    /// Element type.
+    pub dtype: DType,
+    /// Dimensions, or `None` when even the rank is unknown.
+    pub dims: Option<Vec<Dim>>,
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A graph input fed by the caller.
+    Input,
+    /// A constant: an initializer, whether or not it is also listed as a graph input (IR < 4).
+    Initializer,
+    /// Output `1` of node `0`.
+    Node(NodeId, usize),
+    /// Captured by name from an enclosing graph.
+    Outer,
+}
+
+/// An edge of the graph.
+#[derive(Debug, Clone)]
+pub struct Value {
+    /// Label from the file; unique within the graph and its enclosing graphs.
+    pub name: String,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Type as declared by the file (`value_info`, inputs, outputs, initializers), not inferred.
+    pub ty: Option<TensorType>,
+    /// The constant itself, for [`Origin::Initializer`].
+    pub data: Option<Arc<Tensor>>,
+}
+
+/// A node.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Label from the file, possibly empty.
+    pub name: String,
+    /// Operator domain; empty for `ai.onnx`.
+    pub domain: String,
+    /// Operator type as in the file.
+    pub op_type: String,
+    /// The decoded operator; [`Op::Opaque`] where the type is unknown or an attribute was not understood.
+    pub op: Op,
+    /// Inputs; `None` for an omitted optional one.
+    pub inputs: Vec<Option<ValueId>>,
+    /// Outputs; `None` for an omitted optional one.
+    pub outputs: Vec<Option<ValueId>>,
+    /// Every attribute of the file, in its order. `op` is derived from them.
+    pub attributes: Vec<Attribute>,
+}
+
+/// A named attribute.
+#[derive(Debug, Clone)]
+pub struct Attribute {
+    /// Attribute name.
+    pub name: String,
+    /// Its value.
+    pub value: AttributeValue,
+}
+
+/// An attribute's value. What is not one of the plain kinds stays as the file had it.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub enum AttributeValue {
+    Float(f32),
+    Int(i64),
+    String(bytes::Bytes),
+    Floats(Vec<f32>),
+    Ints(Vec<i64>),
+    Strings(Vec<bytes::Bytes>),
+    Tensor(Arc<Tensor>),
+    Graph(Box<Graph>),
+    Graphs(Vec<Graph>),
+    /// Sparse tensors, type protos, references of function bodies: the encoded `AttributeProto`.
+    Raw(bytes::Bytes),
+}
+
+/// A graph: the main one of a model or the body of a control-flow node.
+#[derive(Debug, Clone, Default)]
+pub struct Graph {
+    /// Label from the file.
+    pub name: String,
+    pub(crate) nodes: Vec<Option<Node>>,
+    pub(crate) values: Vec<Option<Value>>,
+    pub(crate) order: Vec<NodeId>,
+    pub(crate) inputs: Vec<ValueId>,
+    pub(crate) outputs: Vec<ValueId>,
+    /// Everything else the file said of this graph (doc string, metadata, quantization annotations,
+    /// sparse initializers), as the encoded `GraphProto` without what the fields above hold.
+    pub(crate) rest: bytes::Bytes,
+}
+
+/// An operator set the model imports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpsetImport {
+    /// Domain; empty for `ai.onnx`.
+    pub domain: String,
+    /// Version.
+    pub version: i64,
+}
+
+/// A whole model.
+#[derive(Debug, Clone, Default)]
+pub struct Model {
+    /// `ir_version` of the file.
+    pub ir_version: i64,
+    /// Imported operator sets.
+    pub opsets: Vec<OpsetImport>,
+    /// The main graph.
+    pub graph: Graph,
+    /// Everything else (producer, metadata, functions, training info): the encoded `ModelProto` without
+    /// what the fields above hold.
+    pub(crate) rest: bytes::Bytes,
+}

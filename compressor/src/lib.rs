@@ -1,0 +1,1 @@
+//! Compresses ONNX models towards a device's budgets.

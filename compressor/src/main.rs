@@ -1,0 +1,2 @@
+//! Compresses ONNX models towards a device's budgets.
+fn main() {}

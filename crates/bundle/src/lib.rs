@@ -1,0 +1,1 @@
+//! Files at rest: manifest, digests, limits.

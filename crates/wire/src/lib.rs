@@ -1,0 +1,1 @@
+//! Messages in flight: topics, payloads, versions, JSON Schema.

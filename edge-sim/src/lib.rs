@@ -1,0 +1,1 @@
+//! Emulates constrained devices.

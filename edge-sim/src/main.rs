@@ -1,0 +1,2 @@
+//! Emulates constrained devices.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Demo, test, tidy, assets, bench.
+fn main() {}
