@@ -1,1 +1,28 @@
 //! Messages in flight: topics, payloads, versions, JSON Schema.
+//!
+//! Everything a device and a compressor say to each other passes through the types of this crate.
+//! Invariants:
+//! - no IO and no clock: a time stamp is an argument;
+//! - what comes from outside is checked before it becomes a type: size first, then the schema's
+//!   name and version, then the JSON, then the values;
+//! - unknown fields are accepted (a newer peer may say more), another schema version is an error;
+//! - no NaN or infinity gets into JSON: they are written as `null`.
+
+pub mod budget;
+pub mod histogram;
+pub mod payload;
+pub mod schema;
+pub mod topic;
+
+pub use budget::{BudgetKind, Budgets, Cause, Quality, Runtime, UnknownName, finite};
+pub use histogram::{Histogram, HistogramError};
+pub use payload::{
+    Birth, BudgetBreach, Command, CommandKind, CommandResult, Comparison, DeviceState, Header,
+    InferWindow, InstallEvent, InstallOutcome, MAX_PAYLOAD_BYTES, ModelPhase, ModelState, Offer,
+    Payload, PayloadError, PowerWindow, RecompressRequest, ResourceWindow, SpoolDrop, StateReport,
+    decode, encode, try_encode,
+};
+pub use topic::{
+    DEFAULT_ROOT, EventKind, MAX_NAME_BYTES, MAX_ROOT_BYTES, Stream, Topic, TopicError, Topics,
+    check_name, everything_filter, parse, requests_filter,
+};

@@ -1,0 +1,290 @@
+//! Where a message goes: `{root}/d/{device}/…`, built and read in one place.
+//!
+//! Two access-control patterns cover a fleet: a device writes `up/#` and reads `dn/#`.
+
+use crate::budget::vocabulary;
+use crate::payload::CommandKind;
+
+/// Root used when the configuration names none.
+pub const DEFAULT_ROOT: &str = "espalier/v1";
+/// Longest device, model or identifier name in a topic, bytes.
+pub const MAX_NAME_BYTES: usize = 128;
+/// Longest root, bytes.
+pub const MAX_ROOT_BYTES: usize = 256;
+
+vocabulary! {
+    /// Kinds of events under `up/e/`.
+    EventKind {
+        /// A budget was broken.
+        BudgetBreach = "budget_breach",
+        /// An install made progress or ended.
+        Install = "install",
+        /// An installed model was rolled back.
+        Rollback = "rollback",
+        /// The CPU is or was throttled.
+        Throttle = "throttle",
+        /// Telemetry was dropped for lack of space.
+        SpoolDrop = "spool_drop",
+    }
+}
+
+/// A stream of windowed metrics under `up/m/`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stream {
+    /// Requests of one model: `infer/{name}`.
+    Infer(String),
+    /// Memory, CPU, temperature: `res`.
+    Res,
+    /// Power and energy: `power`.
+    Power,
+}
+
+/// What a topic says below the device.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Topic {
+    /// `up/birth`
+    Birth,
+    /// `up/state`
+    State,
+    /// `up/model/{name}`
+    Model(String),
+    /// `up/m/{stream}`
+    Metrics(Stream),
+    /// `up/e/{kind}`
+    Event(EventKind),
+    /// `up/rq/recompress`
+    Recompress,
+    /// `up/rs/{id}`
+    Result(String),
+    /// `dn/offer/{name}`
+    Offer(String),
+    /// `dn/cmd/{kind}/{id}`
+    Command(CommandKind, String),
+}
+
+/// Why a topic or a name in it was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TopicError {
+    /// The name cannot stand in a topic.
+    #[error("{what} name {name:?} cannot be part of a topic: {why}")]
+    Name {
+        /// Which name: device, model, …
+        what: &'static str,
+        /// The name, shortened.
+        name: String,
+        /// The rule it breaks.
+        why: &'static str,
+    },
+    /// The root cannot start a topic.
+    #[error("topic root {root:?}: {why}")]
+    Root {
+        /// The root, shortened.
+        root: String,
+        /// The rule it breaks.
+        why: &'static str,
+    },
+    /// The topic does not start with the root and `/d/`.
+    #[error("topic {topic:?} is not under {root:?}")]
+    OutsideRoot {
+        /// The topic, shortened.
+        topic: String,
+        /// The root that was expected.
+        root: String,
+    },
+    /// The part below the device is not one that Espalier knows.
+    #[error("topic {0:?} is not one of Espalier's")]
+    Unknown(String),
+}
+
+/// The topics of one device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topics {
+    base: String,
+    device: String,
+}
+
+impl Topics {
+    /// Topics of `device` under `root`; both are checked.
+    pub fn new(root: &str, device: &str) -> Result<Self, TopicError> {
+        check_root(root)?;
+        check_name("device", device)?;
+        Ok(Self {
+            base: format!("{root}/d/{device}"),
+            device: device.to_owned(),
+        })
+    }
+
+    /// The device's name.
+    #[must_use]
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// Identity and capabilities, retained.
+    #[must_use]
+    pub fn birth(&self) -> String {
+        format!("{}/up/birth", self.base)
+    }
+
+    /// Online, offline, degraded; retained, and the last will.
+    #[must_use]
+    pub fn state(&self) -> String {
+        format!("{}/up/state", self.base)
+    }
+
+    /// The actual model, retained.
+    pub fn model(&self, name: &str) -> Result<String, TopicError> {
+        self.named("model", "up/model", name)
+    }
+
+    /// Windowed metrics.
+    pub fn metrics(&self, stream: &Stream) -> Result<String, TopicError> {
+        match stream {
+            Stream::Infer(model) => self.named("model", "up/m/infer", model),
+            Stream::Res => Ok(format!("{}/up/m/res", self.base)),
+            Stream::Power => Ok(format!("{}/up/m/power", self.base)),
+        }
+    }
+
+    /// Events.
+    #[must_use]
+    pub fn event(&self, kind: EventKind) -> String {
+        format!("{}/up/e/{kind}", self.base)
+    }
+
+    /// Requests for a smaller model.
+    #[must_use]
+    pub fn recompress(&self) -> String {
+        format!("{}/up/rq/recompress", self.base)
+    }
+
+    /// The result of a command.
+    pub fn result(&self, id: &str) -> Result<String, TopicError> {
+        self.named("command", "up/rs", id)
+    }
+
+    /// The desired model, retained.
+    pub fn offer(&self, name: &str) -> Result<String, TopicError> {
+        self.named("model", "dn/offer", name)
+    }
+
+    /// A one-shot command.
+    pub fn command(&self, kind: CommandKind, id: &str) -> Result<String, TopicError> {
+        check_name("command", id)?;
+        Ok(format!("{}/dn/cmd/{kind}/{id}", self.base))
+    }
+
+    /// Everything a device reads.
+    #[must_use]
+    pub fn down_filter(&self) -> String {
+        format!("{}/dn/#", self.base)
+    }
+
+    fn named(&self, what: &'static str, path: &str, name: &str) -> Result<String, TopicError> {
+        check_name(what, name)?;
+        Ok(format!("{}/{path}/{name}", self.base))
+    }
+}
+
+/// The filter of all devices' re-compression requests.
+pub fn requests_filter(root: &str) -> Result<String, TopicError> {
+    check_root(root)?;
+    Ok(format!("{root}/d/+/up/rq/recompress"))
+}
+
+/// The filter of everything under a root.
+pub fn everything_filter(root: &str) -> Result<String, TopicError> {
+    check_root(root)?;
+    Ok(format!("{root}/d/#"))
+}
+
+/// Reads a topic: the device and what is said about it.
+pub fn parse(root: &str, topic: &str) -> Result<(String, Topic), TopicError> {
+    check_root(root)?;
+    let outside = || TopicError::OutsideRoot {
+        topic: shorten(topic),
+        root: root.to_owned(),
+    };
+    let rest = topic
+        .strip_prefix(root)
+        .and_then(|rest| rest.strip_prefix("/d/"));
+    let (device, rest) = rest
+        .and_then(|rest| rest.split_once('/'))
+        .ok_or_else(outside)?;
+    check_name("device", device)?;
+    let parts: Vec<&str> = rest.splitn(6, '/').collect();
+    let parsed = match parts.as_slice() {
+        ["up", "birth"] => Topic::Birth,
+        ["up", "state"] => Topic::State,
+        ["up", "model", name] => Topic::Model(checked("model", name)?),
+        ["up", "m", "infer", name] => Topic::Metrics(Stream::Infer(checked("model", name)?)),
+        ["up", "m", "res"] => Topic::Metrics(Stream::Res),
+        ["up", "m", "power"] => Topic::Metrics(Stream::Power),
+        ["up", "e", kind] => Topic::Event(kind.parse().map_err(|_| unknown(topic))?),
+        ["up", "rq", "recompress"] => Topic::Recompress,
+        ["up", "rs", id] => Topic::Result(checked("command", id)?),
+        ["dn", "offer", name] => Topic::Offer(checked("model", name)?),
+        ["dn", "cmd", kind, id] => Topic::Command(
+            kind.parse().map_err(|_| unknown(topic))?,
+            checked("command", id)?,
+        ),
+        _ => return Err(unknown(topic)),
+    };
+    Ok((device.to_owned(), parsed))
+}
+
+/// Whether a name may stand in a topic, and hence in a file name: not empty, at most
+/// [`MAX_NAME_BYTES`], no `/`, `\`, `+`, `#` or control character, and not `.` or `..`.
+pub fn check_name(what: &'static str, name: &str) -> Result<(), TopicError> {
+    let why = if name.is_empty() {
+        "it is empty"
+    } else if name.len() > MAX_NAME_BYTES {
+        "it is longer than 128 bytes"
+    } else if name.contains(['/', '\\', '+', '#']) {
+        "it contains one of / \\ + #"
+    } else if name.chars().any(char::is_control) {
+        "it contains a control character"
+    } else if name == "." || name == ".." {
+        "it is a path"
+    } else {
+        return Ok(());
+    };
+    Err(TopicError::Name {
+        what,
+        name: shorten(name),
+        why,
+    })
+}
+
+fn checked(what: &'static str, name: &str) -> Result<String, TopicError> {
+    check_name(what, name)?;
+    Ok(name.to_owned())
+}
+
+fn check_root(root: &str) -> Result<(), TopicError> {
+    let why = if root.len() > MAX_ROOT_BYTES {
+        "it is longer than 256 bytes"
+    } else if root.starts_with('$') {
+        "topics that start with $ belong to the broker"
+    } else if root
+        .split('/')
+        .any(|level| check_name("root", level).is_err())
+    {
+        "every level needs a name without + # or control characters"
+    } else {
+        return Ok(());
+    };
+    Err(TopicError::Root {
+        root: shorten(root),
+        why,
+    })
+}
+
+fn unknown(topic: &str) -> TopicError {
+    TopicError::Unknown(shorten(topic))
+}
+
+/// Enough of a hostile string for a log line.
+fn shorten(text: &str) -> String {
+    text.chars().take(MAX_NAME_BYTES).collect()
+}
