@@ -1,0 +1,111 @@
+//! What the core asks the world to do. The shell performs effects in the order they are given, and
+//! stops at a [`Effect::Journal`] that fails: whatever follows it in the list has not happened.
+
+use wire::{
+    Birth, BudgetBreach, CommandResult, InferWindow, InstallEvent, ModelState, Offer, PowerWindow,
+    RecompressRequest, ResourceWindow, SpoolDrop, StateReport,
+};
+
+use super::event::InstallId;
+use super::record::{Installed, Record};
+
+/// One thing to do.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Append to the journal and sync it, before anything that follows in the same list.
+    Journal(Box<Record>),
+    /// Replace `active.json`.
+    WriteActive(Vec<ActiveEntry>),
+    /// Make an installed bundle the serving one: switch to the standby worker if it holds that
+    /// bundle, load it from the store otherwise. Answered by `Activated` or `ActivateFailed`.
+    Activate {
+        /// The model.
+        model: String,
+        /// The bundle in the store.
+        digest: String,
+    },
+    /// Perform a step of an install. Answered by one `Step` event.
+    Step {
+        /// The model.
+        model: String,
+        /// Which install.
+        install: InstallId,
+        /// What to do.
+        step: Step,
+    },
+    /// Stop whatever the install is doing and free its worker. Its staging files stay until
+    /// `Collect`.
+    Abandon {
+        /// The model.
+        model: String,
+        /// Which install.
+        install: InstallId,
+    },
+    /// Stop the worker of the model before the last switch.
+    RetireStandby {
+        /// The model.
+        model: String,
+    },
+    /// Delete every stored and staged bundle but these.
+    Collect {
+        /// Digests to keep.
+        keep: Vec<String>,
+    },
+    /// Tell the outside.
+    Publish(Box<Report>),
+    /// Finish the requests at hand and end.
+    Drain,
+}
+
+/// A step of an install.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Fetch the bundle's files into the staging folder, resuming what is there.
+    Download(Offer),
+    /// Check the staged files against the digest and move them into the store.
+    Verify {
+        /// The bundle.
+        digest: String,
+    },
+    /// Start a worker with the stored bundle.
+    Load {
+        /// The bundle.
+        digest: String,
+    },
+    /// Run the bundle's golden inputs through the worker.
+    SelfTest {
+        /// The bundle.
+        digest: String,
+    },
+    /// Mirror live requests to the worker.
+    Shadow,
+    /// Make it the serving worker, and keep the one before it standing by.
+    Switch,
+}
+
+/// One line of `active.json`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ActiveEntry {
+    /// The model's name.
+    pub model: String,
+    /// The bundle that serves it.
+    #[serde(flatten)]
+    pub installed: Installed,
+}
+
+/// Something to tell the outside. Headers are blank: the shell stamps time, number and boot.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum Report {
+    Birth(Birth),
+    State(StateReport),
+    Model(ModelState),
+    Infer(InferWindow),
+    Resources(ResourceWindow),
+    Power(PowerWindow),
+    Breach(BudgetBreach),
+    Install(InstallEvent),
+    SpoolDrop(SpoolDrop),
+    Recompress(RecompressRequest),
+    Result(CommandResult),
+}

@@ -1,0 +1,210 @@
+//! What can happen to a device: everything the core is told.
+
+use wire::{Budgets, Command, Histogram, Offer, PowerWindow, ResourceWindow};
+
+/// Milliseconds of a clock that only moves forward. The shell reads it; the core only compares it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Millis(pub u64);
+
+impl Millis {
+    /// The time that has passed since `earlier`, zero if it lies in the future.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// This time and `ms` more.
+    #[must_use]
+    pub fn plus(self, ms: u64) -> Self {
+        Self(self.0.saturating_add(ms))
+    }
+}
+
+/// Numbers an install uniquely over the device's whole life, so that late answers to a superseded
+/// install are recognised.
+pub type InstallId = u64;
+
+/// Something happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Time passed. Deadlines, retries and cooldowns are looked at.
+    Tick,
+    /// The broker accepted the connection.
+    Connected,
+    /// The connection to the broker is gone, or could not be made.
+    Disconnected {
+        /// Why, for the status page.
+        reason: String,
+    },
+    /// The desired model, as the broker holds it. The same offer may arrive any number of times.
+    Offer(Offer),
+    /// A command arrived.
+    Command {
+        /// The command.
+        command: Command,
+        /// Unix time when it arrived, `None` when the device has no clock.
+        unix_ms: Option<u64>,
+    },
+    /// One telemetry window ended.
+    Window(WindowFacts),
+    /// A step of an install finished.
+    Step {
+        /// The model the install belongs to.
+        model: String,
+        /// Which install.
+        install: InstallId,
+        /// How it ended.
+        outcome: Result<StepDone, StepFailure>,
+    },
+    /// Live traffic has been compared on an installing model.
+    ShadowProgress {
+        /// The model the install belongs to.
+        model: String,
+        /// Which install.
+        install: InstallId,
+        /// What was seen so far.
+        facts: ShadowFacts,
+    },
+    /// An installed bundle serves.
+    Activated {
+        /// The model.
+        model: String,
+        /// The bundle that serves now.
+        digest: String,
+    },
+    /// An installed bundle could not be brought to serve.
+    ActivateFailed {
+        /// The model.
+        model: String,
+        /// The bundle that was tried.
+        digest: String,
+        /// How it failed.
+        failure: StepFailure,
+    },
+    /// The active worker of a model died. The plane restarts it by itself.
+    WorkerDied {
+        /// The model.
+        model: String,
+        /// Why: signal, exit code.
+        reason: String,
+    },
+    /// The spool reached its limit and gave up records.
+    SpoolDropped {
+        /// How many.
+        records: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// The journal could not be written. Nothing may be installed until it can.
+    JournalFailed {
+        /// The error with its path.
+        reason: String,
+    },
+    /// The configuration's budgets were read again.
+    BudgetsConfigured(std::collections::BTreeMap<String, Budgets>),
+    /// The service is asked to end.
+    Shutdown,
+}
+
+/// What one telemetry window measured.
+#[derive(Clone, Debug, Default)]
+pub struct WindowFacts {
+    /// The window's length.
+    pub window_ms: u64,
+    /// One entry per model.
+    pub models: Vec<ModelFacts>,
+    /// The machine. `None` where nothing could be read.
+    pub resources: Option<ResourceWindow>,
+    /// Power. `None` where there is no source.
+    pub power: Option<PowerWindow>,
+}
+
+/// What one telemetry window measured of one model.
+#[derive(Clone, Debug, Default)]
+pub struct ModelFacts {
+    /// The model's name.
+    pub model: String,
+    /// The bundle that served.
+    pub digest: String,
+    /// Time in the engine, per request.
+    pub compute: Histogram,
+    /// Time in the queue, per request.
+    pub queue: Histogram,
+    /// Requests answered, with an error or without.
+    pub requests: u64,
+    /// Requests answered with an error of the model or the worker.
+    pub errors: u64,
+    /// Requests refused because the queue was full.
+    pub rejected: u64,
+    /// Whether the worker started in this window.
+    pub cold: bool,
+    /// Proportional set size of the model's workers.
+    pub pss_bytes: Option<u64>,
+}
+
+/// A step that went well.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StepDone {
+    /// Every file lies in the staging folder.
+    Downloaded,
+    /// The bundle is whole and lies in the store.
+    Verified(BundleFacts),
+    /// A worker process has loaded it.
+    Loaded,
+    /// Its self-test passed.
+    SelfTested,
+    /// Live requests are mirrored to it.
+    ShadowStarted,
+    /// It serves; the model before it stands by.
+    Switched,
+}
+
+/// What the manifest of a verified bundle says, to be held against the offer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BundleFacts {
+    /// The model's name.
+    pub name: String,
+    /// The human version.
+    pub version: String,
+    /// The order of versions.
+    pub sequence: u64,
+    /// `tract`, `ort` or `any`.
+    pub runtime: String,
+    /// The device class it was made for, or `any`.
+    pub device_class: String,
+    /// Bytes of all its files.
+    pub size_bytes: u64,
+}
+
+/// A step that went wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepFailure {
+    /// What, where, which limit.
+    pub reason: String,
+    /// What to make of it.
+    pub class: FailureClass,
+}
+
+/// What to make of a failed step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureClass {
+    /// The network or a resource was in the way: the same step may work later.
+    Transient,
+    /// This attempt is over, but the same bundle offered again may be tried again.
+    Attempt,
+    /// The bundle itself is unfit for this device: never try it again.
+    Bundle,
+}
+
+/// What shadowing has seen so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ShadowFacts {
+    /// Requests compared.
+    pub requests: u64,
+    /// Share of them where both models agree, 0 to 1.
+    pub agreement: f64,
+    /// The serving model's p95 over them.
+    pub before_p95_us: Option<u64>,
+    /// The candidate's p95 over them.
+    pub after_p95_us: Option<u64>,
+}

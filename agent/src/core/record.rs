@@ -1,0 +1,220 @@
+//! What survives the agent: journal records, and the durable state they add up to.
+//!
+//! [`Durable::apply`] is the only function that changes durable state. The running core calls it and
+//! emits the record; recovery calls it on what the journal holds. The two can therefore not disagree.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use wire::{BudgetKind, Budgets, Offer};
+
+use super::event::InstallId;
+
+/// How many digests a device remembers as never to be installed again, per model.
+pub const MAX_BLOCKED: usize = 4096;
+
+/// Where an install stands. The diagram in `docs/agent.md` shows the ways between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InstallState {
+    /// Accepted; nothing done yet.
+    Offered,
+    /// Files are being fetched.
+    Downloading,
+    /// Digests and manifest are being checked.
+    Verifying,
+    /// A worker is loading it.
+    Loading,
+    /// Golden inputs run through it.
+    SelfTest,
+    /// Live requests are mirrored to it.
+    Shadow,
+    /// It is becoming the serving model.
+    Switching,
+    /// It serves, and is being watched; the model before it stands by.
+    Probation,
+    /// It stays.
+    Committed,
+    /// It served and was taken back; its digest is blocked.
+    RolledBack,
+    /// It never served.
+    Rejected,
+}
+
+impl InstallState {
+    /// Whether the install is over.
+    #[must_use]
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Committed | Self::RolledBack | Self::Rejected)
+    }
+}
+
+/// A bundle in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Installed {
+    /// The bundle's digest.
+    pub digest: String,
+    /// The human version.
+    pub version: String,
+    /// The order of versions.
+    pub sequence: u64,
+    /// Bytes of all its files.
+    pub size_bytes: u64,
+}
+
+/// How the model before the switch did, to hold the new one against.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Baseline {
+    /// p95 in the engine over the last windows.
+    pub p95_us: Option<u64>,
+    /// Share of requests that failed, 0 to 1.
+    pub error_rate: f64,
+    /// Requests compared while shadowing.
+    pub shadow_requests: u64,
+    /// Their agreement.
+    pub agreement: Option<f64>,
+    /// The serving model's p95 while shadowing.
+    pub shadow_before_p95_us: Option<u64>,
+    /// The candidate's p95 while shadowing.
+    pub shadow_after_p95_us: Option<u64>,
+}
+
+/// One entry of the journal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Record {
+    /// Everything so far, written when the journal is compacted.
+    Snapshot {
+        /// The state at that point.
+        durable: Box<Durable>,
+    },
+    /// An offer was accepted.
+    Offered {
+        /// The model.
+        model: String,
+        /// The new install.
+        install: InstallId,
+        /// The offer.
+        offer: Box<Offer>,
+    },
+    /// An install moved on.
+    Install {
+        /// The model.
+        model: String,
+        /// Which install.
+        install: InstallId,
+        /// Where it stands now.
+        state: InstallState,
+        /// Why, where there is a why.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+        /// Whether its digest must never be tried again.
+        #[serde(default)]
+        block: bool,
+        /// The size on disk, once known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size_bytes: Option<u64>,
+        /// The model before it, from `probation` on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        baseline: Option<Baseline>,
+    },
+    /// The install starts over from its stored or staged files after the agent stopped.
+    Resumed {
+        /// The model.
+        model: String,
+        /// Which install.
+        install: InstallId,
+        /// Where it starts over.
+        state: InstallState,
+    },
+    /// A committed model was taken back.
+    Reverted {
+        /// The model.
+        model: String,
+        /// The bundle taken back; blocked from now on.
+        from: String,
+        /// Why.
+        reason: String,
+    },
+    /// A re-compression was asked for.
+    Requested {
+        /// The model.
+        model: String,
+        /// The broken budget.
+        budget: BudgetKind,
+        /// Its number on the wire.
+        request_id: String,
+        /// The bundle it complains about.
+        digest: String,
+    },
+    /// The request is answered, void or given up.
+    RequestClosed {
+        /// The model.
+        model: String,
+        /// The budget.
+        budget: BudgetKind,
+        /// Why.
+        reason: String,
+    },
+    /// A command set a model's budgets.
+    BudgetsSet {
+        /// The model.
+        model: String,
+        /// The budgets that hold from now on.
+        budgets: Budgets,
+    },
+}
+
+/// Everything the journal adds up to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Durable {
+    /// One entry per model that was ever accepted.
+    pub models: BTreeMap<String, DurableModel>,
+    /// The number of the next install.
+    pub next_install: InstallId,
+    /// The number of the next request.
+    pub next_request: u64,
+}
+
+/// The durable part of one model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DurableModel {
+    /// The bundle that serves, or must serve after a restart.
+    pub active: Option<Installed>,
+    /// The one before it, kept in the store to go back to.
+    pub previous: Option<Installed>,
+    /// The install under way.
+    pub install: Option<DurableInstall>,
+    /// Digests never to be tried again.
+    pub blocked: BTreeSet<String>,
+    /// Open requests by budget.
+    pub requests: BTreeMap<String, OpenRequest>,
+    /// Budgets set by command; they win over the configuration.
+    pub budgets: Option<Budgets>,
+}
+
+/// The durable part of one install.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DurableInstall {
+    /// Its number.
+    pub id: InstallId,
+    /// What was offered.
+    pub offer: Offer,
+    /// Where it stands.
+    pub state: InstallState,
+    /// How often the agent started over with it.
+    pub restarts: u32,
+    /// Bytes on disk, once known.
+    pub size_bytes: u64,
+    /// The model before it, from `probation` on.
+    pub baseline: Option<Baseline>,
+}
+
+/// A request nobody has answered yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenRequest {
+    /// Its number on the wire.
+    pub request_id: String,
+    /// The bundle it complains about.
+    pub digest: String,
+}
