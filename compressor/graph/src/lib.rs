@@ -4,6 +4,8 @@
 //! unharmed: [`Model::load`] then [`Model::save`] is semantically equal for every ONNX model, the
 //! unknown included.
 
+mod group;
+mod prune;
 mod ir;
 mod op;
 mod tensor;
@@ -16,3 +18,7 @@ pub use op::{
     BinaryOp, ConvAttrs, GemmAttrs, Op, PoolAttrs, PoolKind, ReduceKind, UnaryOp,
 };
 pub use tensor::{DType, Tensor, TensorError};
+pub use group::{
+    Consumer, Group, GroupId, Grouping, IndexMap, Locked, LockedBy, Role, Slice,
+};
+pub use prune::{Choice, PrunePlan, PruneReport};
