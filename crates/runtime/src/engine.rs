@@ -1,0 +1,213 @@
+//! The traits an engine implements, the options it is opened with, and the way to open one.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::EngineError;
+use crate::spec::IoSpec;
+use crate::tensor::Tensor;
+
+/// Which engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineKind {
+    /// tract: pure Rust, part of the binary.
+    Tract,
+    /// ONNX Runtime: a shared library, loaded at run time.
+    Ort,
+}
+
+impl EngineKind {
+    /// Every engine, compiled in or not.
+    pub const ALL: [Self; 2] = [Self::Tract, Self::Ort];
+
+    /// The name in configuration and on the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tract => "tract",
+            Self::Ort => "ort",
+        }
+    }
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The text is the name of no engine.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is no engine: there are \"tract\" and \"ort\"")]
+pub struct UnknownEngine(pub String);
+
+impl FromStr for EngineKind {
+    type Err = UnknownEngine;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.name() == text)
+            .ok_or_else(|| UnknownEngine(text.to_owned()))
+    }
+}
+
+/// How to open an engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Which engine.
+    pub kind: EngineKind,
+    /// Threads that compute one request; 0 counts as 1. See [`Engine::threads`].
+    pub threads: usize,
+    /// The ONNX Runtime library; without it, [`crate::find_library`] looks for one.
+    pub ort_library: Option<PathBuf>,
+}
+
+impl EngineOptions {
+    /// `kind` on one thread, its library searched for.
+    pub fn new(kind: EngineKind) -> Self {
+        Self {
+            kind,
+            threads: 1,
+            ort_library: None,
+        }
+    }
+}
+
+/// How to load a model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Fixes the batch: the first axis of each input, where it is free, and every other axis of
+    /// the model that goes by the same name. Other free axes stay free.
+    pub batch: Option<usize>,
+    /// Where ONNX Runtime writes the graph it made of the model. tract refuses it.
+    pub optimized_model_path: Option<PathBuf>,
+}
+
+/// An engine that is ready to load models.
+pub trait Engine: Send + Sync {
+    /// Which engine this is.
+    fn kind(&self) -> EngineKind;
+
+    /// Its version, as `1.26.0`.
+    fn version(&self) -> String;
+
+    /// The threads that compute one request. It can be fewer than asked for: tract as it is built
+    /// here computes on the caller's thread alone.
+    fn threads(&self) -> usize {
+        1
+    }
+
+    /// Reads and prepares the model at `model`. External data is looked for beside it.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no model, or is one that this engine does not support.
+    fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Session>, EngineError>;
+
+    /// Prepares a model held in memory, which has no external data.
+    ///
+    /// # Errors
+    /// The bytes are no model, or one that this engine does not support.
+    fn load_bytes(
+        &self,
+        bytes: &[u8],
+        options: &LoadOptions,
+    ) -> Result<Box<dyn Session>, EngineError>;
+}
+
+/// A loaded model.
+pub trait Session: Send {
+    /// What the model takes, in the model's order.
+    fn inputs(&self) -> &[IoSpec];
+
+    /// What the model gives, in the model's order.
+    fn outputs(&self) -> &[IoSpec];
+
+    /// Runs the model once. The outputs come in the order of [`Session::outputs`].
+    ///
+    /// # Errors
+    /// The inputs do not fit (see [`crate::check_inputs`]), or the engine failed.
+    fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError>;
+}
+
+/// Opens an engine.
+///
+/// ONNX Runtime has one environment per process, for ever: the first library that opens is the one
+/// this process uses. A later call that asks for another file is an error; one that asks for none
+/// in particular gets the one that is open.
+///
+/// # Errors
+/// The engine is not compiled in, or its library is missing, is no library for this machine, is
+/// not ONNX Runtime, or is too old; the text names the path and the version wanted.
+pub fn open(options: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
+    match options.kind {
+        #[cfg(feature = "tract")]
+        EngineKind::Tract => Ok(Box::new(crate::tract::TractEngine::open())),
+        #[cfg(feature = "ort")]
+        EngineKind::Ort => Ok(Box::new(crate::onnxruntime::OrtEngine::open(options)?)),
+        #[cfg(not(all(feature = "tract", feature = "ort")))]
+        kind => Err(EngineError::library(format!(
+            "the engine {kind} is not compiled into this program (feature \"{kind}\" of espalier-runtime); it has {}",
+            compiled_in()
+        ))),
+    }
+}
+
+/// Each engine with its version, or why it cannot be opened here.
+///
+/// This opens them: afterwards the ONNX Runtime library that was found is this process's.
+pub fn available() -> Vec<(EngineKind, Result<String, EngineError>)> {
+    EngineKind::ALL
+        .into_iter()
+        .map(|kind| {
+            let version = open(&EngineOptions::new(kind)).map(|engine| engine.version());
+            (kind, version)
+        })
+        .collect()
+}
+
+#[cfg(not(all(feature = "tract", feature = "ort")))]
+fn compiled_in() -> &'static str {
+    if cfg!(feature = "tract") {
+        "tract only"
+    } else if cfg!(feature = "ort") {
+        "ort only"
+    } else {
+        "no engine at all"
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engine_names_lead_back_to_their_kinds() {
+        for kind in EngineKind::ALL {
+            assert_eq!(kind.to_string().parse::<EngineKind>().unwrap(), kind);
+        }
+        assert_eq!(
+            "rten".parse::<EngineKind>().unwrap_err().to_string(),
+            "\"rten\" is no engine: there are \"tract\" and \"ort\""
+        );
+    }
+
+    #[cfg(not(any(feature = "tract", feature = "ort")))]
+    #[test]
+    fn an_engine_that_is_not_compiled_in_is_refused_by_name() {
+        for (kind, result) in available() {
+            let error = result.unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Library);
+            assert!(
+                error
+                    .to_string()
+                    .contains(&format!("the engine {kind} is not compiled")),
+                "{error}"
+            );
+        }
+    }
+}
