@@ -1,2 +1,55 @@
-//! Demo, test, tidy, assets, bench.
-fn main() {}
+//! The task runner: `demo`, `test`, `tidy`, `assets`, `bench`.
+//!
+//! Everything a fresh machine lacks is fetched here, by package name through the ordinary clients.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod assets;
+mod bench;
+mod build;
+mod demo;
+mod paths;
+mod process;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Espalier's task runner")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build, fetch the model and close the loop once on an emulated board
+    Demo(demo::DemoArgs),
+    /// Install what the tests need and run every check and test
+    Test(test::TestArgs),
+    /// Check the boundaries between crates and the rules of style that are executable
+    Tidy,
+    /// Fetch models, data and tools; the one place that knows packages, versions and hashes
+    Assets(assets::AssetsArgs),
+    /// Measure, and write the table that is printed
+    Bench(bench::BenchArgs),
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().task {
+        Task::Demo(args) => demo::run(&args),
+        Task::Test(args) => test::run(&args),
+        Task::Tidy => tidy::run(),
+        Task::Assets(args) => assets::run(&args),
+        Task::Bench(args) => bench::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

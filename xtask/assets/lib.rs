@@ -1,0 +1,1 @@
+//! Empty: the package exists so that cargo fetches its dependencies.

