@@ -1,1 +1,30 @@
 //! Compresses ONNX models towards a device's budgets.
+//!
+//! The stages, in the order in which [`pipeline`] runs them: read the data ([`data`]), observe the
+//! model on it ([`calibrate`]), rate units ([`score`]), write a [`plan`], cut and repair
+//! ([`refit`]), try integer formats ([`quantize`]), judge ([`quality`], [`latency`]), choose
+//! ([`search`]), and write the bundle with its report ([`report`]).
+//!
+//! Invariants:
+//! 1. Deciding and doing are apart: a [`plan::Plan`] is data, and one function applies it.
+//! 2. Nothing is refused silently: a refusal is a value with a reason and reaches the report.
+//! 3. Stages do not see each other; only [`pipeline`] knows them all.
+//! 4. Every number says whether it was measured or modelled.
+//! 5. The library prints nothing; [`cli`] owns the terminal.
+
+pub mod calibrate;
+pub mod cli;
+pub mod data;
+pub mod error;
+pub mod latency;
+pub mod pipeline;
+pub mod plan;
+pub mod quality;
+pub mod quantize;
+pub mod refit;
+pub mod report;
+pub mod score;
+pub mod search;
+pub mod serve;
+
+pub use error::CompressError;

@@ -1,2 +1,5 @@
-//! Compresses ONNX models towards a device's budgets.
-fn main() {}
+//! The `espalier` command line; see [`espalier::cli`].
+
+fn main() -> std::process::ExitCode {
+    espalier::cli::main()
+}
