@@ -53,11 +53,7 @@ pub struct UnknownName {
 impl UnknownName {
     pub(crate) fn new(vocabulary: &'static str, got: &str, known: &[&str]) -> Self {
         let got = got.chars().take(64).collect();
-        Self {
-            vocabulary,
-            got,
-            known: known.join(", "),
-        }
+        Self { vocabulary, got, known: known.join(", ") }
     }
 }
 
@@ -154,9 +150,7 @@ impl Budgets {
     /// Whether nothing is watched.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        BudgetKind::ALL
-            .iter()
-            .all(|kind| self.limit(*kind).is_none())
+        BudgetKind::ALL.iter().all(|kind| self.limit(*kind).is_none())
     }
 }
 
@@ -199,19 +193,13 @@ mod tests {
     #[test]
     fn an_unknown_word_names_the_known_ones() {
         let error = "tensorrt".parse::<Runtime>().unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "\"tensorrt\" is no Runtime; known are tract, ort"
-        );
+        assert_eq!(error.to_string(), "\"tensorrt\" is no Runtime; known are tract, ort");
     }
 
     #[test]
     fn the_limit_of_a_kind_is_its_field() {
-        let budgets = Budgets {
-            power_mw: Some(2500),
-            agreement_min: Some(0.9),
-            ..Budgets::default()
-        };
+        let budgets =
+            Budgets { power_mw: Some(2500), agreement_min: Some(0.9), ..Budgets::default() };
         assert_eq!(budgets.limit(BudgetKind::Power), Some(2500.0));
         assert_eq!(budgets.limit(BudgetKind::Agreement), Some(0.9));
         assert_eq!(budgets.limit(BudgetKind::LatencyP95), None);

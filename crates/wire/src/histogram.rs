@@ -111,11 +111,7 @@ impl Histogram {
     /// The duration of nearest rank `q` (0 to 1), microseconds, within 1/64 of the true one; nothing
     /// for an empty histogram or a `q` that is no number between 0 and 1.
     #[must_use]
-    #[allow(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss
-    )]
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     pub fn quantile(&self, q: f64) -> Option<u64> {
         if self.count == 0 || !(0.0..=1.0).contains(&q) {
             return None;
@@ -152,11 +148,7 @@ impl Histogram {
 
     /// The buckets in use, as (lowest value, highest value, count).
     pub fn buckets(&self) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
-        let used = self
-            .counts
-            .iter()
-            .enumerate()
-            .filter(|(_, count)| **count > 0);
+        let used = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
         used.map(|(index, count)| (low_of(index), high_of(index), *count))
     }
 
@@ -172,11 +164,7 @@ impl Histogram {
 /// The bucket of a duration.
 #[allow(clippy::cast_possible_truncation)]
 const fn index_of(us: u64) -> usize {
-    let us = if us > MAX_TRACKED_US {
-        MAX_TRACKED_US
-    } else {
-        us
-    };
+    let us = if us > MAX_TRACKED_US { MAX_TRACKED_US } else { us };
     if us < LINEAR as u64 {
         return us as usize;
     }
@@ -197,11 +185,7 @@ const fn low_of(index: usize) -> u64 {
 
 /// The highest duration of a bucket.
 const fn high_of(index: usize) -> u64 {
-    if index + 1 >= BUCKETS {
-        u64::MAX
-    } else {
-        low_of(index + 1) - 1
-    }
+    if index + 1 >= BUCKETS { u64::MAX } else { low_of(index + 1) - 1 }
 }
 
 /// The form on the wire: only the buckets in use, in order.
@@ -220,11 +204,7 @@ struct Sparse {
 
 impl From<Histogram> for Sparse {
     fn from(histogram: Histogram) -> Self {
-        let used = histogram
-            .counts
-            .iter()
-            .enumerate()
-            .filter(|(_, count)| **count > 0);
+        let used = histogram.counts.iter().enumerate().filter(|(_, count)| **count > 0);
         Self {
             unit: "us".to_owned(),
             buckets: used.map(|(index, count)| (index as u64, *count)).collect(),
@@ -241,11 +221,8 @@ impl TryFrom<Sparse> for Histogram {
         if sparse.unit != "us" {
             return Err(HistogramError::Unit(sparse.unit.chars().take(32).collect()));
         }
-        let mut histogram = Histogram {
-            max_us: sparse.max_us,
-            sum_us: sparse.sum_us,
-            ..Histogram::default()
-        };
+        let mut histogram =
+            Histogram { max_us: sparse.max_us, sum_us: sparse.sum_us, ..Histogram::default() };
         for (given, count) in sparse.buckets {
             let index = usize::try_from(given).ok().filter(|index| *index < BUCKETS);
             let index = index.ok_or(HistogramError::Index(given))?;
@@ -257,10 +234,7 @@ impl TryFrom<Sparse> for Histogram {
             }
             histogram.counts.resize(index, 0);
             histogram.counts.push(count);
-            histogram.count = histogram
-                .count
-                .checked_add(count)
-                .ok_or(HistogramError::Overflow)?;
+            histogram.count = histogram.count.checked_add(count).ok_or(HistogramError::Overflow)?;
         }
         histogram.check()?;
         Ok(histogram)
@@ -273,19 +247,12 @@ impl Histogram {
         let Some(last) = self.counts.len().checked_sub(1) else {
             return match (self.max_us, self.sum_us) {
                 (0, 0) => Ok(()),
-                (0, sum_us) => Err(HistogramError::Sum {
-                    sum_us,
-                    low: 0,
-                    high: 0,
-                }),
+                (0, sum_us) => Err(HistogramError::Sum { sum_us, low: 0, high: 0 }),
                 (max_us, _) => Err(HistogramError::Max { max_us, index: 0 }),
             };
         };
         if index_of(self.max_us) != last {
-            return Err(HistogramError::Max {
-                max_us: self.max_us,
-                index: last,
-            });
+            return Err(HistogramError::Max { max_us: self.max_us, index: last });
         }
         let (mut low, mut high) = (0u128, 0u128);
         for (index, count) in self.counts.iter().enumerate() {
@@ -296,10 +263,6 @@ impl Histogram {
         if saturated || (low..=high).contains(&u128::from(self.sum_us)) {
             return Ok(());
         }
-        Err(HistogramError::Sum {
-            sum_us: self.sum_us,
-            low,
-            high,
-        })
+        Err(HistogramError::Sum { sum_us: self.sum_us, low, high })
     }
 }

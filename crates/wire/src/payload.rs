@@ -29,12 +29,7 @@ impl Header {
     /// The header of a `P`.
     #[must_use]
     pub fn of<P: Payload>(ts: u64, seq: u64, boot_id: &str) -> Self {
-        Self {
-            schema: P::SCHEMA.to_owned(),
-            ts,
-            seq,
-            boot_id: boot_id.to_owned(),
-        }
+        Self { schema: P::SCHEMA.to_owned(), ts, seq, boot_id: boot_id.to_owned() }
     }
 }
 
@@ -544,10 +539,7 @@ pub fn decode<P: Payload>(bytes: &[u8]) -> Result<P, PayloadError> {
     if bytes.len() > MAX_PAYLOAD_BYTES {
         return Err(PayloadError::TooLarge { bytes: bytes.len() });
     }
-    let json = |source| PayloadError::Json {
-        schema: P::SCHEMA,
-        source,
-    };
+    let json = |source| PayloadError::Json { schema: P::SCHEMA, source };
     let peek: Peek = serde_json::from_slice(bytes).map_err(json)?;
     check_schema(P::SCHEMA, &peek.schema)?;
     let payload: P = serde_json::from_slice(bytes).map_err(json)?;
@@ -586,18 +578,13 @@ fn check_schema(wanted: &'static str, got: &str) -> Result<(), PayloadError> {
         rest.strip_prefix('.')
             .is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
     };
-    if got
-        .strip_prefix(wanted)
-        .is_some_and(|rest| rest.is_empty() || minor(rest))
-    {
+    if got.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || minor(rest)) {
         return Ok(());
     }
     let got: String = got.chars().take(128).collect();
     let name = |schema: &str| schema.rsplit_once(".v").map(|(name, _)| name.to_owned());
     let major = |schema: &str| {
-        schema
-            .strip_prefix(&format!("{}.v", name(wanted).unwrap_or_default()))
-            .map(str::to_owned)
+        schema.strip_prefix(&format!("{}.v", name(wanted).unwrap_or_default())).map(str::to_owned)
     };
     match major(&got) {
         Some(_) => Err(PayloadError::Version { wanted, got }),
@@ -606,18 +593,15 @@ fn check_schema(wanted: &'static str, got: &str) -> Result<(), PayloadError> {
 }
 
 fn name(field: &'static str, value: &str) -> Result<(), PayloadError> {
-    check_name(field, value).map_err(|error: TopicError| PayloadError::Field {
-        field,
-        why: error.to_string(),
-    })
+    check_name(field, value)
+        .map_err(|error: TopicError| PayloadError::Field { field, why: error.to_string() })
 }
 
 fn share(field: &'static str, value: Option<f64>) -> Result<(), PayloadError> {
     match value {
-        Some(value) if !(0.0..=1.0).contains(&value) => Err(PayloadError::Field {
-            field,
-            why: format!("{value} is not between 0 and 1"),
-        }),
+        Some(value) if !(0.0..=1.0).contains(&value) => {
+            Err(PayloadError::Field { field, why: format!("{value} is not between 0 and 1") })
+        }
         _ => Ok(()),
     }
 }
@@ -655,77 +639,34 @@ payload!(Birth, "espalier.birth.v1", "up/birth", true, |it| {
     name("device_class", &it.device_class)
 });
 payload!(StateReport, "espalier.state.v1", "up/state", true);
-payload!(
-    ModelState,
-    "espalier.model.v1",
-    "up/model/{name}",
-    true,
-    |it| {
-        name("model", &it.model)?;
-        it.digest
-            .as_deref()
-            .map_or(Ok(()), |value| digest("digest", value))
-    }
-);
-payload!(
-    InferWindow,
-    "espalier.infer.v1",
-    "up/m/infer/{name}",
-    false,
-    |it| { name("model", &it.model) }
-);
+payload!(ModelState, "espalier.model.v1", "up/model/{name}", true, |it| {
+    name("model", &it.model)?;
+    it.digest.as_deref().map_or(Ok(()), |value| digest("digest", value))
+});
+payload!(InferWindow, "espalier.infer.v1", "up/m/infer/{name}", false, |it| {
+    name("model", &it.model)
+});
 payload!(ResourceWindow, "espalier.res.v1", "up/m/res", false);
 payload!(PowerWindow, "espalier.power.v1", "up/m/power", false);
-payload!(
-    BudgetBreach,
-    "espalier.budget_breach.v1",
-    "up/e/budget_breach",
-    false,
-    |it| { name("model", &it.model) }
-);
-payload!(
-    InstallEvent,
-    "espalier.install.v1",
-    "up/e/install",
-    false,
-    |it| { name("model", &it.model) }
-);
-payload!(
-    SpoolDrop,
-    "espalier.spool_drop.v1",
-    "up/e/spool_drop",
-    false
-);
-payload!(
-    RecompressRequest,
-    "espalier.recompress.v1",
-    "up/rq/recompress",
-    false,
-    |it| {
-        name("request_id", &it.request_id)?;
-        name("device", &it.device)?;
-        name("model", &it.model)?;
-        name("device_class", &it.device_class)?;
-        digest("digest", &it.digest)?;
-        share("budgets.agreement_min", it.budgets.agreement_min)
-    }
-);
+payload!(BudgetBreach, "espalier.budget_breach.v1", "up/e/budget_breach", false, |it| {
+    name("model", &it.model)
+});
+payload!(InstallEvent, "espalier.install.v1", "up/e/install", false, |it| {
+    name("model", &it.model)
+});
+payload!(SpoolDrop, "espalier.spool_drop.v1", "up/e/spool_drop", false);
+payload!(RecompressRequest, "espalier.recompress.v1", "up/rq/recompress", false, |it| {
+    name("request_id", &it.request_id)?;
+    name("device", &it.device)?;
+    name("model", &it.model)?;
+    name("device_class", &it.device_class)?;
+    digest("digest", &it.digest)?;
+    share("budgets.agreement_min", it.budgets.agreement_min)
+});
 payload!(Offer, "espalier.offer.v1", "dn/offer/{name}", true, |it| {
     name("model", &it.model)?;
     name("device_class", &it.device_class)?;
     digest("digest", &it.digest)
 });
-payload!(
-    Command,
-    "espalier.command.v1",
-    "dn/cmd/{kind}/{id}",
-    false,
-    |it| { name("id", &it.id) }
-);
-payload!(
-    CommandResult,
-    "espalier.result.v1",
-    "up/rs/{id}",
-    false,
-    |it| { name("id", &it.id) }
-);
+payload!(Command, "espalier.command.v1", "dn/cmd/{kind}/{id}", false, |it| { name("id", &it.id) });
+payload!(CommandResult, "espalier.result.v1", "up/rs/{id}", false, |it| { name("id", &it.id) });

@@ -108,10 +108,7 @@ impl Topics {
     pub fn new(root: &str, device: &str) -> Result<Self, TopicError> {
         check_root(root)?;
         check_name("device", device)?;
-        Ok(Self {
-            base: format!("{root}/d/{device}"),
-            device: device.to_owned(),
-        })
+        Ok(Self { base: format!("{root}/d/{device}"), device: device.to_owned() })
     }
 
     /// The device's name.
@@ -201,16 +198,9 @@ pub fn everything_filter(root: &str) -> Result<String, TopicError> {
 /// Reads a topic: the device and what is said about it.
 pub fn parse(root: &str, topic: &str) -> Result<(String, Topic), TopicError> {
     check_root(root)?;
-    let outside = || TopicError::OutsideRoot {
-        topic: shorten(topic),
-        root: root.to_owned(),
-    };
-    let rest = topic
-        .strip_prefix(root)
-        .and_then(|rest| rest.strip_prefix("/d/"));
-    let (device, rest) = rest
-        .and_then(|rest| rest.split_once('/'))
-        .ok_or_else(outside)?;
+    let outside = || TopicError::OutsideRoot { topic: shorten(topic), root: root.to_owned() };
+    let rest = topic.strip_prefix(root).and_then(|rest| rest.strip_prefix("/d/"));
+    let (device, rest) = rest.and_then(|rest| rest.split_once('/')).ok_or_else(outside)?;
     check_name("device", device)?;
     let parts: Vec<&str> = rest.splitn(6, '/').collect();
     let parsed = match parts.as_slice() {
@@ -224,10 +214,9 @@ pub fn parse(root: &str, topic: &str) -> Result<(String, Topic), TopicError> {
         ["up", "rq", "recompress"] => Topic::Recompress,
         ["up", "rs", id] => Topic::Result(checked("command", id)?),
         ["dn", "offer", name] => Topic::Offer(checked("model", name)?),
-        ["dn", "cmd", kind, id] => Topic::Command(
-            kind.parse().map_err(|_| unknown(topic))?,
-            checked("command", id)?,
-        ),
+        ["dn", "cmd", kind, id] => {
+            Topic::Command(kind.parse().map_err(|_| unknown(topic))?, checked("command", id)?)
+        }
         _ => return Err(unknown(topic)),
     };
     Ok((device.to_owned(), parsed))
@@ -249,11 +238,7 @@ pub fn check_name(what: &'static str, name: &str) -> Result<(), TopicError> {
     } else {
         return Ok(());
     };
-    Err(TopicError::Name {
-        what,
-        name: shorten(name),
-        why,
-    })
+    Err(TopicError::Name { what, name: shorten(name), why })
 }
 
 fn checked(what: &'static str, name: &str) -> Result<String, TopicError> {
@@ -266,18 +251,12 @@ fn check_root(root: &str) -> Result<(), TopicError> {
         "it is longer than 256 bytes"
     } else if root.starts_with('$') {
         "topics that start with $ belong to the broker"
-    } else if root
-        .split('/')
-        .any(|level| check_name("root", level).is_err())
-    {
+    } else if root.split('/').any(|level| check_name("root", level).is_err()) {
         "every level needs a name without + # or control characters"
     } else {
         return Ok(());
     };
-    Err(TopicError::Root {
-        root: shorten(root),
-        why,
-    })
+    Err(TopicError::Root { root: shorten(root), why })
 }
 
 fn unknown(topic: &str) -> TopicError {
