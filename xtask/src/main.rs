@@ -7,6 +7,7 @@ mod assets;
 mod bench;
 mod build;
 mod demo;
+mod dist;
 mod paths;
 mod process;
 mod test;
@@ -33,6 +34,8 @@ enum Task {
     Tidy,
     /// Fetch models, data and tools; the one place that knows packages, versions and hashes
     Assets(assets::AssetsArgs),
+    /// Build the packaged agent, for this machine or through `cross`
+    Dist(dist::DistArgs),
     /// Measure, and write the table that is printed
     Bench(bench::BenchArgs),
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Tidy => tidy::run(),
         Task::Assets(args) => assets::run(&args),
+        Task::Dist(args) => dist::run(&args),
         Task::Bench(args) => bench::run(&args),
     };
     match result {
