@@ -1,0 +1,495 @@
+//! One loaded model: its worker process, its bounded queue, and the task that drives both.
+//!
+//! ```text
+//!   start ──► up ──worker dies──► down ──backoff──► up …
+//!              │                    │
+//!              └──────retire────────┴──► ended        (a candidate goes from down to ended)
+//! ```
+//! The task owns the worker. While the instance is up it takes one job at a time; while it is down
+//! every job is answered at once with the reason; once retired it finishes what was queued first.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::CandidateId;
+use super::process::{Interface, RunOutcome, WorkerError, WorkerProcess, WorkerSpec};
+use super::protocol::{FailureKind, NamedTensors};
+use super::shadow::Mirror;
+use super::window::Stats;
+
+/// The first wait before a dead worker is started again; it doubles with each death.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+/// The longest such wait.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// A worker that lived this long starts the waits anew.
+const STABLE_AFTER: Duration = Duration::from_secs(60);
+
+/// Why a request has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum JobError {
+    /// The request does not fit the model.
+    #[error("{0}")]
+    Input(String),
+    /// The engine failed on it.
+    #[error("inference failed: {0}")]
+    Engine(String),
+    /// The worker died while it held the request.
+    #[error("the model's worker {0}; it is being restarted")]
+    WorkerDied(String),
+    /// The worker is down.
+    #[error("the model's worker is not running ({0}); it is being restarted")]
+    Down(String),
+    /// As many requests wait as may.
+    #[error("the queue is full: {0} requests wait for this model")]
+    QueueFull(usize),
+    /// The deadline passed first.
+    #[error("no answer within the deadline of {0} ms")]
+    Deadline(u128),
+    /// The instance takes no more requests; another one does.
+    #[error("the model was replaced")]
+    Retired,
+}
+
+/// What a request was answered with.
+#[derive(Debug, Clone)]
+pub(super) struct Answer {
+    pub(super) outputs: Arc<NamedTensors>,
+    /// Time in the engine.
+    pub(super) compute: Duration,
+    /// Time in the queue.
+    pub(super) queued: Duration,
+}
+
+/// Whether a request is a client's, and so counts in the windows and is mirrored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Traffic {
+    Live,
+    Internal,
+}
+
+/// What an instance tells of its worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Health {
+    Died(String),
+    Restarted,
+}
+
+/// What is served under one digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) id: CandidateId,
+    pub(super) model: String,
+    pub(super) digest: String,
+    pub(super) version: String,
+    pub(super) sequence: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Instance {
+    pub(super) identity: Identity,
+    pub(super) interface: Interface,
+    pub(super) stats: Arc<Stats>,
+    pub(super) mirror: Mirror,
+    shared: Arc<Shared>,
+    queue: mpsc::Sender<Job>,
+    queue_depth: usize,
+    retire: watch::Sender<bool>,
+    driver: Mutex<Option<JoinHandle<()>>>,
+    killer: AbortHandle,
+    /// Counts against the limit of worker processes.
+    _permit: OwnedSemaphorePermit,
+}
+
+/// What the driver and the handles both see.
+#[derive(Debug)]
+struct Shared {
+    /// 0 while no worker is running.
+    pid: AtomicU32,
+    restarts: AtomicU64,
+    /// A candidate is not restarted: that it died is what was to be found out.
+    restart: AtomicBool,
+    /// Why the worker is down; `None` while it is up.
+    down: Mutex<Option<String>>,
+}
+
+#[derive(Debug)]
+struct Job {
+    inputs: Arc<NamedTensors>,
+    traffic: Traffic,
+    arrived: Instant,
+    deadline: Instant,
+    reply: oneshot::Sender<Result<Answer, JobError>>,
+}
+
+pub(super) type OnHealth = Box<dyn Fn(Health) + Send + Sync>;
+
+impl Instance {
+    /// Takes over a loaded worker.
+    pub(super) fn new(
+        identity: Identity,
+        spec: WorkerSpec,
+        (process, interface): (WorkerProcess, Interface),
+        queue_depth: usize,
+        permit: OwnedSemaphorePermit,
+        on_health: OnHealth,
+    ) -> Self {
+        let (queue, jobs) = mpsc::channel(queue_depth.max(1));
+        let (retire, retired) = watch::channel(false);
+        let shared = Arc::new(Shared {
+            pid: AtomicU32::new(process.pid().unwrap_or(0)),
+            restarts: AtomicU64::new(0),
+            restart: AtomicBool::new(false),
+            down: Mutex::new(None),
+        });
+        let stats = Arc::new(Stats::default());
+        let mirror = Mirror::default();
+        let driver = Driver {
+            spec,
+            interface: interface.clone(),
+            shared: shared.clone(),
+            stats: stats.clone(),
+            mirror: mirror.clone(),
+            jobs,
+            retired,
+            on_health,
+        };
+        let driver = tokio::spawn(driver.run(process));
+        Self {
+            identity,
+            interface,
+            stats,
+            mirror,
+            shared,
+            queue,
+            queue_depth: queue_depth.max(1),
+            retire,
+            killer: driver.abort_handle(),
+            driver: Mutex::new(Some(driver)),
+            _permit: permit,
+        }
+    }
+
+    /// Asks the model, and waits for its answer until `limit` has passed.
+    pub(super) async fn submit(
+        &self,
+        inputs: Arc<NamedTensors>,
+        traffic: Traffic,
+        limit: Duration,
+    ) -> Result<Answer, JobError> {
+        let result = self.ask(inputs, traffic, limit).await;
+        if traffic == Traffic::Live {
+            match &result {
+                Err(JobError::Retired) => {}
+                Ok(_) | Err(JobError::Input(_)) => self.stats.answered(),
+                Err(JobError::QueueFull(_)) => self.stats.rejected(),
+                Err(_) => self.stats.failed(),
+            }
+        }
+        result
+    }
+
+    /// The worker's process, while there is one.
+    pub(super) fn pid(&self) -> Option<u32> {
+        Some(self.shared.pid.load(Ordering::Relaxed)).filter(|&pid| pid != 0)
+    }
+
+    /// How often the worker was started again.
+    pub(super) fn restarts(&self) -> u64 {
+        self.shared.restarts.load(Ordering::Relaxed)
+    }
+
+    /// How many requests wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.queue_depth.saturating_sub(self.queue.capacity())
+    }
+
+    /// Why the worker is down; `None` while it is up.
+    pub(super) fn down(&self) -> Option<String> {
+        self.shared.reason()
+    }
+
+    /// From now on a worker that dies is started again.
+    pub(super) fn keep_alive(&self) {
+        self.shared.restart.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes no more requests, finishes those that wait, ends the worker, and returns when it has
+    /// ended.
+    pub(super) async fn retire(&self) {
+        self.mirror.detach();
+        self.retire.send_replace(true);
+        let driver = self
+            .driver
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(driver) = driver
+            && let Err(error) = driver.await
+        {
+            tracing::error!(model = %self.identity.model, %error, "the driver of a worker failed");
+        }
+    }
+
+    /// Ends at once, killing the worker. For after a [`Self::retire`] that takes too long.
+    pub(super) fn abort(&self) {
+        self.killer.abort();
+    }
+
+    async fn ask(
+        &self,
+        inputs: Arc<NamedTensors>,
+        traffic: Traffic,
+        limit: Duration,
+    ) -> Result<Answer, JobError> {
+        let arrived = Instant::now();
+        let deadline = arrived + limit;
+        let (reply, answer) = oneshot::channel();
+        let job = Job {
+            inputs,
+            traffic,
+            arrived,
+            deadline,
+            reply,
+        };
+        self.queue.try_send(job).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => JobError::QueueFull(self.queue_depth),
+            mpsc::error::TrySendError::Closed(_) => self.closed(),
+        })?;
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(self.closed()),
+            Err(_) => Err(JobError::Deadline(limit.as_millis())),
+        }
+    }
+
+    fn closed(&self) -> JobError {
+        match self.down() {
+            Some(reason) if !*self.retire.borrow() => JobError::Down(reason),
+            _ => JobError::Retired,
+        }
+    }
+}
+
+impl Shared {
+    fn reason(&self) -> Option<String> {
+        self.down
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set_down(&self, reason: Option<String>) {
+        *self.down.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+}
+
+struct Driver {
+    spec: WorkerSpec,
+    interface: Interface,
+    shared: Arc<Shared>,
+    stats: Arc<Stats>,
+    mirror: Mirror,
+    jobs: mpsc::Receiver<Job>,
+    retired: watch::Receiver<bool>,
+    on_health: OnHealth,
+}
+
+enum End {
+    Retired,
+    Died(String),
+}
+
+impl Driver {
+    async fn run(mut self, process: WorkerProcess) {
+        let mut process = Some(process);
+        let mut deaths = 0_u32;
+        while let Some(worker) = process.take() {
+            let started = Instant::now();
+            self.shared
+                .pid
+                .store(worker.pid().unwrap_or(0), Ordering::Relaxed);
+            self.shared.set_down(None);
+            self.stats.cold();
+            let end = self.serve(worker).await;
+            self.shared.pid.store(0, Ordering::Relaxed);
+            let End::Died(reason) = end else { break };
+            self.shared.set_down(Some(reason.clone()));
+            (self.on_health)(Health::Died(reason));
+            if started.elapsed() > STABLE_AFTER {
+                deaths = 0;
+            }
+            process = self.revive(&mut deaths).await;
+        }
+        self.close().await;
+    }
+
+    /// Serves until the instance is retired or the worker dies.
+    async fn serve(&mut self, mut worker: WorkerProcess) -> End {
+        loop {
+            let job = tokio::select! {
+                biased;
+                () = until(&mut self.retired) => {
+                    let end = self.finish(&mut worker).await;
+                    worker.end().await;
+                    return end;
+                }
+                reason = worker.exited() => return End::Died(reason),
+                job = self.jobs.recv() => job,
+            };
+            let Some(job) = job else {
+                worker.end().await;
+                return End::Retired;
+            };
+            if let Some(reason) = self.work(&mut worker, job).await {
+                return End::Died(reason);
+            }
+        }
+    }
+
+    /// Answers what was queued before the instance was retired.
+    async fn finish(&mut self, worker: &mut WorkerProcess) -> End {
+        self.jobs.close();
+        while let Some(job) = self.jobs.recv().await {
+            if let Some(reason) = self.work(worker, job).await {
+                self.shared.set_down(Some(reason));
+                break;
+            }
+        }
+        End::Retired
+    }
+
+    /// Runs one job; the result says how the worker ended, if it did.
+    async fn work(&mut self, worker: &mut WorkerProcess, job: Job) -> Option<String> {
+        let started = Instant::now();
+        // Nobody waits for it any more: the client has had its 504, or has gone.
+        if job.deadline <= started || job.reply.is_closed() {
+            return None;
+        }
+        let queued = started.duration_since(job.arrived);
+        let (result, died) = match worker.run(&job.inputs).await {
+            Ok(RunOutcome::Done { compute, outputs }) => {
+                let answer = Answer {
+                    outputs: Arc::new(outputs),
+                    compute,
+                    queued,
+                };
+                if job.traffic == Traffic::Live {
+                    self.stats.computed(compute, queued);
+                    self.mirror.offer(&job.inputs, &answer);
+                }
+                (Ok(answer), None)
+            }
+            Ok(RunOutcome::Failed { kind, error }) => match kind {
+                FailureKind::Input => (Err(JobError::Input(error)), None),
+                FailureKind::Engine | FailureKind::Fatal => (Err(JobError::Engine(error)), None),
+            },
+            Err(error) => {
+                let reason = error.to_string();
+                (Err(JobError::WorkerDied(reason.clone())), Some(reason))
+            }
+        };
+        // The client may have gone meanwhile.
+        let _ = job.reply.send(result);
+        died
+    }
+
+    /// Starts the worker again, after a wait that grows with each death. `None` when it is not to
+    /// be started again.
+    async fn revive(&mut self, deaths: &mut u32) -> Option<WorkerProcess> {
+        loop {
+            if !self.shared.restart.load(Ordering::Relaxed) {
+                return None;
+            }
+            let wait = backoff(*deaths);
+            *deaths = deaths.saturating_add(1);
+            let spec = self.spec.clone();
+            let start = async {
+                sleep(wait).await;
+                WorkerProcess::start(&spec).await
+            };
+            match self.meanwhile(start).await? {
+                Ok((worker, interface)) if interface == self.interface => {
+                    self.shared.restarts.fetch_add(1, Ordering::Relaxed);
+                    (self.on_health)(Health::Restarted);
+                    return Some(worker);
+                }
+                Ok(_) => self.shared.set_down(Some(
+                    "the model's inputs or outputs changed on disk".to_owned(),
+                )),
+                Err(error) => self.shared.set_down(Some(error.to_string())),
+            }
+        }
+    }
+
+    /// Waits for `start`, answering every job meanwhile. `None` when retired first.
+    async fn meanwhile(
+        &mut self,
+        start: impl Future<Output = Result<(WorkerProcess, Interface), WorkerError>>,
+    ) -> Option<Result<(WorkerProcess, Interface), WorkerError>> {
+        tokio::pin!(start);
+        loop {
+            tokio::select! {
+                biased;
+                () = until(&mut self.retired) => return None,
+                started = &mut start => return Some(started),
+                job = self.jobs.recv() => {
+                    let reason = self.shared.reason().unwrap_or_default();
+                    // The client may have gone meanwhile.
+                    let _ = job?.reply.send(Err(JobError::Down(reason)));
+                }
+            }
+        }
+    }
+
+    /// Answers what is left: by its successor when retired, as down otherwise.
+    async fn close(&mut self) {
+        self.jobs.close();
+        let retired = *self.retired.borrow();
+        while let Some(job) = self.jobs.recv().await {
+            let error = match self.shared.reason() {
+                Some(reason) if !retired => JobError::Down(reason),
+                _ => JobError::Retired,
+            };
+            // The client may have gone meanwhile.
+            let _ = job.reply.send(Err(error));
+        }
+    }
+}
+
+/// Returns when the flag is set, or when nobody can set it any more.
+pub(super) async fn until(flag: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone, which ends the wait as well.
+    let _ = flag.wait_for(|set| *set).await;
+}
+
+/// `FIRST_BACKOFF` doubled per death, at most `MAX_BACKOFF`, jittered down by up to a quarter so
+/// that several workers killed at once do not load their models at once.
+fn backoff(deaths: u32) -> Duration {
+    let full = FIRST_BACKOFF
+        .saturating_mul(1 << deaths.min(16))
+        .min(MAX_BACKOFF);
+    // Every hasher of the standard library is seeded at random, which is random enough here.
+    let share = RandomState::new().build_hasher().finish() % 256;
+    full.mul_f64(1.0 - 0.25 * f64::from(u8::try_from(share).unwrap_or(0)) / 256.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_before_a_restart_grows_and_is_capped() {
+        for deaths in 0..40 {
+            let full = (FIRST_BACKOFF * 2_u32.pow(deaths.min(16))).min(MAX_BACKOFF);
+            let wait = backoff(deaths);
+            assert!(wait <= full && wait >= full.mul_f64(0.74), "{deaths}: {wait:?}");
+        }
+        assert!(backoff(u32::MAX) <= MAX_BACKOFF);
+    }
+}

@@ -1,0 +1,273 @@
+//! The Open Inference Protocol, version 2, over HTTP.
+//!
+//! JSON tensors and the binary extension (`Inference-Header-Content-Length`). Not served: string
+//! tensors, shared memory, classification, sequences, compressed bodies, and the model repository
+//! interface; each is refused by name.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use self::error::OipError;
+use self::request::InferRequest;
+use super::instance::{Answer, Instance, JobError, Traffic};
+use super::protocol::NamedTensors;
+use super::registry::Registry;
+
+pub mod element;
+pub mod error;
+pub mod request;
+pub mod response;
+
+/// The header that gives the length of the JSON before the binary tensors.
+pub const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+/// Bodies above this are decoded off the threads that serve the network.
+const DECODE_INLINE_BYTES: usize = 256 << 10;
+/// How often a request follows a model that is replaced while it arrives.
+const MAX_HANDOVERS: usize = 8;
+
+/// The protocol's routes.
+pub(super) fn router(registry: Arc<Registry>) -> Router {
+    let model = Router::new()
+        .route("/", get(model_metadata))
+        .route("/ready", get(model_ready))
+        .route("/infer", post(infer));
+    Router::new()
+        .route("/v2", get(server_metadata))
+        .route("/v2/", get(server_metadata))
+        .route("/v2/health/live", get(live))
+        .route("/v2/health/ready", get(ready))
+        .nest("/v2/models/{name}", model.clone())
+        .nest("/v2/models/{name}/versions/{version}", model)
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(registry)
+}
+
+/// The model that a path names.
+#[derive(Debug, serde::Deserialize)]
+struct Target {
+    name: String,
+    version: Option<String>,
+}
+
+impl Target {
+    fn resolve(&self, registry: &Registry) -> Result<Arc<Instance>, OipError> {
+        let instance = registry
+            .active(&self.name)
+            .ok_or_else(|| unknown_model(registry, &self.name))?;
+        let served = &instance.identity.version;
+        match &self.version {
+            Some(wanted) if wanted != served => Err(OipError::not_found(format!(
+                "model `{}` has no version `{wanted}`; `{served}` is served",
+                self.name
+            ))),
+            _ => Ok(instance),
+        }
+    }
+}
+
+fn unknown_model(registry: &Registry, name: &str) -> OipError {
+    if registry.is_draining() {
+        return OipError::unavailable("the server is shutting down");
+    }
+    let served = registry.all_active();
+    if served.is_empty() {
+        return OipError::unavailable(format!(
+            "no model is being served yet, `{name}` was asked for"
+        ));
+    }
+    let names: Vec<String> = served
+        .iter()
+        .map(|i| format!("`{}`", i.identity.model))
+        .collect();
+    OipError::not_found(format!(
+        "there is no model `{name}`; {} is served",
+        names.join(", ")
+    ))
+}
+
+async fn server_metadata() -> Json<Value> {
+    Json(json!({
+        "name": "espalier-agent",
+        "version": env!("CARGO_PKG_VERSION"),
+        "extensions": ["binary_tensor_data"],
+    }))
+}
+
+async fn live() -> Json<Value> {
+    Json(json!({ "live": true }))
+}
+
+async fn ready(State(registry): State<Arc<Registry>>) -> Response {
+    let active = registry.all_active();
+    let all_up = !active.is_empty() && active.iter().all(|i| i.down().is_none());
+    readiness(all_up && !registry.is_draining(), json!({}))
+}
+
+async fn model_ready(
+    State(registry): State<Arc<Registry>>,
+    Path(target): Path<Target>,
+) -> Result<Response, OipError> {
+    let instance = target.resolve(&registry)?;
+    let ready = instance.down().is_none() && !registry.is_draining();
+    Ok(readiness(ready, json!({ "name": instance.identity.model })))
+}
+
+fn readiness(ready: bool, mut body: Value) -> Response {
+    body["ready"] = ready.into();
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, Json(body)).into_response()
+}
+
+async fn model_metadata(
+    State(registry): State<Arc<Registry>>,
+    Path(target): Path<Target>,
+) -> Result<Json<Value>, OipError> {
+    let instance = target.resolve(&registry)?;
+    let interface = &instance.interface;
+    Ok(Json(json!({
+        "name": instance.identity.model,
+        "versions": [instance.identity.version],
+        "platform": platform(&interface.engine_version),
+        "inputs": response::ports(&interface.inputs),
+        "outputs": response::ports(&interface.outputs),
+    })))
+}
+
+/// As `onnx_tract` or `onnx_ort`.
+fn platform(engine_version: &str) -> String {
+    let engine = engine_version.split(' ').next().unwrap_or_default();
+    format!("onnx_{engine}")
+}
+
+async fn infer(
+    State(registry): State<Arc<Registry>>,
+    Path(target): Path<Target>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, OipError> {
+    target.resolve(&registry)?;
+    if registry.is_draining() {
+        return Err(OipError::unavailable("the server is shutting down"));
+    }
+    let cfg = registry.config();
+    let header_length = check_headers(&headers, cfg.max_request_bytes)?;
+    let body = read_body(body, cfg.max_request_bytes, cfg.request_deadline).await?;
+    let mut request = off_thread(body.len(), move || {
+        InferRequest::decode(&body, header_length)
+    })
+    .await??;
+    let limit = request
+        .timeout()
+        .map_or(cfg.request_deadline, |t| t.min(cfg.request_deadline));
+    let inputs = Arc::new(std::mem::take(&mut request.inputs));
+    let (instance, answer) = ask(&registry, &target, &request, inputs, limit).await?;
+    let size: usize = answer.outputs.iter().map(|(_, t)| t.data.len()).sum();
+    let encoded = off_thread(size, move || {
+        response::encode(&request, &instance.identity, &answer)
+    })
+    .await??;
+    Ok(encoded.into_response())
+}
+
+/// Asks the active model; where that is replaced between its being looked up and the request being
+/// queued, asks its successor.
+async fn ask(
+    registry: &Registry,
+    target: &Target,
+    request: &InferRequest,
+    inputs: Arc<NamedTensors>,
+    limit: Duration,
+) -> Result<(Arc<Instance>, Answer), OipError> {
+    for _ in 0..MAX_HANDOVERS {
+        let instance = target.resolve(registry)?;
+        request.check(&inputs, &instance.interface)?;
+        let answer = instance.submit(inputs.clone(), Traffic::Live, limit).await;
+        match answer {
+            Err(JobError::Retired) => {}
+            Err(error) => return Err(error.into()),
+            Ok(answer) => return Ok((instance, answer)),
+        }
+    }
+    Err(OipError::unavailable("the model is being replaced"))
+}
+
+/// The length of the JSON part where the binary extension is used.
+fn check_headers(headers: &HeaderMap, max_bytes: usize) -> Result<Option<usize>, OipError> {
+    if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
+        && encoding != HeaderValue::from_static("identity")
+    {
+        return Err(OipError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "compressed bodies are not served; send the request without Content-Encoding",
+        ));
+    }
+    let number = |name: HeaderName| -> Result<Option<usize>, OipError> {
+        let Some(value) = headers.get(&name) else {
+            return Ok(None);
+        };
+        value
+            .to_str()
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .map(Some)
+            .ok_or_else(|| OipError::bad(format!("header {name} is not a length: {value:?}")))
+    };
+    if number(header::CONTENT_LENGTH)?.is_some_and(|length| length > max_bytes) {
+        return Err(OipError::too_large(max_bytes));
+    }
+    number(HEADER_LENGTH)
+}
+
+async fn read_body(body: Body, max_bytes: usize, limit: Duration) -> Result<Bytes, OipError> {
+    let read = timeout(limit, Limited::new(body, max_bytes).collect()).await;
+    match read {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(OipError::too_large(max_bytes)),
+        Ok(Err(error)) => Err(OipError::bad(format!("the body did not arrive: {error}"))),
+        Err(_) => Err(OipError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            format!("the body did not arrive within {} ms", limit.as_millis()),
+        )),
+    }
+}
+
+/// Large conversions must not hold up the network.
+async fn off_thread<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, OipError> {
+    if bytes <= DECODE_INLINE_BYTES {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        OipError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+    })
+}
+
+async fn unknown_route() -> OipError {
+    OipError::not_found("no such endpoint of the Open Inference Protocol is served here")
+}
+
+async fn wrong_method() -> OipError {
+    OipError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "this endpoint does not take this method",
+    )
+}

@@ -1,0 +1,370 @@
+//! Tensor elements between JSON and little-endian bytes.
+
+use std::fmt;
+
+use runtime::{ElementType, Tensor};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::ser::{SerializeSeq, Serializer};
+use serde::{Deserialize, Serialize};
+
+/// One element, as JSON has it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Scalar {
+    Signed(i64),
+    Unsigned(u64),
+    Float(f64),
+    Bool(bool),
+    Text,
+    Null,
+}
+
+impl fmt::Display for Scalar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signed(v) => v.fmt(f),
+            Self::Unsigned(v) => v.fmt(f),
+            Self::Float(v) => v.fmt(f),
+            Self::Bool(v) => v.fmt(f),
+            Self::Text => f.write_str("a string"),
+            Self::Null => f.write_str("null"),
+        }
+    }
+}
+
+/// The elements of a JSON tensor, flat or nested by row as they came.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Elements {
+    scalars: Vec<Scalar>,
+    /// The length at each level of nesting; one level is flat.
+    nesting: Vec<usize>,
+}
+
+impl Elements {
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.scalars.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.scalars.is_empty()
+    }
+
+    /// Whether they are flat, or nested as `shape` says.
+    #[must_use]
+    pub fn fits(&self, shape: &[usize]) -> bool {
+        self.nesting.len() <= 1 || self.nesting == shape
+    }
+
+    /// The levels of nesting, as a shape.
+    #[must_use]
+    pub fn nesting(&self) -> &[usize] {
+        &self.nesting
+    }
+
+    /// The elements as little-endian bytes of `dtype`.
+    ///
+    /// # Errors
+    /// The first element that is not of that type, with its place and value. Numbers are never
+    /// rounded into an integer type and never wrap; floats take integers and are rounded to their
+    /// own precision.
+    pub fn to_bytes(&self, dtype: ElementType) -> Result<Vec<u8>, String> {
+        let mut bytes = Vec::with_capacity(self.len() * dtype.size().unwrap_or(0));
+        for (place, scalar) in self.scalars.iter().enumerate() {
+            put(&mut bytes, *scalar, dtype)
+                .ok_or_else(|| format!("element {place} is {scalar}, wanted {dtype}"))?;
+        }
+        Ok(bytes)
+    }
+}
+
+fn put(bytes: &mut Vec<u8>, scalar: Scalar, dtype: ElementType) -> Option<()> {
+    match dtype {
+        ElementType::Bool => match scalar {
+            Scalar::Bool(v) => bytes.push(u8::from(v)),
+            _ => return None,
+        },
+        ElementType::I8 => bytes.extend(integer::<i8>(scalar)?.to_le_bytes()),
+        ElementType::I16 => bytes.extend(integer::<i16>(scalar)?.to_le_bytes()),
+        ElementType::I32 => bytes.extend(integer::<i32>(scalar)?.to_le_bytes()),
+        ElementType::I64 => bytes.extend(integer::<i64>(scalar)?.to_le_bytes()),
+        ElementType::U8 => bytes.extend(integer::<u8>(scalar)?.to_le_bytes()),
+        ElementType::U16 => bytes.extend(integer::<u16>(scalar)?.to_le_bytes()),
+        ElementType::U32 => bytes.extend(integer::<u32>(scalar)?.to_le_bytes()),
+        ElementType::U64 => bytes.extend(integer::<u64>(scalar)?.to_le_bytes()),
+        ElementType::F32 => bytes.extend(single(float(scalar)?)?.to_le_bytes()),
+        ElementType::F64 => bytes.extend(float(scalar)?.to_le_bytes()),
+        ElementType::F16 | ElementType::Bf16 | ElementType::String => return None,
+    }
+    Some(())
+}
+
+fn integer<T: TryFrom<i64> + TryFrom<u64>>(scalar: Scalar) -> Option<T> {
+    match scalar {
+        Scalar::Signed(v) => T::try_from(v).ok(),
+        Scalar::Unsigned(v) => T::try_from(v).ok(),
+        _ => None,
+    }
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn float(scalar: Scalar) -> Option<f64> {
+    match scalar {
+        Scalar::Signed(v) => Some(v as f64),
+        Scalar::Unsigned(v) => Some(v as f64),
+        Scalar::Float(v) => Some(v),
+        _ => None,
+    }
+}
+
+/// JSON has no infinities, so a number that becomes one was out of range.
+#[allow(clippy::cast_possible_truncation)]
+fn single(value: f64) -> Option<f32> {
+    Some(value as f32).filter(|v| v.is_finite())
+}
+
+impl<'de> Deserialize<'de> for Elements {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut elements = Self::default();
+        Level {
+            elements: &mut elements,
+            depth: 0,
+        }
+        .deserialize(deserializer)?;
+        Ok(elements)
+    }
+}
+
+/// Reads one level of nesting: a scalar, or a list of them or of further levels.
+struct Level<'a> {
+    elements: &'a mut Elements,
+    depth: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for Level<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl Level<'_> {
+    fn scalar<E: Error>(self, scalar: Scalar) -> Result<bool, E> {
+        if self.depth == 0 {
+            return Err(E::custom("tensor data must be a list"));
+        }
+        self.elements.scalars.push(scalar);
+        Ok(false)
+    }
+}
+
+/// The value says whether the level was a list.
+impl<'de> Visitor<'de> for Level<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("tensor elements: numbers or booleans, flat or nested by row")
+    }
+
+    fn visit_bool<E: Error>(self, v: bool) -> Result<bool, E> {
+        self.scalar(Scalar::Bool(v))
+    }
+
+    fn visit_i64<E: Error>(self, v: i64) -> Result<bool, E> {
+        self.scalar(Scalar::Signed(v))
+    }
+
+    fn visit_u64<E: Error>(self, v: u64) -> Result<bool, E> {
+        self.scalar(Scalar::Unsigned(v))
+    }
+
+    fn visit_f64<E: Error>(self, v: f64) -> Result<bool, E> {
+        self.scalar(Scalar::Float(v))
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<bool, E> {
+        self.scalar(Scalar::Text)
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<bool, E> {
+        self.scalar(Scalar::Null)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<bool, A::Error> {
+        Err(A::Error::custom("an object is no tensor element"))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<bool, A::Error> {
+        let Self { elements, depth } = self;
+        let mut length = 0;
+        let mut lists = None;
+        while let Some(is_list) = seq.next_element_seed(Level {
+            elements: &mut *elements,
+            depth: depth + 1,
+        })? {
+            if lists.replace(is_list).is_some_and(|was| was != is_list) {
+                return Err(A::Error::custom("tensor data mixes lists and elements"));
+            }
+            length += 1;
+        }
+        record(&mut elements.nesting, depth, length).map_err(A::Error::custom)?;
+        Ok(true)
+    }
+}
+
+/// Every list of one level must have the same length; the first to be read sets it. Inner lists end
+/// before their outer one, so a level may be set before those above it.
+fn record(nesting: &mut Vec<usize>, depth: usize, length: usize) -> Result<(), String> {
+    const UNSET: usize = usize::MAX;
+    if nesting.len() <= depth {
+        nesting.resize(depth + 1, UNSET);
+    }
+    match nesting[depth] {
+        UNSET => nesting[depth] = length,
+        other if other != length => {
+            return Err(format!(
+                "rows of {other} and of {length} elements at level {depth} of the data"
+            ));
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// A tensor's elements as a flat JSON list. NaN and infinities, which JSON does not have, become
+/// `null`.
+#[derive(Debug, Clone, Copy)]
+pub struct JsonElements<'a>(
+    /// The tensor; its type must be one that [`has_json`] has.
+    pub &'a Tensor,
+);
+
+/// Whether elements of this type have a JSON form in the protocol.
+#[must_use]
+pub fn has_json(dtype: ElementType) -> bool {
+    !matches!(
+        dtype,
+        ElementType::F16 | ElementType::Bf16 | ElementType::String
+    )
+}
+
+impl Serialize for JsonElements<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let data = &self.0.data;
+        match self.0.dtype {
+            ElementType::Bool => list(serializer, data, |[b]: [u8; 1]| b != 0),
+            ElementType::I8 => list(serializer, data, i8::from_le_bytes),
+            ElementType::I16 => list(serializer, data, i16::from_le_bytes),
+            ElementType::I32 => list(serializer, data, i32::from_le_bytes),
+            ElementType::I64 => list(serializer, data, i64::from_le_bytes),
+            ElementType::U8 => list(serializer, data, u8::from_le_bytes),
+            ElementType::U16 => list(serializer, data, u16::from_le_bytes),
+            ElementType::U32 => list(serializer, data, u32::from_le_bytes),
+            ElementType::U64 => list(serializer, data, u64::from_le_bytes),
+            ElementType::F32 => list(serializer, data, f32::from_le_bytes),
+            ElementType::F64 => list(serializer, data, f64::from_le_bytes),
+            dtype @ (ElementType::F16 | ElementType::Bf16 | ElementType::String) => {
+                Err(serde::ser::Error::custom(format!("{dtype} has no JSON form")))
+            }
+        }
+    }
+}
+
+fn list<S: Serializer, T: Serialize, const N: usize>(
+    serializer: S,
+    data: &[u8],
+    read: impl Fn([u8; N]) -> T,
+) -> Result<S::Ok, S::Error> {
+    let mut seq = serializer.serialize_seq(Some(data.len() / N))?;
+    for chunk in data.as_chunks::<N>().0 {
+        seq.serialize_element(&read(*chunk))?;
+    }
+    seq.end()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Elements, String> {
+        serde_json::from_str(text).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn flat_and_nested_data_hold_the_same_elements() {
+        let flat = parse("[1, 2, 3, 4, 5, 6]").unwrap();
+        let nested = parse("[[1, 2, 3], [4, 5, 6]]").unwrap();
+        assert_eq!(
+            flat.to_bytes(ElementType::I16),
+            nested.to_bytes(ElementType::I16)
+        );
+        assert!(flat.fits(&[2, 3]) && nested.fits(&[2, 3]));
+        assert!(!nested.fits(&[3, 2]));
+    }
+
+    #[test]
+    fn ragged_and_mixed_rows_are_refused() {
+        assert!(parse("[[1, 2], [3]]").unwrap_err().contains("rows of 2 and of 1"));
+        assert!(parse("[1, [2]]").unwrap_err().contains("mixes"));
+        assert!(parse("[[1], 2]").unwrap_err().contains("mixes"));
+        assert!(parse("7").unwrap_err().contains("must be a list"));
+        assert!(parse("[{}]").unwrap_err().contains("object"));
+        assert!(parse("[NaN]").is_err());
+        assert!(parse(&"[".repeat(1000)).is_err());
+    }
+
+    #[test]
+    fn an_element_of_another_type_is_named_with_its_place_and_value() {
+        let error = |text: &str, dtype| parse(text).unwrap().to_bytes(dtype).unwrap_err();
+        assert_eq!(
+            error("[1, 2.5]", ElementType::I32),
+            "element 1 is 2.5, wanted INT32"
+        );
+        assert_eq!(error("[256]", ElementType::U8), "element 0 is 256, wanted UINT8");
+        assert_eq!(error("[-1]", ElementType::U64), "element 0 is -1, wanted UINT64");
+        assert_eq!(error("[0, null]", ElementType::F32), "element 1 is null, wanted FP32");
+        assert_eq!(error("[\"x\"]", ElementType::F32), "element 0 is a string, wanted FP32");
+        assert_eq!(error("[1]", ElementType::Bool), "element 0 is 1, wanted BOOL");
+        assert_eq!(error("[true]", ElementType::I8), "element 0 is true, wanted INT8");
+        assert!(error("[1e39]", ElementType::F32).contains("wanted FP32"));
+    }
+
+    #[test]
+    fn the_extremes_of_every_type_survive() {
+        let round = |text: &str, dtype| {
+            let bytes = parse(text).unwrap().to_bytes(dtype).unwrap();
+            let count = bytes.len() / dtype.size().unwrap();
+            let tensor = Tensor::new(dtype, vec![count], bytes).unwrap();
+            serde_json::to_string(&JsonElements(&tensor)).unwrap()
+        };
+        for (text, dtype) in [
+            ("[-128,127]", ElementType::I8),
+            ("[0,255]", ElementType::U8),
+            ("[-32768,32767]", ElementType::I16),
+            ("[0,65535]", ElementType::U16),
+            ("[-2147483648,2147483647]", ElementType::I32),
+            ("[0,4294967295]", ElementType::U32),
+            ("[-9223372036854775808,9223372036854775807]", ElementType::I64),
+            ("[0,18446744073709551615]", ElementType::U64),
+            ("[0.1,-3.4028235e38]", ElementType::F32),
+            ("[0.1,1.7976931348623157e308]", ElementType::F64),
+            ("[true,false]", ElementType::Bool),
+            ("[]", ElementType::F32),
+        ] {
+            assert_eq!(round(text, dtype), text);
+        }
+    }
+
+    #[test]
+    fn what_json_cannot_say_becomes_null() {
+        let tensor = Tensor::from_f32(vec![3], &[f32::NAN, f32::INFINITY, 1.0]).unwrap();
+        assert_eq!(
+            serde_json::to_string(&JsonElements(&tensor)).unwrap(),
+            "[null,null,1.0]"
+        );
+    }
+}

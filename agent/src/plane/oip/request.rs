@@ -1,0 +1,342 @@
+//! An inference request: JSON, and the tensors that follow it as bytes.
+
+use std::time::Duration;
+
+use runtime::{ElementType, IoSpec, Tensor};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::element::{Elements, has_json};
+use super::error::OipError;
+use crate::plane::process::Interface;
+use crate::plane::protocol::{MAX_NAME_BYTES, MAX_RANK, MAX_TENSORS, NamedTensors, tensor_from_parts};
+
+/// A decoded request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InferRequest {
+    /// The client's name for it, which the answer repeats.
+    pub id: Option<String>,
+    /// The request's own parameters.
+    pub parameters: Map<String, Value>,
+    /// The inputs.
+    pub inputs: NamedTensors,
+    /// The outputs that are wanted; `None` wants all.
+    pub outputs: Option<Vec<WantedOutput>>,
+    /// Whether outputs that do not say are answered as bytes.
+    pub binary_outputs: bool,
+}
+
+/// One output that the client wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedOutput {
+    /// Its name.
+    pub name: String,
+    /// Whether as bytes; `None` as the request says.
+    pub binary: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Head {
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    parameters: Option<Map<String, Value>>,
+    inputs: Vec<HeadInput>,
+    #[serde(default)]
+    outputs: Option<Vec<HeadOutput>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct HeadInput {
+    name: String,
+    shape: Vec<i64>,
+    datatype: String,
+    #[serde(default)]
+    parameters: Option<Map<String, Value>>,
+    #[serde(default)]
+    data: Option<Elements>,
+}
+
+#[derive(Debug, Deserialize)]
+struct HeadOutput {
+    name: String,
+    #[serde(default)]
+    parameters: Option<Map<String, Value>>,
+}
+
+impl InferRequest {
+    /// Reads a request's body; `header_length` is the length of its JSON where tensors follow it.
+    ///
+    /// # Errors
+    /// 400, naming the tensor, what was wanted and what came.
+    pub fn decode(body: &[u8], header_length: Option<usize>) -> Result<Self, OipError> {
+        let length = header_length.unwrap_or(body.len());
+        let (head, mut rest) = body.split_at_checked(length).ok_or_else(|| {
+            OipError::bad(format!(
+                "Inference-Header-Content-Length is {length}, the body has {} bytes",
+                body.len()
+            ))
+        })?;
+        let head: Head = serde_json::from_slice(head)
+            .map_err(|e| OipError::bad(format!("the request is not a valid JSON request: {e}")))?;
+        if head.inputs.len() > MAX_TENSORS {
+            return Err(OipError::bad(format!(
+                "{} inputs, at most {MAX_TENSORS} are allowed",
+                head.inputs.len()
+            )));
+        }
+        let parameters = head.parameters.unwrap_or_default();
+        let binary_outputs = flag(&parameters, "binary_data_output")?.unwrap_or(false);
+        timeout_of(&parameters)?;
+        let inputs = head
+            .inputs
+            .into_iter()
+            .map(|input| input.decode(&mut rest))
+            .collect::<Result<_, _>>()?;
+        if !rest.is_empty() {
+            return Err(OipError::bad(format!(
+                "{} bytes of binary data belong to no input",
+                rest.len()
+            )));
+        }
+        let outputs = head
+            .outputs
+            .map(|outputs| outputs.into_iter().map(HeadOutput::decode).collect())
+            .transpose()?;
+        Ok(Self {
+            id: head.id,
+            parameters,
+            inputs,
+            outputs,
+            binary_outputs,
+        })
+    }
+
+    /// Checks inputs and wanted outputs against what the model has.
+    ///
+    /// # Errors
+    /// 400, naming the tensor, what was wanted and what came.
+    pub(in crate::plane) fn check(
+        &self,
+        inputs: &NamedTensors,
+        interface: &Interface,
+    ) -> Result<(), OipError> {
+        let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        runtime::check_inputs(&interface.inputs, &given)
+            .map_err(|e| OipError::bad(e.to_string()))?;
+        self.check_outputs(&interface.outputs)
+    }
+
+    /// The client's own deadline: parameter `timeout`, in microseconds.
+    #[must_use]
+    pub fn timeout(&self) -> Option<Duration> {
+        timeout_of(&self.parameters).ok().flatten()
+    }
+
+    /// Whether an output is answered as bytes.
+    #[must_use]
+    pub fn wants_binary(&self, output: &str) -> bool {
+        self.outputs
+            .iter()
+            .flatten()
+            .find(|wanted| wanted.name == output)
+            .and_then(|wanted| wanted.binary)
+            .unwrap_or(self.binary_outputs)
+    }
+
+    fn check_outputs(&self, specs: &[IoSpec]) -> Result<(), OipError> {
+        for (place, wanted) in self.outputs.iter().flatten().enumerate() {
+            let known = specs.iter().any(|spec| spec.name == wanted.name);
+            let before = self.outputs.iter().flatten().take(place);
+            if !known {
+                let names: Vec<String> = specs.iter().map(|s| format!("`{}`", s.name)).collect();
+                return Err(OipError::bad(format!(
+                    "there is no output `{}`; the model has {}",
+                    wanted.name,
+                    names.join(", ")
+                )));
+            }
+            if before.into_iter().any(|other| other.name == wanted.name) {
+                return Err(OipError::bad(format!(
+                    "output `{}` is asked for twice",
+                    wanted.name
+                )));
+            }
+        }
+        for spec in specs {
+            let wanted = self
+                .outputs
+                .as_ref()
+                .is_none_or(|list| list.iter().any(|w| w.name == spec.name));
+            if wanted && !has_json(spec.dtype) && !self.wants_binary(&spec.name) {
+                return Err(OipError::bad(format!(
+                    "output `{}` is {}, which has no JSON form; ask for it with binary_data",
+                    spec.name, spec.dtype
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl HeadInput {
+    /// Takes the input's bytes from the front of `rest` where it is a binary one.
+    fn decode(self, rest: &mut &[u8]) -> Result<(String, Tensor), OipError> {
+        let Self {
+            name,
+            shape,
+            datatype,
+            parameters,
+            data,
+        } = self;
+        let parameters = parameters.unwrap_or_default();
+        let bad = |what: String| OipError::bad(format!("input `{}`: {what}", brief(&name)));
+        if name.len() > MAX_NAME_BYTES {
+            return Err(bad(format!("a name of {} bytes", name.len())));
+        }
+        refuse_shared_memory(&parameters).map_err(bad)?;
+        let dtype = ElementType::from_oip_name(&datatype)
+            .ok_or_else(|| bad(format!("there is no datatype `{}`", brief(&datatype))))?;
+        if dtype == ElementType::String {
+            return Err(bad(
+                "BYTES (string) tensors are not served: the engines here take numbers only"
+                    .to_owned(),
+            ));
+        }
+        let shape = checked_shape(&shape).map_err(bad)?;
+        let binary = size(&parameters, "binary_data_size").map_err(bad)?;
+        let bytes = match (binary, data) {
+            (Some(_), Some(_)) => {
+                return Err(bad("has both data and binary_data_size".to_owned()));
+            }
+            (None, None) => {
+                return Err(bad("has neither data nor binary_data_size".to_owned()));
+            }
+            (Some(size), None) => {
+                let (front, tail) = rest.split_at_checked(size).ok_or_else(|| {
+                    bad(format!(
+                        "binary_data_size is {size}, {} bytes are left in the body",
+                        rest.len()
+                    ))
+                })?;
+                *rest = tail;
+                front.to_vec()
+            }
+            (None, Some(data)) => from_elements(&data, dtype, &shape).map_err(bad)?,
+        };
+        let tensor = tensor_from_parts(&name, dtype, shape, bytes).map_err(OipError::bad)?;
+        Ok((name, tensor))
+    }
+}
+
+impl HeadOutput {
+    fn decode(self) -> Result<WantedOutput, OipError> {
+        let parameters = self.parameters.unwrap_or_default();
+        let bad = |what: String| OipError::bad(format!("output `{}`: {what}", brief(&self.name)));
+        refuse_shared_memory(&parameters).map_err(bad)?;
+        if parameters.get("classification").is_some_and(|v| v != 0) {
+            return Err(bad("classification is not served".to_owned()));
+        }
+        let binary = flag(&parameters, "binary_data")?;
+        Ok(WantedOutput {
+            name: self.name,
+            binary,
+        })
+    }
+}
+
+fn from_elements(
+    data: &Elements,
+    dtype: ElementType,
+    shape: &[usize],
+) -> Result<Vec<u8>, String> {
+    if !has_json(dtype) {
+        return Err(format!("{dtype} has no JSON form; send it with binary_data_size"));
+    }
+    let wanted = shape.iter().try_fold(1_usize, |n, &d| n.checked_mul(d));
+    if wanted != Some(data.len()) {
+        return Err(format!(
+            "shape {shape:?} wants {} elements, got {}",
+            wanted.map_or_else(|| "too many".to_owned(), |w| w.to_string()),
+            data.len()
+        ));
+    }
+    if !data.fits(shape) {
+        return Err(format!(
+            "the data is nested as {:?}, the shape is {shape:?}",
+            data.nesting()
+        ));
+    }
+    data.to_bytes(dtype)
+}
+
+fn checked_shape(shape: &[i64]) -> Result<Vec<usize>, String> {
+    if shape.len() > MAX_RANK {
+        return Err(format!(
+            "{} dimensions, at most {MAX_RANK} are allowed",
+            shape.len()
+        ));
+    }
+    shape
+        .iter()
+        .map(|&dim| usize::try_from(dim))
+        .collect::<Result<_, _>>()
+        .map_err(|_| format!("shape {shape:?} has a negative dimension"))
+}
+
+fn refuse_shared_memory(parameters: &Map<String, Value>) -> Result<(), String> {
+    if parameters.contains_key("shared_memory_region") {
+        return Err("shared memory is not served".to_owned());
+    }
+    Ok(())
+}
+
+fn size(parameters: &Map<String, Value>, key: &str) -> Result<Option<usize>, String> {
+    parameters
+        .get(key)
+        .map(|value| {
+            value
+                .as_u64()
+                .and_then(|v| usize::try_from(v).ok())
+                .ok_or_else(|| format!("parameter {key} is {}, not a size", brief(&value.to_string())))
+        })
+        .transpose()
+}
+
+fn flag(parameters: &Map<String, Value>, key: &str) -> Result<Option<bool>, OipError> {
+    parameters
+        .get(key)
+        .map(|value| {
+            value.as_bool().ok_or_else(|| {
+                OipError::bad(format!(
+                    "parameter {key} is {}, not true or false",
+                    brief(&value.to_string())
+                ))
+            })
+        })
+        .transpose()
+}
+
+/// Zero means none, as in the reference server.
+fn timeout_of(parameters: &Map<String, Value>) -> Result<Option<Duration>, OipError> {
+    let Some(value) = parameters.get("timeout") else {
+        return Ok(None);
+    };
+    let micros = value.as_u64().ok_or_else(|| {
+        OipError::bad(format!(
+            "parameter timeout is {}, not a number of microseconds",
+            brief(&value.to_string())
+        ))
+    })?;
+    Ok((micros > 0).then(|| Duration::from_micros(micros)))
+}
+
+/// What a client sent, short enough to be sent back.
+fn brief(text: &str) -> String {
+    const SHOWN: usize = 80;
+    if text.chars().count() <= SHOWN {
+        text.to_owned()
+    } else {
+        text.chars().take(SHOWN).chain("…".chars()).collect()
+    }
+}

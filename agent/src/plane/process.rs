@@ -1,0 +1,249 @@
+//! A worker process as the agent holds it: started, loaded, asked, and found dead.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use runtime::{IoSpec, Tensor};
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use super::protocol::{
+    Failure, FailureKind, FrameError, LoadRequest, Message, NamedTensors, encode_run,
+    read_frame_async, specs,
+};
+
+/// How long a model may take to load.
+pub(super) const LOAD_DEADLINE: Duration = Duration::from_secs(180);
+/// How long a worker whose socket closed may take to end before it is killed.
+const EXIT_GRACE: Duration = Duration::from_secs(2);
+
+/// Everything needed to start a worker, again and again.
+#[derive(Debug, Clone)]
+pub(super) struct WorkerSpec {
+    pub(super) program: PathBuf,
+    pub(super) args: Vec<String>,
+    pub(super) working_dir: PathBuf,
+    pub(super) load: LoadRequest,
+    /// How long one inference may take before the worker counts as hung.
+    pub(super) run_limit: Duration,
+}
+
+/// Why a worker is not there.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WorkerError {
+    #[error("cannot be started: {0}")]
+    Spawn(#[source] io::Error),
+    #[error("{0}")]
+    Load(String),
+    #[error("{0}")]
+    Died(String),
+}
+
+/// What came of a run whose worker survived it.
+#[derive(Debug)]
+pub(super) enum RunOutcome {
+    Done {
+        compute: Duration,
+        outputs: NamedTensors,
+    },
+    Failed {
+        kind: FailureKind,
+        error: String,
+    },
+}
+
+/// What a loaded worker serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Interface {
+    pub(super) inputs: Vec<IoSpec>,
+    pub(super) outputs: Vec<IoSpec>,
+    pub(super) engine_version: String,
+}
+
+#[derive(Debug)]
+pub(super) struct WorkerProcess {
+    child: Child,
+    socket: UnixStream,
+    run_limit: Duration,
+    next_id: u64,
+}
+
+impl WorkerProcess {
+    /// Starts a worker and has it load its model.
+    pub(super) async fn start(spec: &WorkerSpec) -> Result<(Self, Interface), WorkerError> {
+        let mut worker = Self::spawn(spec).map_err(WorkerError::Spawn)?;
+        let loaded = timeout(LOAD_DEADLINE, worker.load(&spec.load)).await;
+        match loaded {
+            Ok(Ok(interface)) => Ok((worker, interface)),
+            Ok(Err(error @ WorkerError::Load(_))) => {
+                worker.end().await;
+                Err(error)
+            }
+            Ok(Err(error)) => {
+                let ended = worker.end().await;
+                Err(WorkerError::Load(format!(
+                    "{error}; the worker {ended} while loading"
+                )))
+            }
+            Err(_) => {
+                worker.end().await;
+                Err(WorkerError::Load(format!(
+                    "not loaded after {} s (LOAD_DEADLINE)",
+                    LOAD_DEADLINE.as_secs()
+                )))
+            }
+        }
+    }
+
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Runs one inference. An error means that the worker is lost; it says how it ended.
+    pub(super) async fn run(
+        &mut self,
+        inputs: &[(String, Tensor)],
+    ) -> Result<RunOutcome, WorkerError> {
+        self.next_id += 1;
+        let id = self.next_id;
+        let frame = match encode_run(id, inputs) {
+            Ok(frame) => frame,
+            Err(error) => {
+                return Ok(RunOutcome::Failed {
+                    kind: FailureKind::Input,
+                    error: error.to_string(),
+                });
+            }
+        };
+        let exchange = async {
+            self.socket.write_all(&frame).await?;
+            expect_frame(&mut self.socket).await
+        };
+        let lost = match timeout(self.run_limit, exchange).await {
+            Ok(Ok(message)) => match outcome(id, message) {
+                Ok(outcome) => return Ok(outcome),
+                Err(error) => error,
+            },
+            Ok(Err(FrameError::Io(_) | FrameError::Truncated { .. })) => String::new(),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!(
+                "no answer after {} ms, taken for hung",
+                self.run_limit.as_millis()
+            ),
+        };
+        let ended = self.end().await;
+        Err(WorkerError::Died(if lost.is_empty() {
+            ended
+        } else {
+            format!("{lost}; {ended}")
+        }))
+    }
+
+    /// Waits until the worker ends by itself, and says how. Safe to cancel.
+    pub(super) async fn exited(&mut self) -> String {
+        describe(self.child.wait().await)
+    }
+
+    /// Closes the socket, waits for the worker to end, kills it if it does not, and says how it
+    /// ended.
+    pub(super) async fn end(&mut self) -> String {
+        // A failure means that the other end is closed already.
+        let _ = self.socket.shutdown().await;
+        match timeout(EXIT_GRACE, self.child.wait()).await {
+            Ok(status) => describe(status),
+            Err(_) => match self.child.kill().await {
+                Ok(()) => "was killed because it did not end".to_owned(),
+                Err(error) => format!("cannot be killed: {error}"),
+            },
+        }
+    }
+
+    fn spawn(spec: &WorkerSpec) -> io::Result<Self> {
+        let (ours, theirs) = StdUnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let socket = UnixStream::from_std(ours)?;
+        let child = Command::new(&spec.program)
+            .args(&spec.args)
+            .current_dir(&spec.working_dir)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("WATCHDOG_USEC")
+            .kill_on_drop(true)
+            .spawn()?;
+        Ok(Self {
+            child,
+            socket,
+            run_limit: spec.run_limit,
+            next_id: 0,
+        })
+    }
+
+    async fn load(&mut self, request: &LoadRequest) -> Result<Interface, WorkerError> {
+        let broken = |error: FrameError| WorkerError::Died(error.to_string());
+        let frame = Message::Load(request.clone()).encode().map_err(broken)?;
+        self.socket
+            .write_all(&frame)
+            .await
+            .map_err(|e| broken(e.into()))?;
+        match expect_frame(&mut self.socket).await.map_err(broken)? {
+            Message::Loaded(reply) => Ok(Interface {
+                inputs: specs(reply.inputs).map_err(broken)?,
+                outputs: specs(reply.outputs).map_err(broken)?,
+                engine_version: reply.engine_version,
+            }),
+            Message::LoadFailed(error) => Err(WorkerError::Load(error)),
+            _ => Err(broken(FrameError::Malformed(
+                "not an answer to loading".to_owned(),
+            ))),
+        }
+    }
+}
+
+async fn expect_frame(socket: &mut UnixStream) -> Result<Message, FrameError> {
+    let body = read_frame_async(socket)
+        .await?
+        .ok_or(FrameError::Truncated { missing: 4 })?;
+    Message::decode(&body)
+}
+
+fn outcome(id: u64, message: Message) -> Result<RunOutcome, String> {
+    match message {
+        Message::Ran {
+            id: got,
+            compute_us,
+            tensors,
+        } if got == id => Ok(RunOutcome::Done {
+            compute: Duration::from_micros(compute_us),
+            outputs: tensors,
+        }),
+        Message::Failed(Failure {
+            id: got,
+            kind,
+            error,
+        }) if got == id => match kind {
+            FailureKind::Fatal => Err(error),
+            kind => Ok(RunOutcome::Failed { kind, error }),
+        },
+        _ => Err("an answer to something that was not asked".to_owned()),
+    }
+}
+
+fn describe(status: io::Result<ExitStatus>) -> String {
+    match status {
+        Err(error) => format!("ended, how is unknown: {error}"),
+        Ok(status) => match (status.signal(), status.code()) {
+            (Some(9), _) => "was killed by signal 9 (SIGKILL; out of memory?)".to_owned(),
+            (Some(signal), _) => format!("was ended by signal {signal}"),
+            (None, Some(code)) => format!("exited with status {code}"),
+            (None, None) => "ended".to_owned(),
+        },
+    }
+}

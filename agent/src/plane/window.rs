@@ -1,0 +1,75 @@
+//! What an instance counts between two telemetry windows.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use wire::Histogram;
+
+use super::ModelWindow;
+
+/// The counters of one instance. Shared by its request handlers and its worker's driver.
+#[derive(Debug, Default)]
+pub(super) struct Stats(Mutex<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    compute: Histogram,
+    queue: Histogram,
+    requests: u64,
+    errors: u64,
+    rejected: u64,
+    cold: bool,
+}
+
+impl Stats {
+    /// The engine finished a live request, whether or not anybody still waits for it.
+    pub(super) fn computed(&self, compute: Duration, queued: Duration) {
+        let mut counts = self.lock();
+        counts.compute.record(micros(compute));
+        counts.queue.record(micros(queued));
+    }
+
+    /// A request ended with an answer, or by the client's own fault.
+    pub(super) fn answered(&self) {
+        self.lock().requests += 1;
+    }
+
+    /// A request ended without an answer.
+    pub(super) fn failed(&self) {
+        let mut counts = self.lock();
+        counts.requests += 1;
+        counts.errors += 1;
+    }
+
+    /// A request was turned away.
+    pub(super) fn rejected(&self) {
+        self.lock().rejected += 1;
+    }
+
+    /// The worker was started, or the instance became active, within this window.
+    pub(super) fn cold(&self) {
+        self.lock().cold = true;
+    }
+
+    pub(super) fn take(&self, model: &str, digest: &str) -> ModelWindow {
+        let counts = std::mem::take(&mut *self.lock());
+        ModelWindow {
+            model: model.to_owned(),
+            digest: digest.to_owned(),
+            compute: counts.compute,
+            queue: counts.queue,
+            requests: counts.requests,
+            errors: counts.errors,
+            rejected: counts.rejected,
+            cold: counts.cold,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(super) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,279 @@
+//! The worker process: one model in one engine, driven over the socket that is its standard input.
+//!
+//! Three threads, so that none can keep another from seeing that the agent is gone: one reads
+//! frames, one holds the engine and runs, and [`main`]'s own answers. When the socket closes,
+//! [`main`] returns even if an inference is still running; the process ends and takes it along.
+
+use std::any::Any;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use runtime::{EngineOptions, ErrorKind, LoadOptions, Session, Tensor};
+
+use super::protocol::{
+    Failure, FailureKind, FrameError, LoadRequest, LoadedReply, Message, NamedTensors, ports,
+    read_frame,
+};
+
+/// The exit code after the agent closed the socket: the ordinary end.
+pub const EXIT_CLOSED: i32 = 0;
+/// The exit code when the model cannot be loaded.
+pub const EXIT_LOAD: i32 = 65;
+/// The exit code after the engine panicked.
+pub const EXIT_PANIC: i32 = 70;
+/// The exit code when the socket failed.
+pub const EXIT_SOCKET: i32 = 74;
+/// The exit code when what arrived was not the protocol.
+pub const EXIT_PROTOCOL: i32 = 76;
+
+/// What a worker does after each inference, before it answers.
+pub trait ComputeHook {
+    /// Takes the time that the inference took and gives the time to report. It may take time
+    /// itself: the answer waits for it.
+    fn after_run(&mut self, compute: Duration) -> Duration;
+}
+
+/// Reports what was measured.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoHook;
+
+impl ComputeHook for NoHook {
+    fn after_run(&mut self, compute: Duration) -> Duration {
+        compute
+    }
+}
+
+/// Serves one model over standard input until that closes. The result is the exit code.
+pub fn main(hook: &mut dyn ComputeHook) -> i32 {
+    match io::stdin().as_fd().try_clone_to_owned() {
+        Ok(socket) => serve(UnixStream::from(socket), hook),
+        Err(error) => {
+            tracing::error!(%error, "the worker has no socket as its standard input");
+            EXIT_SOCKET
+        }
+    }
+}
+
+/// Serves one model over `socket` until it closes. The result is the exit code.
+pub fn serve(socket: UnixStream, hook: &mut dyn ComputeHook) -> i32 {
+    let reader = match socket.try_clone() {
+        Ok(reader) => reader,
+        Err(error) => {
+            tracing::error!(%error, "the worker cannot share its socket");
+            return EXIT_SOCKET;
+        }
+    };
+    let (events, inbox) = channel();
+    let (orders, engine_inbox) = channel();
+    let from_reader = events.clone();
+    thread::spawn(move || read_all(reader, &from_reader));
+    thread::spawn(move || drive_engine(&engine_inbox, &events));
+    answer_all(&socket, &inbox, &orders, hook)
+}
+
+enum Event {
+    Order(Order),
+    Closed,
+    Unreadable(FrameError),
+    Loaded(Result<LoadedReply, String>),
+    Ran {
+        id: u64,
+        compute: Duration,
+        result: Result<NamedTensors, (FailureKind, String)>,
+    },
+}
+
+enum Order {
+    Load(LoadRequest),
+    Run { id: u64, tensors: NamedTensors },
+}
+
+/// The agent sends one order and waits for its answer, so these channels hold one message or two;
+/// they have no bound of their own.
+fn read_all(mut socket: UnixStream, events: &Sender<Event>) {
+    loop {
+        let event = match read_frame(&mut socket) {
+            Ok(None) => Event::Closed,
+            Ok(Some(body)) => match Message::decode(&body) {
+                Ok(Message::Load(load)) => Event::Order(Order::Load(load)),
+                Ok(Message::Run { id, tensors }) => Event::Order(Order::Run { id, tensors }),
+                Ok(_) => Event::Unreadable(FrameError::Malformed(
+                    "an answer where an order was due".to_owned(),
+                )),
+                Err(error) => Event::Unreadable(error),
+            },
+            Err(error) => Event::Unreadable(error),
+        };
+        let last = !matches!(event, Event::Order(_));
+        if events.send(event).is_err() || last {
+            return;
+        }
+    }
+}
+
+fn answer_all(
+    socket: &UnixStream,
+    inbox: &Receiver<Event>,
+    orders: &Sender<Order>,
+    hook: &mut dyn ComputeHook,
+) -> i32 {
+    while let Ok(event) = inbox.recv() {
+        let (answer, end) = match event {
+            Event::Closed => return EXIT_CLOSED,
+            Event::Unreadable(error) => {
+                tracing::error!(%error, "the worker cannot read what it was sent");
+                return EXIT_PROTOCOL;
+            }
+            Event::Order(order) => {
+                if orders.send(order).is_err() {
+                    return EXIT_PANIC;
+                }
+                continue;
+            }
+            Event::Loaded(Ok(reply)) => (Message::Loaded(reply), None),
+            Event::Loaded(Err(error)) => (Message::LoadFailed(error), Some(EXIT_LOAD)),
+            Event::Ran {
+                id,
+                compute,
+                result,
+            } => run_answer(id, result, || hook.after_run(compute)),
+        };
+        if let Err(error) = send(socket, &answer) {
+            tracing::error!(%error, "the worker cannot answer");
+            return EXIT_SOCKET;
+        }
+        if let Some(code) = end {
+            return code;
+        }
+    }
+    EXIT_PANIC
+}
+
+fn run_answer(
+    id: u64,
+    result: Result<NamedTensors, (FailureKind, String)>,
+    report: impl FnOnce() -> Duration,
+) -> (Message, Option<i32>) {
+    match result {
+        Ok(tensors) => {
+            let compute_us = u64::try_from(report().as_micros()).unwrap_or(u64::MAX);
+            let ran = Message::Ran {
+                id,
+                compute_us,
+                tensors,
+            };
+            (ran, None)
+        }
+        Err((kind, error)) => {
+            let end = (kind == FailureKind::Fatal).then_some(EXIT_PANIC);
+            (Message::Failed(Failure { id, kind, error }), end)
+        }
+    }
+}
+
+/// Outputs too large for a frame fail that run, not the worker.
+fn send(mut socket: &UnixStream, message: &Message) -> Result<(), FrameError> {
+    let frame = match (message.encode(), message) {
+        (Err(error @ FrameError::TooLong { .. }), Message::Ran { id, .. }) => {
+            Message::Failed(Failure {
+                id: *id,
+                kind: FailureKind::Engine,
+                error: format!("the outputs cannot be sent: {error}"),
+            })
+            .encode()?
+        }
+        (frame, _) => frame?,
+    };
+    socket.write_all(&frame)?;
+    Ok(())
+}
+
+fn drive_engine(orders: &Receiver<Order>, events: &Sender<Event>) {
+    let mut session: Option<Box<dyn Session>> = None;
+    while let Ok(order) = orders.recv() {
+        let event = match order {
+            Order::Load(request) => match guarded(|| load(&request)) {
+                Ok((loaded, reply)) => {
+                    session = Some(loaded);
+                    Event::Loaded(Ok(reply))
+                }
+                Err((_, error)) => Event::Loaded(Err(error)),
+            },
+            Order::Run { id, tensors } => {
+                let started = Instant::now();
+                let result = match &mut session {
+                    Some(session) => guarded(|| run(session.as_mut(), &tensors)),
+                    None => Err((FailureKind::Fatal, "no model is loaded".to_owned())),
+                };
+                Event::Ran {
+                    id,
+                    compute: started.elapsed(),
+                    result,
+                }
+            }
+        };
+        if events.send(event).is_err() {
+            return;
+        }
+    }
+}
+
+fn load(request: &LoadRequest) -> Result<(Box<dyn Session>, LoadedReply), (FailureKind, String)> {
+    let failed = |error: String| (FailureKind::Engine, error);
+    let kind = request
+        .engine
+        .parse()
+        .map_err(|e: runtime::UnknownEngine| failed(e.to_string()))?;
+    let engine = runtime::open(&EngineOptions {
+        kind,
+        threads: request.threads,
+        ort_library: request.ort_library.clone(),
+    })
+    .map_err(|e| failed(e.to_string()))?;
+    let session = engine
+        .load(&request.model, &LoadOptions::default())
+        .map_err(|e| failed(e.to_string()))?;
+    let reply = LoadedReply {
+        inputs: ports(session.inputs()),
+        outputs: ports(session.outputs()),
+        engine_version: format!("{} {}", engine.kind(), engine.version()),
+    };
+    Ok((session, reply))
+}
+
+fn run(
+    session: &mut dyn Session,
+    tensors: &NamedTensors,
+) -> Result<NamedTensors, (FailureKind, String)> {
+    let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    session.run(&inputs).map_err(|error| {
+        let kind = match error.kind() {
+            ErrorKind::Input => FailureKind::Input,
+            _ => FailureKind::Engine,
+        };
+        (kind, error.to_string())
+    })
+}
+
+/// A panic in an engine leaves its session in an unknown state: it is reported, and the worker ends.
+fn guarded<T>(
+    work: impl FnOnce() -> Result<T, (FailureKind, String)>,
+) -> Result<T, (FailureKind, String)> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic_text(panic.as_ref());
+        Err((FailureKind::Fatal, format!("the engine panicked: {text}")))
+    })
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
