@@ -69,11 +69,7 @@ pub struct EngineOptions {
 impl EngineOptions {
     /// `kind` on one thread, its library searched for.
     pub fn new(kind: EngineKind) -> Self {
-        Self {
-            kind,
-            threads: 1,
-            ort_library: None,
-        }
+        Self { kind, threads: 1, ort_library: None }
     }
 }
 
@@ -203,9 +199,7 @@ mod tests {
             let error = result.unwrap_err();
             assert_eq!(error.kind(), crate::ErrorKind::Library);
             assert!(
-                error
-                    .to_string()
-                    .contains(&format!("the engine {kind} is not compiled")),
+                error.to_string().contains(&format!("the engine {kind} is not compiled")),
                 "{error}"
             );
         }

@@ -48,10 +48,7 @@ pub struct EngineError {
 impl EngineError {
     /// An error of `kind` that reads `message`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-        }
+        Self { kind, message: message.into() }
     }
 
     /// An error of `kind` that reads `message`, a colon, and the whole chain of causes.
@@ -168,10 +165,7 @@ mod tests {
     fn a_panic_becomes_an_error_with_its_message() {
         let error =
             guard::<()>(ErrorKind::Run, "run", || panic!("index {} out of range", 7)).unwrap_err();
-        assert!(
-            error.to_string().contains("index 7 out of range"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("index 7 out of range"), "{error}");
         assert_eq!(error.kind(), ErrorKind::Run);
     }
 }

@@ -12,10 +12,15 @@
 //!
 //! What it does not do: it does not download a library, schedule requests, or read configuration.
 
+#[cfg(all(any(feature = "tract", feature = "ort"), target_endian = "big"))]
+compile_error!("tensors are little-endian bytes and are handed to the engines as they are");
+
 mod engine;
 mod error;
 mod library;
 pub mod measure;
+#[cfg(any(feature = "tract", feature = "ort"))]
+mod model_file;
 #[cfg(feature = "ort")]
 mod onnxruntime;
 mod spec;
@@ -28,5 +33,7 @@ pub use engine::{
 };
 pub use error::{EngineError, ErrorKind};
 pub use library::{LIBRARY_VARIABLE, MINIMUM_VERSION, check_library, find_library};
-pub use spec::{IoSpec, check_inputs, fix_batch};
+#[cfg(any(feature = "tract", feature = "ort"))]
+pub use model_file::MAX_MODEL_BYTES;
+pub use spec::{IoSpec, check_inputs};
 pub use tensor::{ElementType, Tensor};

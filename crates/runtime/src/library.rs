@@ -91,12 +91,7 @@ fn usual_folders() -> Vec<PathBuf> {
     folders.extend(multiarch().map(|triple| Path::new("/usr/lib").join(triple)));
     folders.extend([PathBuf::from("/usr/lib"), PathBuf::from("/usr/local/lib")]);
     let program = std::env::current_exe().ok();
-    folders.extend(
-        program
-            .as_deref()
-            .and_then(Path::parent)
-            .map(Path::to_path_buf),
-    );
+    folders.extend(program.as_deref().and_then(Path::parent).map(Path::to_path_buf));
     folders
 }
 
@@ -134,10 +129,7 @@ fn version_of(file_name: &str) -> Option<Vec<u32>> {
     if rest.is_empty() {
         return Some(Vec::new());
     }
-    rest.strip_prefix('.')?
-        .split('.')
-        .map(|number| number.parse().ok())
-        .collect()
+    rest.strip_prefix('.')?.split('.').map(|number| number.parse().ok()).collect()
 }
 
 fn inspect(path: &Path) -> Result<(), String> {
@@ -181,9 +173,7 @@ const LOADABLE_SEGMENT: u32 = 1;
 
 fn read_header(file: &mut File) -> Result<ElfHeader, String> {
     let mut start = Vec::with_capacity(64);
-    file.take(64)
-        .read_to_end(&mut start)
-        .map_err(|e| format!("it cannot be read: {e}"))?;
+    file.take(64).read_to_end(&mut start).map_err(|e| format!("it cannot be read: {e}"))?;
     if start.is_empty() {
         return Err("it is empty".into());
     }
@@ -195,15 +185,8 @@ fn read_header(file: &mut File) -> Result<ElfHeader, String> {
         return Err("it is cut short inside its ELF header".into());
     }
     let little_endian = start[5] == 1;
-    let field = Fields {
-        bytes: &start,
-        little_endian,
-    };
-    let (table, sizes) = if wide {
-        (field.u64(32), 54)
-    } else {
-        (u64::from(field.u32(28)), 42)
-    };
+    let field = Fields { bytes: &start, little_endian };
+    let (table, sizes) = if wide { (field.u64(32), 54) } else { (u64::from(field.u32(28)), 42) };
     Ok(ElfHeader {
         wide,
         little_endian,
@@ -220,9 +203,7 @@ impl ElfHeader {
         let here = this_machine();
         let name = machine_name(self.machine);
         if here.is_some_and(|machine| machine != self.machine) {
-            return Err(format!(
-                "it is an ELF file for {name}, not for this machine"
-            ));
+            return Err(format!("it is an ELF file for {name}, not for this machine"));
         }
         if self.wide != cfg!(target_pointer_width = "64")
             || self.little_endian != cfg!(target_endian = "little")
@@ -234,10 +215,7 @@ impl ElfHeader {
             ));
         }
         if self.kind != SHARED_OBJECT {
-            return Err(format!(
-                "it is an ELF file but not a shared library (type {})",
-                self.kind
-            ));
+            return Err(format!("it is an ELF file but not a shared library (type {})", self.kind));
         }
         let smallest = if self.wide { 56 } else { 32 };
         if self.program_header_count == 0
@@ -259,10 +237,7 @@ fn extent(file: &mut File, header: &ElfHeader) -> Result<u64, String> {
         .map_err(|_| "it is cut short inside its ELF program headers".to_owned())?;
     let mut needed = 0;
     for bytes in table.chunks_exact(size) {
-        let field = Fields {
-            bytes,
-            little_endian: header.little_endian,
-        };
+        let field = Fields { bytes, little_endian: header.little_endian };
         if field.u32(0) != LOADABLE_SEGMENT {
             continue;
         }
@@ -406,13 +381,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let text = check_library(folder.path()).unwrap_err().to_string();
         assert!(text.contains("it is a directory"), "{text}");
-        let text = check_library(&folder.path().join("none.so"))
-            .unwrap_err()
-            .to_string();
+        let text = check_library(&folder.path().join("none.so")).unwrap_err().to_string();
         assert!(text.contains("No such file"), "{text}");
-        let text = check_library(Path::new("/dev/zero"))
-            .unwrap_err()
-            .to_string();
+        let text = check_library(Path::new("/dev/zero")).unwrap_err().to_string();
         assert!(text.contains("not a regular file"), "{text}");
     }
 
@@ -426,9 +397,7 @@ mod tests {
         assert_eq!(find(Some(&good), None, &[]).unwrap(), good);
         assert_eq!(find(None, Some(good.as_os_str()), &[]).unwrap(), good);
         assert!(find(Some(&missing), Some(good.as_os_str()), &folders).is_err());
-        let text = find(None, Some(missing.as_os_str()), &folders)
-            .unwrap_err()
-            .to_string();
+        let text = find(None, Some(missing.as_os_str()), &folders).unwrap_err().to_string();
         assert!(text.starts_with("ORT_DYLIB_PATH names a file: "), "{text}");
         assert_eq!(find(None, Some(OsStr::new("")), &folders).unwrap(), good);
     }
@@ -451,10 +420,7 @@ mod tests {
 
         write("libonnxruntime.so.1.9.1", &elf(here(), 3, 0));
         write("libonnxruntime.so.1.23", &elf(here(), 3, 0));
-        assert_eq!(
-            search(&folders).unwrap(),
-            folder.path().join("libonnxruntime.so.1.23")
-        );
+        assert_eq!(search(&folders).unwrap(), folder.path().join("libonnxruntime.so.1.23"));
         write("libonnxruntime.so", &elf(here(), 3, 0));
         assert_eq!(search(&folders).unwrap(), folder.path().join(FILE_NAME));
     }

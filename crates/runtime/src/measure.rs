@@ -137,10 +137,7 @@ pub fn interleaved(
     all.iter()
         .zip(medians)
         .map(|(durations, round_p50_us)| {
-            Ok(Interleaved {
-                stats: statistics(durations)?,
-                round_p50_us,
-            })
+            Ok(Interleaved { stats: statistics(durations)?, round_p50_us })
         })
         .collect()
 }
@@ -175,17 +172,10 @@ fn check_runs(runs: usize) -> Result<(), EngineError> {
 }
 
 /// Nearest rank of `share` in `sorted`, which is not empty.
-#[allow(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss
-)]
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn percentile(sorted: &[f64], share: f64) -> f64 {
     let rank = (share * sorted.len() as f64).ceil() as usize;
-    sorted
-        .get(rank.saturating_sub(1))
-        .copied()
-        .unwrap_or(f64::NAN)
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
 #[cfg(test)]
@@ -222,11 +212,7 @@ mod tests {
 
     fn pair(fail_after: usize) -> (Fake, Fake, Arc<Mutex<String>>) {
         let log = Arc::new(Mutex::new(String::new()));
-        let fake = |name| Fake {
-            name,
-            log: Arc::clone(&log),
-            fail_after,
-        };
+        let fake = |name| Fake { name, log: Arc::clone(&log), fail_after };
         (fake('a'), fake('b'), Arc::clone(&log))
     }
 
@@ -257,11 +243,7 @@ mod tests {
     #[test]
     fn rounds_interleave_and_turn_the_order() {
         let (mut a, mut b, log) = pair(usize::MAX);
-        let layout = Rounds {
-            rounds: 3,
-            runs: 2,
-            warmup: 1,
-        };
+        let layout = Rounds { rounds: 3, runs: 2, warmup: 1 };
         let results = interleaved(&mut [&mut a, &mut b], &[], layout).unwrap();
         assert_eq!(*log.lock().unwrap(), "abaabbbbaaaabb");
         assert_eq!(results.len(), 2);
@@ -283,11 +265,7 @@ mod tests {
     #[test]
     fn a_failing_run_ends_the_measurement() {
         let (mut a, mut b, _) = pair(3);
-        let layout = Rounds {
-            rounds: 5,
-            runs: 1,
-            warmup: 0,
-        };
+        let layout = Rounds { rounds: 5, runs: 1, warmup: 0 };
         let error = interleaved(&mut [&mut a, &mut b], &[], layout).unwrap_err();
         assert_eq!(error.to_string(), "broke");
     }
@@ -298,11 +276,7 @@ mod tests {
         assert!(latency(&mut a, &[], 0, 0).is_err());
         let error = latency(&mut a, &[], 0, MAX_RUNS + 1).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Limit);
-        let layout = Rounds {
-            rounds: 1,
-            runs: 1,
-            warmup: 0,
-        };
+        let layout = Rounds { rounds: 1, runs: 1, warmup: 0 };
         assert!(interleaved(&mut [], &[], layout).is_err());
     }
 }

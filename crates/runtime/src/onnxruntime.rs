@@ -1,16 +1,72 @@
 //! ONNX Runtime: a shared library, loaded at run time.
+//!
+//! The process has one environment, for ever, and so one library: [`loaded`] keeps both. What a
+//! device cannot afford is off: telemetry, spinning threads, the memory arena (which keeps the peak
+//! of all requests), the parallel executor. Optimization is at `All`, the one level that every
+//! version takes.
 
-use std::path::Path;
+mod environment;
+mod raw;
+mod session;
+
+use std::path::{Path, PathBuf};
+
+use ort::ep::CPU;
+use ort::logging::LogLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
 use crate::engine::{Engine, EngineKind, EngineOptions, LoadOptions, Session};
-use crate::error::EngineError;
+use crate::error::{EngineError, ErrorKind, guard};
+use crate::model_file::{check_bytes, check_file, shorten};
+
+use environment::Loaded;
+use session::OrtSession;
+
+/// The most threads one request may use.
+const MAX_THREADS: usize = 1024;
 
 /// The ONNX Runtime engine.
-pub(crate) struct OrtEngine;
+pub(crate) struct OrtEngine {
+    loaded: Loaded,
+    threads: usize,
+}
 
 impl OrtEngine {
-    pub(crate) fn open(_: &EngineOptions) -> Result<Self, EngineError> {
-        Err(EngineError::unsupported("ONNX Runtime opens nothing yet"))
+    pub(crate) fn open(options: &EngineOptions) -> Result<Self, EngineError> {
+        if options.threads > MAX_THREADS {
+            return Err(EngineError::new(
+                ErrorKind::Limit,
+                format!("{} threads are more than MAX_THREADS = {MAX_THREADS}", options.threads),
+            ));
+        }
+        Ok(Self {
+            loaded: environment::loaded(options.ort_library.as_deref())?,
+            threads: options.threads.max(1),
+        })
+    }
+
+    fn commit(
+        &self,
+        what: &str,
+        options: &LoadOptions,
+        commit: impl FnOnce(&mut SessionBuilder) -> ort::Result<ort::session::Session>,
+    ) -> Result<Box<dyn Session>, EngineError> {
+        guard(ErrorKind::Load, what, || {
+            let optimized = options.optimized_model_path.as_ref();
+            let session = builder(&self.loaded, self.threads, optimized)
+                .and_then(|mut builder| commit(&mut builder))
+                .map_err(|e| {
+                    let kind = match e.code() {
+                        ort::ErrorCode::NotImplemented => ErrorKind::Unsupported,
+                        _ => ErrorKind::Load,
+                    };
+                    EngineError::new(
+                        kind,
+                        format!("ONNX Runtime cannot load {what}: {}", shorten(e.to_string())),
+                    )
+                })?;
+            Ok(Box::new(OrtSession::new(session, options.batch)?) as Box<dyn Session>)
+        })
     }
 }
 
@@ -18,13 +74,47 @@ impl Engine for OrtEngine {
     fn kind(&self) -> EngineKind {
         EngineKind::Ort
     }
+
     fn version(&self) -> String {
-        String::new()
+        self.loaded.version.clone()
     }
-    fn load(&self, _: &Path, _: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
-        Err(EngineError::unsupported("ONNX Runtime loads nothing yet"))
+
+    fn threads(&self) -> usize {
+        self.threads
     }
-    fn load_bytes(&self, _: &[u8], _: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
-        Err(EngineError::unsupported("ONNX Runtime loads nothing yet"))
+
+    fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
+        check_file(model)?;
+        let what = format!("the model {}", model.display());
+        self.commit(&what, options, |builder| builder.commit_from_file(model))
+    }
+
+    fn load_bytes(
+        &self,
+        bytes: &[u8],
+        options: &LoadOptions,
+    ) -> Result<Box<dyn Session>, EngineError> {
+        check_bytes(bytes)?;
+        self.commit("the model", options, |builder| builder.commit_from_memory(bytes))
+    }
+}
+
+fn builder(
+    loaded: &Loaded,
+    threads: usize,
+    optimized: Option<&PathBuf>,
+) -> ort::Result<SessionBuilder> {
+    let builder = SessionBuilder::new(&loaded.environment)?
+        .with_log_level(LogLevel::Warning)?
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .with_parallel_execution(false)?
+        .with_intra_threads(threads)?
+        .with_inter_threads(1)?
+        .with_intra_op_spinning(false)?
+        .with_inter_op_spinning(false)?
+        .with_execution_providers([CPU::default().with_arena_allocator(false).build()])?;
+    match optimized {
+        Some(path) => Ok(builder.with_optimized_model_path(path)?),
+        None => Ok(builder),
     }
 }

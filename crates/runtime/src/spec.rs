@@ -18,11 +18,7 @@ impl IoSpec {
     /// Whether a tensor of `shape` fits: the same rank, and every fixed extent met.
     pub fn accepts_shape(&self, shape: &[usize]) -> bool {
         self.dims.len() == shape.len()
-            && self
-                .dims
-                .iter()
-                .zip(shape)
-                .all(|(dim, got)| dim.is_none_or(|wanted| wanted == *got))
+            && self.dims.iter().zip(shape).all(|(dim, got)| dim.is_none_or(|wanted| wanted == *got))
     }
 
     /// The shape with every free extent set to `free`.
@@ -31,11 +27,8 @@ impl IoSpec {
     }
 
     fn dims_text(&self) -> String {
-        let dims: Vec<String> = self
-            .dims
-            .iter()
-            .map(|d| d.map_or_else(|| "?".to_owned(), |d| d.to_string()))
-            .collect();
+        let dims: Vec<String> =
+            self.dims.iter().map(|d| d.map_or_else(|| "?".to_owned(), |d| d.to_string())).collect();
         format!("[{}]", dims.join(", "))
     }
 }
@@ -57,21 +50,73 @@ pub fn check_inputs<'t>(
             )));
         }
         if inputs[..at].iter().any(|(earlier, _)| earlier == name) {
-            return Err(EngineError::input(format!(
-                "input \"{name}\" is given twice"
-            )));
+            return Err(EngineError::input(format!("input \"{name}\" is given twice")));
         }
     }
     specs.iter().map(|spec| pick(spec, inputs)).collect()
 }
 
-/// Sets the first axis of each of `specs` to `batch` where it is free.
-pub fn fix_batch(specs: &mut [IoSpec], batch: usize) {
-    for spec in specs {
-        if let Some(dim @ None) = spec.dims.first_mut() {
-            *dim = Some(batch);
+/// An axis as a model declares it.
+#[cfg(any(test, feature = "tract", feature = "ort"))]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Axis {
+    /// Always this long.
+    Fixed(usize),
+    /// As long as every other axis of that name.
+    Named(String),
+    /// Of any length.
+    Free,
+}
+
+/// An input or output as a model declares it.
+#[cfg(any(test, feature = "tract", feature = "ort"))]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Declared {
+    pub(crate) name: String,
+    pub(crate) dtype: ElementType,
+    pub(crate) axes: Vec<Axis>,
+}
+
+#[cfg(any(test, feature = "tract", feature = "ort"))]
+impl Declared {
+    pub(crate) fn into_spec(self) -> IoSpec {
+        let dims = self
+            .axes
+            .into_iter()
+            .map(|axis| match axis {
+                Axis::Fixed(n) => Some(n),
+                Axis::Named(_) | Axis::Free => None,
+            })
+            .collect();
+        IoSpec { name: self.name, dtype: self.dtype, dims }
+    }
+}
+
+/// Makes the first axis of each of `inputs` `batch` long where it is not fixed, and with it every
+/// axis of the same name in `inputs` and `outputs`. Gives the names that are fixed by this.
+#[cfg(any(test, feature = "tract", feature = "ort"))]
+pub(crate) fn fix_batch(
+    inputs: &mut [Declared],
+    outputs: &mut [Declared],
+    batch: usize,
+) -> Vec<String> {
+    let mut names = Vec::new();
+    for first in inputs.iter_mut().filter_map(|d| d.axes.first_mut()) {
+        match first {
+            Axis::Fixed(_) => continue,
+            Axis::Named(name) => names.push(name.clone()),
+            Axis::Free => {}
+        }
+        *first = Axis::Fixed(batch);
+    }
+    for declared in inputs.iter_mut().chain(outputs) {
+        for axis in &mut declared.axes {
+            if matches!(axis, Axis::Named(name) if names.contains(name)) {
+                *axis = Axis::Fixed(batch);
+            }
         }
     }
+    names
 }
 
 fn pick<'t>(spec: &IoSpec, inputs: &[(&str, &'t Tensor)]) -> Result<&'t Tensor, EngineError> {
@@ -96,19 +141,13 @@ fn pick<'t>(spec: &IoSpec, inputs: &[(&str, &'t Tensor)]) -> Result<&'t Tensor, 
             tensor.shape
         )));
     }
-    tensor
-        .check()
-        .map_err(|e| EngineError::input(format!("input \"{name}\": {e}")))?;
+    tensor.check().map_err(|e| EngineError::input(format!("input \"{name}\": {e}")))?;
     Ok(tensor)
 }
 
 fn names(specs: &[IoSpec]) -> String {
     let quoted: Vec<String> = specs.iter().map(|s| format!("\"{}\"", s.name)).collect();
-    if quoted.is_empty() {
-        "none".to_owned()
-    } else {
-        quoted.join(", ")
-    }
+    if quoted.is_empty() { "none".to_owned() } else { quoted.join(", ") }
 }
 
 #[cfg(test)]
@@ -118,16 +157,8 @@ mod tests {
 
     fn specs() -> Vec<IoSpec> {
         vec![
-            IoSpec {
-                name: "image".into(),
-                dtype: ElementType::F32,
-                dims: vec![None, Some(3)],
-            },
-            IoSpec {
-                name: "rate".into(),
-                dtype: ElementType::I64,
-                dims: vec![],
-            },
+            IoSpec { name: "image".into(), dtype: ElementType::F32, dims: vec![None, Some(3)] },
+            IoSpec { name: "rate".into(), dtype: ElementType::I64, dims: vec![] },
         ]
     }
 
@@ -149,18 +180,12 @@ mod tests {
         let rate = Tensor::from_i64(vec![], &[16_000]).unwrap();
         let wide = Tensor::from_f32(vec![2, 4], &[0.0; 8]).unwrap();
         let flat = Tensor::from_f32(vec![3], &[0.0; 3]).unwrap();
-        assert_eq!(
-            text(&[("image", &image)]),
-            "input \"rate\" is missing (INT64 [])"
-        );
+        assert_eq!(text(&[("image", &image)]), "input \"rate\" is missing (INT64 [])");
         assert_eq!(
             text(&[("image", &image), ("rate", &rate), ("x", &rate)]),
             "there is no input \"x\"; the model takes \"image\", \"rate\""
         );
-        assert_eq!(
-            text(&[("image", &image), ("image", &image)]),
-            "input \"image\" is given twice"
-        );
+        assert_eq!(text(&[("image", &image), ("image", &image)]), "input \"image\" is given twice");
         assert_eq!(
             text(&[("image", &rate), ("rate", &rate)]),
             "input \"image\" wants FP32, got INT64"
@@ -187,12 +212,26 @@ mod tests {
     }
 
     #[test]
-    fn fixing_the_batch_leaves_fixed_axes_and_scalars_alone() {
-        let mut specs = specs();
-        fix_batch(&mut specs, 8);
-        assert_eq!(specs[0].dims, vec![Some(8), Some(3)]);
-        assert!(specs[1].dims.is_empty());
-        fix_batch(&mut specs, 4);
-        assert_eq!(specs[0].dims, vec![Some(8), Some(3)]);
+    fn fixing_the_batch_follows_the_axis_name_and_leaves_the_rest_alone() {
+        let declared = |name: &str, axes: &[Axis]| Declared {
+            name: name.into(),
+            dtype: ElementType::F32,
+            axes: axes.to_vec(),
+        };
+        let named = |name: &str| Axis::Named(name.into());
+        let mut inputs = [
+            declared("input", &[named("batch"), named("time")]),
+            declared("state", &[Axis::Fixed(2), named("batch"), Axis::Free]),
+            declared("mask", &[Axis::Free]),
+            declared("rate", &[]),
+        ];
+        let mut outputs = [declared("output", &[named("batch"), named("time")])];
+        assert_eq!(fix_batch(&mut inputs, &mut outputs, 3), vec!["batch"]);
+        let dims: Vec<_> = inputs.into_iter().map(|d| d.into_spec().dims).collect();
+        assert_eq!(
+            dims,
+            vec![vec![Some(3), None], vec![Some(2), Some(3), None], vec![Some(3)], vec![]]
+        );
+        assert_eq!(outputs[0].axes, vec![Axis::Fixed(3), named("time")]);
     }
 }

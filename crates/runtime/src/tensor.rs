@@ -150,16 +150,9 @@ impl Tensor {
     /// or the type is string (use [`Tensor::from_strings`]).
     pub fn new(dtype: ElementType, shape: Vec<usize>, data: Vec<u8>) -> Result<Self, EngineError> {
         if dtype == ElementType::String {
-            return Err(EngineError::input(
-                "a BYTES tensor is made of strings, not of raw bytes",
-            ));
+            return Err(EngineError::input("a BYTES tensor is made of strings, not of raw bytes"));
         }
-        let tensor = Self {
-            dtype,
-            shape,
-            data,
-            strings: Vec::new(),
-        };
+        let tensor = Self { dtype, shape, data, strings: Vec::new() };
         tensor.check()?;
         Ok(tensor)
     }
@@ -169,12 +162,7 @@ impl Tensor {
     /// # Errors
     /// The number of strings is not the shape's.
     pub fn from_strings(shape: Vec<usize>, strings: Vec<String>) -> Result<Self, EngineError> {
-        let tensor = Self {
-            dtype: ElementType::String,
-            shape,
-            data: Vec::new(),
-            strings,
-        };
+        let tensor = Self { dtype: ElementType::String, shape, data: Vec::new(), strings };
         tensor.check()?;
         Ok(tensor)
     }
@@ -306,10 +294,7 @@ impl Tensor {
         if self.dtype == wanted {
             return Ok(());
         }
-        Err(EngineError::input(format!(
-            "the tensor is {}, not {wanted}",
-            self.dtype
-        )))
+        Err(EngineError::input(format!("the tensor is {}, not {wanted}", self.dtype)))
     }
 }
 
@@ -361,10 +346,7 @@ mod tests {
     #[test]
     fn bytes_that_do_not_fill_the_shape_are_refused_with_both_counts() {
         let error = Tensor::new(ElementType::I32, vec![2, 3], vec![0; 20]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "INT32 of shape [2, 3] needs 24 bytes, got 20"
-        );
+        assert_eq!(error.to_string(), "INT32 of shape [2, 3] needs 24 bytes, got 20");
     }
 
     #[test]
@@ -401,9 +383,6 @@ mod tests {
     #[test]
     fn reading_as_another_type_is_an_error_that_names_both() {
         let t = Tensor::from_i32(vec![1], &[1]).unwrap();
-        assert_eq!(
-            t.to_f32().unwrap_err().to_string(),
-            "the tensor is INT32, not FP32"
-        );
+        assert_eq!(t.to_f32().unwrap_err().to_string(), "the tensor is INT32, not FP32");
     }
 }

@@ -1,0 +1,285 @@
+//! A model in tract.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tract_onnx::pb;
+use tract_onnx::pb::tensor_proto::DataType;
+use tract_onnx::pb::tensor_shape_proto::dimension::Value as DimValue;
+use tract_onnx::pb::type_proto::Value as TypeValue;
+use tract_onnx::prelude::{
+    DatumType, InferenceModel, InferenceModelExt, IntoRunnable, TValue, TVec, TractResult,
+    TypedSimplePlan,
+};
+use tract_onnx::tract_hir::infer::{Factoid, InferenceFact, ShapeFactoid};
+use tract_onnx::tract_hir::internal::{DimLike, ToDim};
+
+use crate::engine::Session;
+use crate::error::{EngineError, ErrorKind, guard};
+use crate::model_file::shorten;
+use crate::spec::{Axis, Declared, IoSpec, check_inputs, fix_batch};
+use crate::tensor::{ElementType, Tensor};
+
+/// A plan with what its model takes and gives.
+pub(super) struct TractSession {
+    plan: Arc<TypedSimplePlan>,
+    inputs: Vec<IoSpec>,
+    outputs: Vec<IoSpec>,
+}
+
+impl TractSession {
+    pub(super) fn new(
+        what: &str,
+        proto: &pb::ModelProto,
+        folder: Option<&str>,
+        batch: Option<usize>,
+    ) -> Result<Self, EngineError> {
+        let graph = proto
+            .graph
+            .as_ref()
+            .ok_or_else(|| EngineError::load(format!("{what} is not an ONNX model: no graph")))?;
+        let mut inputs = declared_inputs(graph)?;
+        let mut names = Vec::new();
+        if let Some(batch) = batch {
+            names = fix_batch(&mut inputs, &mut [], batch);
+        }
+        let plan = plan(proto, folder, &inputs, &names, batch).map_err(|e| {
+            let hint = if inputs.iter().any(is_free) {
+                " (some of its axes are free; a fixed batch may help)"
+            } else {
+                ""
+            };
+            EngineError::unsupported(format!(
+                "tract cannot run {what}: {}{hint}",
+                shorten(format!("{e:#}"))
+            ))
+        })?;
+        let outputs = outputs(graph, &plan)?;
+        Ok(Self { plan, inputs: inputs.into_iter().map(Declared::into_spec).collect(), outputs })
+    }
+}
+
+impl Session for TractSession {
+    fn inputs(&self) -> &[IoSpec] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[IoSpec] {
+        &self.outputs
+    }
+
+    fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError> {
+        let ordered = check_inputs(&self.inputs, inputs)?;
+        guard(ErrorKind::Run, "tract", || {
+            let values = ordered.into_iter().map(to_value).collect::<Result<TVec<_>, _>>()?;
+            let results = self.plan.run(values).map_err(|e| {
+                EngineError::run(format!("tract failed: {}", shorten(format!("{e:#}"))))
+            })?;
+            self.outputs
+                .iter()
+                .zip(&results)
+                .map(|(spec, value)| Ok((spec.name.clone(), from_value(spec, value)?)))
+                .collect()
+        })
+    }
+}
+
+fn is_free(declared: &Declared) -> bool {
+    declared.axes.iter().any(|a| !matches!(a, Axis::Fixed(_)))
+}
+
+/// The inputs that a caller gives: those of the graph that no initializer fills.
+fn declared_inputs(graph: &pb::GraphProto) -> Result<Vec<Declared>, EngineError> {
+    graph
+        .input
+        .iter()
+        .filter(|input| graph.initializer.iter().all(|i| i.name != input.name))
+        .map(|input| declare(input, "input"))
+        .collect()
+}
+
+fn declare(value: &pb::ValueInfoProto, role: &str) -> Result<Declared, EngineError> {
+    let Some(TypeValue::TensorType(tensor)) = value.r#type.as_ref().and_then(|t| t.value.as_ref())
+    else {
+        return Err(EngineError::unsupported(format!(
+            "{role} \"{}\" has no tensor type; only tensors are supported",
+            value.name
+        )));
+    };
+    let dtype = declared_type(tensor.elem_type).map_err(|type_name| {
+        EngineError::unsupported(format!(
+            "{role} \"{}\" has elements of type {type_name}, which tract does not support",
+            value.name
+        ))
+    })?;
+    let shape = tensor.shape.as_ref().ok_or_else(|| {
+        EngineError::unsupported(format!(
+            "{role} \"{}\" has no declared rank, which tract needs",
+            value.name
+        ))
+    })?;
+    Ok(Declared { name: value.name.clone(), dtype, axes: shape.dim.iter().map(axis).collect() })
+}
+
+fn axis(dim: &pb::tensor_shape_proto::Dimension) -> Axis {
+    match &dim.value {
+        Some(DimValue::DimValue(n)) => usize::try_from(*n).map_or(Axis::Free, Axis::Fixed),
+        Some(DimValue::DimParam(name)) if !name.is_empty() => Axis::Named(name.clone()),
+        Some(DimValue::DimParam(_)) | None => Axis::Free,
+    }
+}
+
+/// The element type of that ONNX number, or the name of one that tract has not.
+fn declared_type(number: i32) -> Result<ElementType, String> {
+    match DataType::try_from(number) {
+        Ok(DataType::Float) => Ok(ElementType::F32),
+        Ok(DataType::Double) => Ok(ElementType::F64),
+        Ok(DataType::Float16) => Ok(ElementType::F16),
+        Ok(DataType::Int8) => Ok(ElementType::I8),
+        Ok(DataType::Int16) => Ok(ElementType::I16),
+        Ok(DataType::Int32) => Ok(ElementType::I32),
+        Ok(DataType::Int64) => Ok(ElementType::I64),
+        Ok(DataType::Uint8) => Ok(ElementType::U8),
+        Ok(DataType::Uint16) => Ok(ElementType::U16),
+        Ok(DataType::Uint32) => Ok(ElementType::U32),
+        Ok(DataType::Uint64) => Ok(ElementType::U64),
+        Ok(DataType::Bool) => Ok(ElementType::Bool),
+        Ok(DataType::Bfloat16) => Err(ElementType::Bf16.to_string()),
+        Ok(DataType::String) => Err(ElementType::String.to_string()),
+        Ok(other) => Err(format!("{other:?}")),
+        Err(_) => Err(format!("number {number}")),
+    }
+}
+
+fn plan(
+    proto: &pb::ModelProto,
+    folder: Option<&str>,
+    inputs: &[Declared],
+    fixed_names: &[String],
+    batch: Option<usize>,
+) -> TractResult<Arc<TypedSimplePlan>> {
+    let parsed = tract_onnx::onnx().parse(proto, folder)?;
+    if !parsed.unresolved_inputs.is_empty() {
+        return Err(tract_onnx::prelude::TractError::msg(format!(
+            "nothing gives the values {:?}",
+            parsed.unresolved_inputs
+        )));
+    }
+    let mut model = parsed.model;
+    if let Some(batch) = batch {
+        let fixed: HashMap<_, _> = fixed_names
+            .iter()
+            .filter_map(|name| Some((model.symbols.get(name)?, batch.to_dim())))
+            .collect();
+        model.set_symbols(&fixed)?;
+    }
+    for (at, declared) in inputs.iter().enumerate() {
+        let fact = fact(&model, at, declared)?;
+        model.set_input_fact(at, fact)?;
+    }
+    model.into_optimized()?.into_runnable()
+}
+
+/// What tract is told of input `at`: the declared type, its fixed axes, and a symbol for each free
+/// one (that of its name, where tract made one of it).
+fn fact(model: &InferenceModel, at: usize, declared: &Declared) -> TractResult<InferenceFact> {
+    let known = model.input_fact(at)?.clone();
+    let dims = declared
+        .axes
+        .iter()
+        .enumerate()
+        .map(|(axis, length)| match length {
+            Axis::Fixed(n) => n.to_dim().into(),
+            Axis::Named(_) | Axis::Free => known
+                .shape
+                .dim(axis)
+                .filter(Factoid::is_concrete)
+                .unwrap_or_else(|| model.symbols.new_with_prefix("free").to_dim().into()),
+        })
+        .collect();
+    Ok(known.with_shape(ShapeFactoid::closed(dims)))
+}
+
+/// What the optimized model gives, by the names that the graph declares.
+fn outputs(graph: &pb::GraphProto, plan: &TypedSimplePlan) -> Result<Vec<IoSpec>, EngineError> {
+    let lost = |e| EngineError::load(format!("tract lost an output: {e:#}"));
+    graph
+        .output
+        .iter()
+        .enumerate()
+        .map(|(at, output)| {
+            let fact = plan.model().output_fact(at).map_err(lost)?;
+            let dtype = element_type(fact.datum_type).ok_or_else(|| {
+                EngineError::unsupported(format!(
+                    "output \"{}\" has elements of type {:?}, which is not supported",
+                    output.name, fact.datum_type
+                ))
+            })?;
+            Ok(IoSpec {
+                name: output.name.clone(),
+                dtype,
+                dims: fact.shape.iter().map(|d| d.to_usize().ok()).collect(),
+            })
+        })
+        .collect()
+}
+
+fn to_value(tensor: &Tensor) -> Result<TValue, EngineError> {
+    let dtype = datum_type(tensor.dtype)
+        .ok_or_else(|| EngineError::unsupported(format!("tract has no {}", tensor.dtype)))?;
+    let mut value = tract_onnx::prelude::Tensor::zero_dt(dtype, &tensor.shape)
+        .map_err(|e| EngineError::run(format!("no tensor of shape {:?}: {e:#}", tensor.shape)))?;
+    let target = value.as_bytes_mut();
+    if target.len() != tensor.data.len() {
+        return Err(EngineError::input(format!(
+            "{} of shape {:?} does not have {} bytes",
+            tensor.dtype,
+            tensor.shape,
+            tensor.data.len()
+        )));
+    }
+    target.copy_from_slice(&tensor.data);
+    Ok(value.into())
+}
+
+/// The output as `spec` declares it: tract's dimensions (`TDim`) become integers, its quantized
+/// types the integers they are stored in.
+fn from_value(spec: &IoSpec, value: &TValue) -> Result<Tensor, EngineError> {
+    let wrong = |what: String| EngineError::run(format!("output \"{}\" {what}", spec.name));
+    let given = value.datum_type();
+    let shape = value.shape().to_vec();
+    if element_type(given) != Some(spec.dtype) {
+        return Err(wrong(format!("should be {}, but tract gave {given:?}", spec.dtype)));
+    }
+    if given.is_tdim() {
+        let whole =
+            value.cast_to_dt(DatumType::I64).map_err(|e| wrong(format!("is no number: {e:#}")))?;
+        return Tensor::new(spec.dtype, shape, whole.as_bytes().to_vec());
+    }
+    Tensor::new(spec.dtype, shape, value.as_bytes().to_vec())
+}
+
+fn element_type(datum: DatumType) -> Option<ElementType> {
+    match datum.unquantized() {
+        DatumType::TDim => Some(ElementType::I64),
+        plain => ElementType::ALL.into_iter().find(|t| datum_type(*t) == Some(plain)),
+    }
+}
+
+const fn datum_type(dtype: ElementType) -> Option<DatumType> {
+    match dtype {
+        ElementType::F32 => Some(DatumType::F32),
+        ElementType::F64 => Some(DatumType::F64),
+        ElementType::F16 => Some(DatumType::F16),
+        ElementType::I8 => Some(DatumType::I8),
+        ElementType::I16 => Some(DatumType::I16),
+        ElementType::I32 => Some(DatumType::I32),
+        ElementType::I64 => Some(DatumType::I64),
+        ElementType::U8 => Some(DatumType::U8),
+        ElementType::U16 => Some(DatumType::U16),
+        ElementType::U32 => Some(DatumType::U32),
+        ElementType::U64 => Some(DatumType::U64),
+        ElementType::Bool => Some(DatumType::Bool),
+        ElementType::Bf16 | ElementType::String => None,
+    }
+}
