@@ -267,3 +267,105 @@ fn unknown(topic: &str) -> TopicError {
 fn shorten(text: &str) -> String {
     text.chars().take(MAX_NAME_BYTES).collect()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const ROOT: &str = DEFAULT_ROOT;
+
+    fn topics() -> Topics {
+        Topics::new(ROOT, "pi-1").unwrap()
+    }
+
+    #[test]
+    fn every_topic_reads_back_as_what_it_was_built_from() {
+        let t = topics();
+        let mut cases = vec![
+            (t.birth(), Topic::Birth),
+            (t.state(), Topic::State),
+            (t.model("magika").unwrap(), Topic::Model("magika".into())),
+            (t.recompress(), Topic::Recompress),
+            (t.result("7").unwrap(), Topic::Result("7".into())),
+            (t.offer("a b").unwrap(), Topic::Offer("a b".into())),
+        ];
+        for stream in [Stream::Infer("m".into()), Stream::Res, Stream::Power] {
+            cases.push((t.metrics(&stream).unwrap(), Topic::Metrics(stream)));
+        }
+        for kind in EventKind::ALL {
+            cases.push((t.event(*kind), Topic::Event(*kind)));
+        }
+        for kind in CommandKind::ALL {
+            cases.push((t.command(*kind, "c-1").unwrap(), Topic::Command(*kind, "c-1".into())));
+        }
+        for (text, topic) in cases {
+            assert_eq!(parse(ROOT, &text).unwrap(), ("pi-1".to_owned(), topic), "{text}");
+        }
+    }
+
+    #[test]
+    fn topics_look_as_the_design_says() {
+        let t = topics();
+        assert_eq!(
+            t.metrics(&Stream::Infer("m".into())).unwrap(),
+            "espalier/v1/d/pi-1/up/m/infer/m"
+        );
+        assert_eq!(t.event(EventKind::BudgetBreach), "espalier/v1/d/pi-1/up/e/budget_breach");
+        assert_eq!(t.command(CommandKind::Ping, "1").unwrap(), "espalier/v1/d/pi-1/dn/cmd/ping/1");
+        assert_eq!(t.down_filter(), "espalier/v1/d/pi-1/dn/#");
+        assert_eq!(requests_filter(ROOT).unwrap(), "espalier/v1/d/+/up/rq/recompress");
+        assert_eq!(everything_filter("x").unwrap(), "x/d/#");
+    }
+
+    #[test]
+    fn a_name_that_would_change_the_topic_is_refused() {
+        let long = "x".repeat(MAX_NAME_BYTES + 1);
+        for name in ["", "a/b", "+", "#", "a#", "nul\0", "tab\t", "..", ".", "a\\b", long.as_str()]
+        {
+            assert!(matches!(Topics::new(ROOT, name), Err(TopicError::Name { .. })), "{name:?}");
+            assert!(matches!(topics().offer(name), Err(TopicError::Name { .. })), "{name:?}");
+            assert!(topics().metrics(&Stream::Infer(name.to_owned())).is_err(), "{name:?}");
+        }
+        assert!(topics().offer(&"x".repeat(MAX_NAME_BYTES)).is_ok());
+    }
+
+    #[test]
+    fn a_root_that_is_no_root_is_refused() {
+        for root in
+            ["", "/", "a/", "/a", "a//b", "a/+", "#", "$SYS", "$share/g/x", &"x/".repeat(200)]
+        {
+            assert!(matches!(Topics::new(root, "d"), Err(TopicError::Root { .. })), "{root:?}");
+            assert!(requests_filter(root).is_err() && everything_filter(root).is_err(), "{root:?}");
+        }
+    }
+
+    #[test]
+    fn a_foreign_topic_is_refused_with_the_reason() {
+        for topic in [
+            "",
+            "other/d/x/up/birth",
+            "espalier/v1",
+            "espalier/v1/d/x",
+            "espalier/v1x/d/x/up/birth",
+        ] {
+            assert!(matches!(parse(ROOT, topic), Err(TopicError::OutsideRoot { .. })), "{topic:?}");
+        }
+        for rest in [
+            "up",
+            "up/",
+            "up/birth/x",
+            "up/m/infer",
+            "up/m/infer/a/b",
+            "up/e/unheard_of",
+            "dn/cmd/ping",
+            "dn/cmd/explode/1",
+            "up/rq/recompress/a/b/c/d/e",
+        ] {
+            let topic = format!("{ROOT}/d/x/{rest}");
+            assert!(matches!(parse(ROOT, &topic), Err(TopicError::Unknown(_))), "{topic:?}");
+        }
+        assert!(matches!(parse(ROOT, "espalier/v1/d//up/birth"), Err(TopicError::Name { .. })));
+        assert!(matches!(parse(ROOT, "espalier/v1/d/x/up/model/"), Err(TopicError::Name { .. })));
+    }
+}
