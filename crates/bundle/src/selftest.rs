@@ -164,6 +164,10 @@ fn view_of<'a>(key: &str, tensor: &'a NamedTensor) -> Result<(TensorView<'a>, Op
     let known = DTYPES.iter().find(|(name, _)| *name == tensor.dtype);
     let (_, dtype) = known
         .ok_or_else(|| wrong(format!("tensor {key:?} has unknown type {:?}", tensor.dtype)))?;
+    // The library multiplies dimensions without a check.
+    if elements(&tensor.dims).is_none() {
+        return Err(wrong(format!("tensor {key:?} has an impossible shape {:?}", tensor.dims)));
+    }
     let view = TensorView::new(*dtype, tensor.dims.clone(), &tensor.data);
     let view = view.map_err(|error| wrong(format!("tensor {key:?}: {error}")))?;
     Ok((view, None))
@@ -188,7 +192,7 @@ fn tensor_of(
 
 /// Whether the bytes are as many length-prefixed strings as the shape says.
 fn check_strings(key: &str, dims: &[usize], data: &[u8]) -> Result<()> {
-    let wanted = dims.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim));
+    let wanted = elements(dims);
     let mut rest = data;
     let mut count = 0usize;
     while let Some((length, tail)) = rest.split_first_chunk::<4>() {
@@ -201,6 +205,12 @@ fn check_strings(key: &str, dims: &[usize], data: &[u8]) -> Result<()> {
         return Ok(());
     }
     Err(wrong(format!("tensor {key:?} does not hold the strings of its shape {dims:?}")))
+}
+
+/// The number of elements, if their bits can be counted.
+fn elements(dims: &[usize]) -> Option<usize> {
+    let count = dims.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim))?;
+    count.checked_mul(64).map(|_| count)
 }
 
 fn wrong(why: String) -> BundleError {
@@ -223,3 +233,101 @@ const DTYPES: [(&str, Dtype); 13] = [
     ("FP32", Dtype::F32),
     ("FP64", Dtype::F64),
 ];
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn tensor(name: &str, dtype: &str, dims: &[usize], data: &[u8]) -> NamedTensor {
+        NamedTensor {
+            name: name.into(),
+            dtype: dtype.into(),
+            dims: dims.to_vec(),
+            data: data.to_vec(),
+        }
+    }
+
+    fn with(inputs: Vec<NamedTensor>) -> SelfTest {
+        SelfTest { cases: vec![Case { inputs, outputs: vec![] }], rtol: 0.01, atol: 0.0 }
+    }
+
+    #[test]
+    fn every_type_name_order_and_odd_shape_survives() {
+        let mut inputs = vec![
+            tensor("z", "FP32", &[], &[0; 4]),
+            tensor("a/b/0/in", "INT64", &[2, 1], &[1; 16]),
+            tensor("", "BOOL", &[0, 3], &[]),
+            tensor("text", "BYTES", &[2], b"\x02\0\0\0hi\0\0\0\0"),
+            tensor("no text", "BYTES", &[0], b""),
+            tensor("z", "FP16", &[1], &[9; 2]),
+        ];
+        inputs.extend(
+            DTYPES.map(|(name, dtype)| tensor(name, name, &[3], &vec![5; 3 * dtype.bitsize() / 8])),
+        );
+        let test = with(inputs);
+        let bytes = test.to_bytes().unwrap();
+        assert_eq!(SelfTest::from_bytes(&bytes).unwrap(), test);
+        assert_eq!(bytes, test.to_bytes().unwrap());
+    }
+
+    #[test]
+    fn a_self_test_without_cases_survives() {
+        let none = SelfTest::default();
+        assert_eq!(SelfTest::from_bytes(&none.to_bytes().unwrap()).unwrap(), none);
+    }
+
+    #[test]
+    fn what_does_not_fit_its_type_and_shape_is_not_written() {
+        for tensor in [
+            tensor("x", "FP32", &[2], &[0; 4]),
+            tensor("x", "FP32", &[usize::MAX, 8], &[0; 4]),
+            tensor("x", "FP8", &[1], &[0]),
+            tensor("x", "BYTES", &[1], b"\x05\0\0\0hi"),
+            tensor("x", "BYTES", &[2], b"\x01\0\0\0h"),
+            tensor("x", "BYTES", &[usize::MAX, 2], b""),
+        ] {
+            let error = with(vec![tensor]).to_bytes().unwrap_err().to_string();
+            assert!(error.starts_with("selftest.safetensors"), "{error}");
+        }
+        assert!(SelfTest { rtol: f32::NAN, ..SelfTest::default() }.to_bytes().is_err());
+    }
+
+    #[test]
+    fn hostile_files_are_refused() {
+        let good = with(vec![tensor("x", "FP32", &[1], &[0; 4])]).to_bytes().unwrap();
+        for length in 0..good.len() {
+            assert!(SelfTest::from_bytes(&good[..length]).is_err(), "cut at {length}");
+        }
+        let mut huge = good.clone();
+        huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(SelfTest::from_bytes(&huge).is_err());
+    }
+
+    #[test]
+    fn metadata_that_does_not_match_the_tensors_is_refused() {
+        let data = [0; 4];
+        let write = |key: &str, metadata: Option<&str>| {
+            let view = TensorView::new(Dtype::F32, vec![1], &data).unwrap();
+            let metadata =
+                metadata.map(|text| HashMap::from([(METADATA_KEY.to_owned(), text.to_owned())]));
+            safetensors::serialize([(key, view)], metadata).unwrap()
+        };
+        let one = r#"{"version":1,"rtol":0.0,"atol":0.0,"cases":1}"#;
+        assert!(SelfTest::from_bytes(&write("0/in/0/x", Some(one))).is_ok());
+        for (key, metadata, why) in [
+            ("0/in/0/x", None, "no metadata"),
+            ("0/in/0/x", Some("{"), "EOF"),
+            ("0/in/0/x", Some(r#"{"version":2,"rtol":0.0,"atol":0.0,"cases":1}"#), "version 2"),
+            ("0/in/0/x", Some(r#"{"version":1,"rtol":-1.0,"atol":0.0,"cases":1}"#), "tolerances"),
+            ("0/in/0/x", Some(r#"{"version":1,"rtol":0.0,"atol":0.0,"cases":999999999}"#), "cases"),
+            ("1/in/0/x", Some(one), "no case"),
+            ("0/sideways/0/x", Some(one), "no case"),
+            ("x", Some(one), "no case"),
+            ("0/in/1/x", Some(one), "gap"),
+        ] {
+            let error = SelfTest::from_bytes(&write(key, metadata)).unwrap_err().to_string();
+            assert!(error.contains(why), "{key} {metadata:?}: {error}");
+        }
+    }
+}
