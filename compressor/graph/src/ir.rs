@@ -4,11 +4,17 @@
 //! [`Origin`]. A subgraph (`If`, `Loop`, `Scan` bodies) is a [`Graph`] of its own inside an attribute;
 //! what it reads from outside appears in it as a value with [`Origin::Outer`].
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DType, Op, Tensor};
+use crate::{DType, Op, Tensor, proto};
+
+mod access;
+mod constant;
+mod node;
+
+pub(crate) use constant::constant_of;
 
 /// Names a node of one [`Graph`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -60,8 +66,23 @@ pub struct Value {
     pub origin: Origin,
     /// Type as declared by the file (`value_info`, inputs, outputs, initializers), not inferred.
     pub ty: Option<TensorType>,
-    /// The constant itself, for [`Origin::Initializer`].
+    /// The constant itself, for [`Origin::Initializer`]; absent for a sparse initializer, which is carried but
+    /// not computed with.
     pub data: Option<Arc<Tensor>>,
+    /// What the file said beyond that.
+    pub(crate) declared: Option<Box<Declared>>,
+}
+
+/// The file's own words about a value, written back as they were unless its type has been edited.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Declared {
+    /// [`Value::ty`] as imported: where it differs now, the types below are rebuilt.
+    pub(crate) ty: Option<TensorType>,
+    pub(crate) input: Option<proto::ValueInfoProto>,
+    pub(crate) output: Option<proto::ValueInfoProto>,
+    pub(crate) inner: Option<proto::ValueInfoProto>,
+    /// Documentation and metadata of an initializer, without its data.
+    pub(crate) tensor: Option<proto::TensorProto>,
 }
 
 /// A node.
@@ -81,6 +102,8 @@ pub struct Node {
     pub outputs: Vec<Option<ValueId>>,
     /// Every attribute of the file, in its order. `op` is derived from them.
     pub attributes: Vec<Attribute>,
+    /// Documentation, overload, metadata and placement; its attributes hold only documentation.
+    pub(crate) rest: Option<Box<proto::NodeProto>>,
 }
 
 /// A named attribute.
@@ -110,18 +133,25 @@ pub enum AttributeValue {
 }
 
 /// A graph: the main one of a model or the body of a control-flow node.
+///
+/// Ids stay valid until their node or value is removed, and are never used again.
 #[derive(Debug, Clone, Default)]
 pub struct Graph {
     /// Label from the file.
     pub name: String,
     pub(crate) nodes: Vec<Option<Node>>,
     pub(crate) values: Vec<Option<Value>>,
+    /// Live nodes in topological order; that of the file where the file is sorted.
     pub(crate) order: Vec<NodeId>,
+    /// Inputs that the caller feeds.
     pub(crate) inputs: Vec<ValueId>,
+    /// Every value listed as a graph input: `inputs` and, in old files, initializers.
+    pub(crate) listed: Vec<ValueId>,
     pub(crate) outputs: Vec<ValueId>,
-    /// Everything else the file said of this graph (doc string, metadata, quantization annotations,
-    /// sparse initializers), as the encoded `GraphProto` without what the fields above hold.
-    pub(crate) rest: bytes::Bytes,
+    pub(crate) names: HashMap<String, ValueId>,
+    /// Everything else the file said of this graph (documentation, metadata, quantization annotations, sparse
+    /// initializers, `value_info` of unknown names).
+    pub(crate) rest: Box<proto::GraphProto>,
 }
 
 /// An operator set the model imports.
@@ -133,6 +163,15 @@ pub struct OpsetImport {
     pub version: i64,
 }
 
+/// Something in the file that was carried along but not understood.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warning {
+    /// Graph and node, as a person would name them.
+    pub place: String,
+    /// What was not understood.
+    pub reason: String,
+}
+
 /// A whole model.
 #[derive(Debug, Clone, Default)]
 pub struct Model {
@@ -142,7 +181,49 @@ pub struct Model {
     pub opsets: Vec<OpsetImport>,
     /// The main graph.
     pub graph: Graph,
-    /// Everything else (producer, metadata, functions, training info): the encoded `ModelProto` without
-    /// what the fields above hold.
-    pub(crate) rest: bytes::Bytes,
+    /// What import preserved without understanding it.
+    pub warnings: Vec<Warning>,
+    /// Everything else (producer, metadata, functions, training info).
+    pub(crate) rest: Box<proto::ModelProto>,
+}
+
+impl Model {
+    /// Version of the operator set of `domain` (empty for `ai.onnx`).
+    #[must_use]
+    pub fn opset(&self, domain: &str) -> Option<i64> {
+        let domain = canonical_domain(domain);
+        self.opsets.iter().find(|set| canonical_domain(&set.domain) == domain).map(|set| set.version)
+    }
+}
+
+impl Value {
+    /// A value of `origin` that no file has described.
+    pub(crate) fn new(name: impl Into<String>, origin: Origin, ty: Option<TensorType>) -> Self {
+        Self { name: name.into(), origin, ty, data: None, declared: None }
+    }
+}
+
+impl TensorType {
+    /// Type of a constant.
+    #[must_use]
+    pub fn of(tensor: &Tensor) -> Self {
+        let dims = tensor.dims.iter().map(|&dim| Dim::Fixed(dim)).collect();
+        Self { dtype: tensor.dtype, dims: Some(dims) }
+    }
+}
+
+impl Dim {
+    /// The size, where known.
+    #[must_use]
+    pub fn fixed(&self) -> Option<usize> {
+        match self {
+            Self::Fixed(size) => Some(*size),
+            Self::Symbol(_) | Self::Unknown => None,
+        }
+    }
+}
+
+/// `ai.onnx` is the long name of the default domain.
+pub(crate) fn canonical_domain(domain: &str) -> &str {
+    if domain == "ai.onnx" { "" } else { domain }
 }

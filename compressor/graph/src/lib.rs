@@ -6,17 +6,28 @@
 
 mod group;
 mod prune;
+mod export;
+mod import;
 mod ir;
 mod op;
+mod order;
+mod proto;
+mod proto_walk;
+mod same;
 mod tensor;
+mod verify;
 
+pub use export::{EXTERNAL_ABOVE_BYTES, ExportError, MAX_FILE_BYTES, SaveOptions, Saved};
+pub use import::{ImportError, MAP_ABOVE_BYTES, limits};
 pub use ir::{
     Attribute, AttributeValue, Dim, Graph, Model, Node, NodeId, OpsetImport, Origin, TensorType,
-    Value, ValueId,
+    Value, ValueId, Warning,
 };
 pub use op::{
-    BinaryOp, ConvAttrs, GemmAttrs, Op, PoolAttrs, PoolKind, ReduceKind, UnaryOp,
+    BinaryOp, ConvAttrs, GemmAttrs, NEWEST_OPSET, Op, PoolAttrs, PoolKind, ReduceKind, UnaryOp,
 };
+pub use same::{Difference, same};
+pub use verify::Violation;
 pub use tensor::{DType, Tensor, TensorError};
 pub use group::{
     Consumer, Group, GroupId, Grouping, IndexMap, Locked, LockedBy, Role, Slice,

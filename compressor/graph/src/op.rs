@@ -1,6 +1,12 @@
 //! The closed set of operators we understand. Everything else is [`Op::Opaque`]: carried byte-faithfully
 //! and a barrier for every edit.
 
+mod attrs;
+pub(crate) mod decode;
+pub(crate) mod resolve;
+
+pub use decode::NEWEST_OPSET;
+
 /// Elementwise functions of one input that keep shape and index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -91,6 +97,8 @@ pub enum Op {
     /// Normalises axes `axis..`.
     LayerNormalization { axis: i64, epsilon: f32 },
     Pool(PoolAttrs),
+    /// Local response normalisation over axis 1.
+    Lrn { size: usize },
     /// Axes from the attribute or input 1, both covered; `None` is all axes unless `noop_with_empty_axes`.
     Reduce { kind: ReduceKind, axes: Option<Vec<i64>>, keepdims: bool, noop_with_empty_axes: bool },
     /// Before opset 13 the axes are those of the flattened trailing matrix (`flat`).
@@ -111,6 +119,8 @@ pub enum Op {
     Gather { axis: i64 },
     Expand,
     Shape { start: i64, end: Option<i64> },
+    /// The number of elements, a scalar.
+    Size,
     Pad { mode: String, pads: Option<Vec<i64>> },
     /// A `Constant` node: its tensor is found through [`crate::Graph::constant`].
     Constant,

@@ -1,0 +1,153 @@
+//! Union-find, and the closures of indices under it.
+
+use crate::coupling::{Relation, Stripe};
+
+/// Disjoint sets of `0..len`, each locked or not.
+#[derive(Debug, Clone)]
+pub(super) struct Sets {
+    parent: Vec<u32>,
+    locked: Vec<bool>,
+}
+
+impl Sets {
+    /// `len` sets of one member each.
+    pub(super) fn new(len: usize) -> Self {
+        let len = u32::try_from(len).expect("the caller bounds the number of atoms");
+        Self { parent: (0..len).collect(), locked: vec![false; len as usize] }
+    }
+
+    /// The representative of `member`'s set: its least member.
+    pub(super) fn root(&mut self, member: usize) -> usize {
+        let mut at = member;
+        while self.parent[at] as usize != at {
+            self.parent[at] = self.parent[self.parent[at] as usize];
+            at = self.parent[at] as usize;
+        }
+        at
+    }
+
+    /// Joins two sets.
+    pub(super) fn join(&mut self, a: usize, b: usize) {
+        let (a, b) = (self.root(a), self.root(b));
+        let (low, high) = (a.min(b), a.max(b));
+        self.parent[high] = self.parent[low];
+        self.locked[low] |= self.locked[high];
+    }
+
+    /// Locks the set of `member`.
+    pub(super) fn lock(&mut self, member: usize) {
+        let root = self.root(member);
+        self.locked[root] = true;
+    }
+
+    /// Whether the set of `member` is locked.
+    pub(super) fn is_locked(&mut self, member: usize) -> bool {
+        let root = self.root(member);
+        self.locked[root]
+    }
+}
+
+/// Indices of unit `unit` on an axis of `size`.
+pub(super) fn stripe(stripe: Stripe, size: usize, unit: usize) -> impl Iterator<Item = usize> {
+    let period = stripe.width * stripe.inner;
+    (0..size / period.max(1)).flat_map(move |block| {
+        let start = block * period + unit * stripe.inner;
+        start..start + stripe.inner
+    })
+}
+
+/// Calls `join` with every pair of indices that `relation` ties, on axes of the given sizes. Pairs of a
+/// stripe are enough to connect it, not all of them.
+///
+/// # Errors
+/// The relation does not fit the sizes.
+pub(super) fn pairs(
+    relation: Relation,
+    (size_a, size_b): (usize, usize),
+    mut join: impl FnMut(usize, usize),
+) -> Result<(), String> {
+    match relation {
+        Relation::Same if size_a != size_b => Err(format!("sizes {size_a} and {size_b} differ")),
+        Relation::Same => {
+            (0..size_a).for_each(|i| join(i, i));
+            Ok(())
+        }
+        Relation::Range { a, b, len } if a + len > size_a || b + len > size_b => {
+            Err(format!("{len} indices at {a} and {b} do not fit sizes {size_a} and {size_b}"))
+        }
+        Relation::Range { a, b, len } => {
+            (0..len).for_each(|i| join(a + i, b + i));
+            Ok(())
+        }
+        Relation::Stripes { a, b } => {
+            let fits = |s: Stripe, size: usize| {
+                s.width > 0 && s.inner > 0 && size.is_multiple_of(s.width * s.inner) && size > 0
+            };
+            if !fits(a, size_a) || !fits(b, size_b) || a.width != b.width {
+                return Err(format!("stripes {a:?} and {b:?} do not fit sizes {size_a} and {size_b}"));
+            }
+            for unit in 0..a.width {
+                let first_a = unit * a.inner;
+                let first_b = unit * b.inner;
+                stripe(a, size_a, unit).for_each(|i| join(i, first_b));
+                stripe(b, size_b, unit).for_each(|j| join(first_a, j));
+            }
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stripe_of_an_inner_factor_repeats() {
+        let inner = Stripe { width: 64, inner: 1 };
+        assert_eq!(stripe(inner, 256, 3).collect::<Vec<_>>(), [3, 67, 131, 195]);
+    }
+
+    #[test]
+    fn a_stripe_of_an_outer_factor_is_a_block() {
+        let outer = Stripe { width: 8, inner: 3 };
+        assert_eq!(stripe(outer, 24, 2).collect::<Vec<_>>(), [6, 7, 8]);
+    }
+
+    #[test]
+    fn a_lock_spreads_to_whatever_joins() {
+        let mut sets = Sets::new(4);
+        sets.lock(3);
+        sets.join(1, 3);
+        sets.join(0, 1);
+        assert!(sets.is_locked(0));
+        assert!(!sets.is_locked(2));
+    }
+
+    #[test]
+    fn relations_that_do_not_fit_are_refused() {
+        assert!(pairs(Relation::Same, (3, 4), |_, _| {}).is_err());
+        assert!(pairs(Relation::Range { a: 2, b: 0, len: 2 }, (3, 4), |_, _| {}).is_err());
+        let wide = Stripe { width: 5, inner: 1 };
+        assert!(pairs(Relation::Stripes { a: wide, b: wide }, (5, 6), |_, _| {}).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn striped_axes_have_exactly_one_set_for_each_unit(
+            width in 1usize..6, inner_a in 1usize..4, inner_b in 1usize..4,
+            repeat_a in 1usize..4, repeat_b in 1usize..4,
+        ) {
+            let (a, b) = (Stripe { width, inner: inner_a }, Stripe { width, inner: inner_b });
+            let (size_a, size_b) = (width * inner_a * repeat_a, width * inner_b * repeat_b);
+            let mut sets = Sets::new(size_a + size_b);
+            pairs(Relation::Stripes { a, b }, (size_a, size_b), |i, j| sets.join(i, size_a + j)).unwrap();
+            for i in 0..size_a {
+                for j in 0..size_b {
+                    let together = sets.root(i) == sets.root(size_a + j);
+                    proptest::prop_assert_eq!(together, (i / inner_a) % width == (j / inner_b) % width);
+                }
+            }
+        }
+    }
+}
