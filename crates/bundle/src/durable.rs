@@ -12,22 +12,18 @@ use crate::error::{BundleError, io_at};
 /// A folder beside its destination that disappears unless it is moved there.
 pub(crate) struct Staging {
     dir: PathBuf,
-    parent: PathBuf,
     kept: bool,
 }
 
 impl Staging {
     /// Makes the folder, and the parent where needed.
     pub(crate) fn beside(dest: &Path) -> Result<Self> {
-        let parent = match dest.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            _ => PathBuf::from("."),
-        };
+        let parent = parent_of(dest);
         fs::create_dir_all(&parent).map_err(io_at("create", &parent))?;
         loop {
             let dir = parent.join(staging_name());
             match fs::create_dir(&dir) {
-                Ok(()) => return Ok(Self { dir, parent, kept: false }),
+                Ok(()) => return Ok(Self { dir, kept: false }),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(io_at("create", &dir)(error)),
             }
@@ -42,17 +38,9 @@ impl Staging {
     /// been synced before.
     pub(crate) fn keep_as(mut self, dest: &Path) -> Result<()> {
         sync_dir(&self.dir)?;
-        if fs::symlink_metadata(dest).is_ok() {
-            return Err(BundleError::AlreadyExists(dest.to_owned()));
-        }
-        fs::rename(&self.dir, dest).map_err(|error| match error.kind() {
-            io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => {
-                BundleError::AlreadyExists(dest.to_owned())
-            }
-            _ => io_at("rename to", dest)(error),
-        })?;
+        move_dir(&self.dir, dest)?;
         self.kept = true;
-        sync_dir(&self.parent)
+        Ok(())
     }
 }
 
@@ -88,6 +76,29 @@ pub(crate) fn write_new(path: &Path, reader: &mut dyn Read, limit: u64) -> Resul
     }
     file.sync_all().map_err(io_at("sync", path))?;
     Ok(hasher.finish())
+}
+
+/// Renames a synced folder to a name that is free, and syncs the parent.
+pub(crate) fn move_dir(from: &Path, dest: &Path) -> Result<()> {
+    let parent = parent_of(dest);
+    fs::create_dir_all(&parent).map_err(io_at("create", &parent))?;
+    if fs::symlink_metadata(dest).is_ok() {
+        return Err(BundleError::AlreadyExists(dest.to_owned()));
+    }
+    fs::rename(from, dest).map_err(|error| match error.kind() {
+        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => {
+            BundleError::AlreadyExists(dest.to_owned())
+        }
+        _ => io_at("rename to", dest)(error),
+    })?;
+    sync_dir(&parent)
+}
+
+fn parent_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
 }
 
 fn sync_dir(dir: &Path) -> Result<()> {

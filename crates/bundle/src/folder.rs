@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::Result;
 use crate::digest::Digest;
-use crate::durable::{Staging, write_new};
+use crate::durable::{Staging, move_dir, write_new};
 use crate::error::{BundleError, io_at, shorten};
 use crate::limits::Limits;
 use crate::manifest::{
@@ -192,6 +192,22 @@ impl Bundle {
         let mut bytes = Vec::new();
         file.take(self.selftest_limit).read_to_end(&mut bytes).map_err(io_at("read", &path))?;
         SelfTest::from_bytes(&bytes)
+    }
+
+    /// Moves the folder into `store`, under the hexadecimal digits of its digest. Where that bundle
+    /// is there already, it is verified and this copy is deleted. Both must be on one file system.
+    pub fn move_into(self, store: &Path) -> Result<Self> {
+        let dir = store.join(self.digest.hex());
+        match move_dir(&self.dir, &dir) {
+            Ok(()) => Ok(Self { dir, ..self }),
+            Err(BundleError::AlreadyExists(_)) => {
+                let limits = Limits { selftest_bytes: self.selftest_limit, ..Limits::default() };
+                let there = Self::open(&dir, &limits)?;
+                fs::remove_dir_all(&self.dir).map_err(io_at("remove", &self.dir))?;
+                Ok(there)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Size of all files, the manifest included.

@@ -359,3 +359,15 @@ fn the_checked_in_schema_is_that_of_the_manifest() {
         path.display()
     );
 }
+
+#[test]
+fn a_bundle_moves_into_a_store_once() {
+    let (temp, dir, bundle) = written();
+    let store = temp.path().join("store");
+    let moved = bundle.move_into(&store).unwrap();
+    assert!(!dir.exists());
+    assert_eq!(open(&store.join(moved.digest.hex())).unwrap(), moved);
+    let again = draft().write(&dir).unwrap().move_into(&store).unwrap();
+    assert_eq!(again, moved);
+    assert!(!dir.exists());
+}
