@@ -46,16 +46,10 @@ pub(super) fn check_close(
             Err(format!("output `{name}` differs"))
         };
     }
-    let values = |tensor: &Tensor| {
-        tensor
-            .to_f64_lossy()
-            .map_err(|e| format!("output `{name}`: {e}"))
-    };
+    let values =
+        |tensor: &Tensor| tensor.to_f64_lossy().map_err(|e| format!("output `{name}`: {e}"));
     let (wanted, gotten) = (values(want)?, values(got)?);
-    let off = wanted
-        .iter()
-        .zip(&gotten)
-        .position(|(&want, &got)| !close(want, got, rtol, atol));
+    let off = wanted.iter().zip(&gotten).position(|(&want, &got)| !close(want, got, rtol, atol));
     match off {
         None => Ok(()),
         Some(at) => Err(format!(
@@ -105,10 +99,7 @@ fn close(want: f64, got: f64, rtol: f64, atol: f64) -> bool {
 }
 
 fn is_float(dtype: ElementType) -> bool {
-    matches!(
-        dtype,
-        ElementType::F16 | ElementType::Bf16 | ElementType::F32 | ElementType::F64
-    )
+    matches!(dtype, ElementType::F16 | ElementType::Bf16 | ElementType::F32 | ElementType::F64)
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {

@@ -224,11 +224,7 @@ impl Instance {
     pub(super) async fn retire(&self) {
         self.mirror.detach();
         self.retire.send_replace(true);
-        let driver = self
-            .driver
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(driver) = driver
             && let Err(error) = driver.await
         {
@@ -250,13 +246,7 @@ impl Instance {
         let arrived = Instant::now();
         let deadline = arrived + limit;
         let (reply, answer) = oneshot::channel();
-        let job = Job {
-            inputs,
-            traffic,
-            arrived,
-            deadline,
-            reply,
-        };
+        let job = Job { inputs, traffic, arrived, deadline, reply };
         self.queue.try_send(job).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => JobError::QueueFull(self.queue_depth),
             mpsc::error::TrySendError::Closed(_) => self.closed(),
@@ -278,10 +268,7 @@ impl Instance {
 
 impl Shared {
     fn reason(&self) -> Option<String> {
-        self.down
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.down.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn set_down(&self, reason: Option<String>) {
@@ -311,9 +298,7 @@ impl Driver {
         let mut deaths = 0_u32;
         while let Some(worker) = process.take() {
             let started = Instant::now();
-            self.shared
-                .pid
-                .store(worker.pid().unwrap_or(0), Ordering::Relaxed);
+            self.shared.pid.store(worker.pid().unwrap_or(0), Ordering::Relaxed);
             self.shared.set_down(None);
             self.stats.cold();
             let end = self.serve(worker).await;
@@ -374,11 +359,7 @@ impl Driver {
         let queued = started.duration_since(job.arrived);
         let (result, died) = match worker.run(&job.inputs).await {
             Ok(RunOutcome::Done { compute, outputs }) => {
-                let answer = Answer {
-                    outputs: Arc::new(outputs),
-                    compute,
-                    queued,
-                };
+                let answer = Answer { outputs: Arc::new(outputs), compute, queued };
                 if job.traffic == Traffic::Live {
                     self.stats.computed(compute, queued);
                     self.mirror.offer(&job.inputs, &answer);
@@ -419,9 +400,9 @@ impl Driver {
                     (self.on_health)(Health::Restarted);
                     return Some(worker);
                 }
-                Ok(_) => self.shared.set_down(Some(
-                    "the model's inputs or outputs changed on disk".to_owned(),
-                )),
+                Ok(_) => self
+                    .shared
+                    .set_down(Some("the model's inputs or outputs changed on disk".to_owned())),
                 Err(error) => self.shared.set_down(Some(error.to_string())),
             }
         }
@@ -471,9 +452,7 @@ pub(super) async fn until(flag: &mut watch::Receiver<bool>) {
 /// `FIRST_BACKOFF` doubled per death, at most `MAX_BACKOFF`, jittered down by up to a quarter so
 /// that several workers killed at once do not load their models at once.
 fn backoff(deaths: u32) -> Duration {
-    let full = FIRST_BACKOFF
-        .saturating_mul(1 << deaths.min(16))
-        .min(MAX_BACKOFF);
+    let full = FIRST_BACKOFF.saturating_mul(1 << deaths.min(16)).min(MAX_BACKOFF);
     // Every hasher of the standard library is seeded at random, which is random enough here.
     let share = RandomState::new().build_hasher().finish() % 256;
     full.mul_f64(1.0 - 0.25 * f64::from(u8::try_from(share).unwrap_or(0)) / 256.0)

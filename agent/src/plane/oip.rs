@@ -64,9 +64,8 @@ struct Target {
 
 impl Target {
     fn resolve(&self, registry: &Registry) -> Result<Arc<Instance>, OipError> {
-        let instance = registry
-            .active(&self.name)
-            .ok_or_else(|| unknown_model(registry, &self.name))?;
+        let instance =
+            registry.active(&self.name).ok_or_else(|| unknown_model(registry, &self.name))?;
         let served = &instance.identity.version;
         match &self.version {
             Some(wanted) if wanted != served => Err(OipError::not_found(format!(
@@ -88,14 +87,8 @@ fn unknown_model(registry: &Registry, name: &str) -> OipError {
             "no model is being served yet, `{name}` was asked for"
         ));
     }
-    let names: Vec<String> = served
-        .iter()
-        .map(|i| format!("`{}`", i.identity.model))
-        .collect();
-    OipError::not_found(format!(
-        "there is no model `{name}`; {} is served",
-        names.join(", ")
-    ))
+    let names: Vec<String> = served.iter().map(|i| format!("`{}`", i.identity.model)).collect();
+    OipError::not_found(format!("there is no model `{name}`; {} is served", names.join(", ")))
 }
 
 async fn server_metadata() -> Json<Value> {
@@ -127,11 +120,7 @@ async fn model_ready(
 
 fn readiness(ready: bool, mut body: Value) -> Response {
     body["ready"] = ready.into();
-    let status = if ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(body)).into_response()
 }
 
@@ -169,20 +158,14 @@ async fn infer(
     let cfg = registry.config();
     let header_length = check_headers(&headers, cfg.max_request_bytes)?;
     let body = read_body(body, cfg.max_request_bytes, cfg.request_deadline).await?;
-    let mut request = off_thread(body.len(), move || {
-        InferRequest::decode(&body, header_length)
-    })
-    .await??;
-    let limit = request
-        .timeout()
-        .map_or(cfg.request_deadline, |t| t.min(cfg.request_deadline));
+    let mut request =
+        off_thread(body.len(), move || InferRequest::decode(&body, header_length)).await??;
+    let limit = request.timeout().map_or(cfg.request_deadline, |t| t.min(cfg.request_deadline));
     let inputs = Arc::new(std::mem::take(&mut request.inputs));
     let (instance, answer) = ask(&registry, &target, &request, inputs, limit).await?;
     let size: usize = answer.outputs.iter().map(|(_, t)| t.data.len()).sum();
-    let encoded = off_thread(size, move || {
-        response::encode(&request, &instance.identity, &answer)
-    })
-    .await??;
+    let encoded =
+        off_thread(size, move || response::encode(&request, &instance.identity, &answer)).await??;
     Ok(encoded.into_response())
 }
 
@@ -256,9 +239,9 @@ async fn off_thread<T: Send + 'static>(
     if bytes <= DECODE_INLINE_BYTES {
         return Ok(work());
     }
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
-        OipError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
-    })
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| OipError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
 async fn unknown_route() -> OipError {
@@ -266,8 +249,5 @@ async fn unknown_route() -> OipError {
 }
 
 async fn wrong_method() -> OipError {
-    OipError::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "this endpoint does not take this method",
-    )
+    OipError::new(StatusCode::METHOD_NOT_ALLOWED, "this endpoint does not take this method")
 }

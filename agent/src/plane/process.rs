@@ -49,14 +49,8 @@ pub(super) enum WorkerError {
 /// What came of a run whose worker survived it.
 #[derive(Debug)]
 pub(super) enum RunOutcome {
-    Done {
-        compute: Duration,
-        outputs: NamedTensors,
-    },
-    Failed {
-        kind: FailureKind,
-        error: String,
-    },
+    Done { compute: Duration, outputs: NamedTensors },
+    Failed { kind: FailureKind, error: String },
 }
 
 /// What a loaded worker serves.
@@ -88,9 +82,7 @@ impl WorkerProcess {
             }
             Ok(Err(error)) => {
                 let ended = worker.end().await;
-                Err(WorkerError::Load(format!(
-                    "{error}; the worker {ended} while loading"
-                )))
+                Err(WorkerError::Load(format!("{error}; the worker {ended} while loading")))
             }
             Err(_) => {
                 worker.end().await;
@@ -133,17 +125,10 @@ impl WorkerProcess {
             },
             Ok(Err(FrameError::Io(_) | FrameError::Truncated { .. })) => String::new(),
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!(
-                "no answer after {} ms, taken for hung",
-                self.run_limit.as_millis()
-            ),
+            Err(_) => format!("no answer after {} ms, taken for hung", self.run_limit.as_millis()),
         };
         let ended = self.end().await;
-        Err(WorkerError::Died(if lost.is_empty() {
-            ended
-        } else {
-            format!("{lost}; {ended}")
-        }))
+        Err(WorkerError::Died(if lost.is_empty() { ended } else { format!("{lost}; {ended}") }))
     }
 
     /// Waits until the worker ends by itself, and says how. Safe to cancel.
@@ -178,21 +163,13 @@ impl WorkerProcess {
             .env_remove("WATCHDOG_USEC")
             .kill_on_drop(true)
             .spawn()?;
-        Ok(Self {
-            child,
-            socket,
-            run_limit: spec.run_limit,
-            next_id: 0,
-        })
+        Ok(Self { child, socket, run_limit: spec.run_limit, next_id: 0 })
     }
 
     async fn load(&mut self, request: &LoadRequest) -> Result<Interface, WorkerError> {
         let broken = |error: FrameError| WorkerError::Died(error.to_string());
         let frame = Message::Load(request.clone()).encode().map_err(broken)?;
-        self.socket
-            .write_all(&frame)
-            .await
-            .map_err(|e| broken(e.into()))?;
+        self.socket.write_all(&frame).await.map_err(|e| broken(e.into()))?;
         match expect_frame(&mut self.socket).await.map_err(broken)? {
             Message::Loaded(reply) => Ok(Interface {
                 inputs: specs(reply.inputs).map_err(broken)?,
@@ -200,35 +177,22 @@ impl WorkerProcess {
                 engine_version: reply.engine_version,
             }),
             Message::LoadFailed(error) => Err(WorkerError::Load(error)),
-            _ => Err(broken(FrameError::Malformed(
-                "not an answer to loading".to_owned(),
-            ))),
+            _ => Err(broken(FrameError::Malformed("not an answer to loading".to_owned()))),
         }
     }
 }
 
 async fn expect_frame(socket: &mut UnixStream) -> Result<Message, FrameError> {
-    let body = read_frame_async(socket)
-        .await?
-        .ok_or(FrameError::Truncated { missing: 4 })?;
+    let body = read_frame_async(socket).await?.ok_or(FrameError::Truncated { missing: 4 })?;
     Message::decode(&body)
 }
 
 fn outcome(id: u64, message: Message) -> Result<RunOutcome, String> {
     match message {
-        Message::Ran {
-            id: got,
-            compute_us,
-            tensors,
-        } if got == id => Ok(RunOutcome::Done {
-            compute: Duration::from_micros(compute_us),
-            outputs: tensors,
-        }),
-        Message::Failed(Failure {
-            id: got,
-            kind,
-            error,
-        }) if got == id => match kind {
+        Message::Ran { id: got, compute_us, tensors } if got == id => {
+            Ok(RunOutcome::Done { compute: Duration::from_micros(compute_us), outputs: tensors })
+        }
+        Message::Failed(Failure { id: got, kind, error }) if got == id => match kind {
             FailureKind::Fatal => Err(error),
             kind => Ok(RunOutcome::Failed { kind, error }),
         },

@@ -155,11 +155,7 @@ impl Message {
             Self::Run { id, tensors } => encode_run(*id, tensors),
             Self::Loaded(reply) => json_frame(LOADED, reply),
             Self::LoadFailed(error) => json_frame(LOAD_FAILED, error),
-            Self::Ran {
-                id,
-                compute_us,
-                tensors,
-            } => {
+            Self::Ran { id, compute_us, tensors } => {
                 let mut frame = start(RAN, payload_bytes(tensors) + 16);
                 frame.extend_from_slice(&id.to_le_bytes());
                 frame.extend_from_slice(&compute_us.to_le_bytes());
@@ -175,9 +171,7 @@ impl Message {
     /// # Errors
     /// [`FrameError::Malformed`] names what is wrong; nothing in `body` can make this panic.
     pub fn decode(body: &[u8]) -> Result<Self, FrameError> {
-        let (&kind, payload) = body
-            .split_first()
-            .ok_or_else(|| malformed("an empty frame"))?;
+        let (&kind, payload) = body.split_first().ok_or_else(|| malformed("an empty frame"))?;
         match kind {
             LOAD => Ok(Self::Load(from_json(payload)?)),
             LOADED => Ok(Self::Loaded(from_json(payload)?)),
@@ -186,19 +180,12 @@ impl Message {
             RUN => {
                 let mut bytes = Cursor(payload);
                 let id = bytes.u64()?;
-                Ok(Self::Run {
-                    id,
-                    tensors: bytes.tensors()?,
-                })
+                Ok(Self::Run { id, tensors: bytes.tensors()? })
             }
             RAN => {
                 let mut bytes = Cursor(payload);
                 let (id, compute_us) = (bytes.u64()?, bytes.u64()?);
-                Ok(Self::Ran {
-                    id,
-                    compute_us,
-                    tensors: bytes.tensors()?,
-                })
+                Ok(Self::Ran { id, compute_us, tensors: bytes.tensors()? })
             }
             other => Err(malformed(format!("unknown kind {other}"))),
         }
@@ -271,11 +258,7 @@ pub fn specs(ports: Vec<PortSpec>) -> Result<Vec<IoSpec>, FrameError> {
         .map(|port| {
             let dtype = ElementType::from_oip_name(&port.dtype)
                 .ok_or_else(|| malformed(format!("unknown data type `{}`", port.dtype)))?;
-            Ok(IoSpec {
-                name: port.name,
-                dtype,
-                dims: port.dims,
-            })
+            Ok(IoSpec { name: port.name, dtype, dims: port.dims })
         })
         .collect()
 }
@@ -288,9 +271,8 @@ fn frame_length(header: &[u8]) -> Result<Option<usize>, FrameError> {
     if header.is_empty() {
         return Ok(None);
     }
-    let bytes: [u8; 4] = header.try_into().map_err(|_| FrameError::Truncated {
-        missing: 4 - header.len(),
-    })?;
+    let bytes: [u8; 4] =
+        header.try_into().map_err(|_| FrameError::Truncated { missing: 4 - header.len() })?;
     let got = u32::from_le_bytes(bytes) as usize;
     if got > MAX_FRAME_BYTES {
         return Err(FrameError::TooLong { got });
@@ -300,9 +282,7 @@ fn frame_length(header: &[u8]) -> Result<Option<usize>, FrameError> {
 
 fn complete(body: Vec<u8>, length: usize) -> Result<Vec<u8>, FrameError> {
     if body.len() < length {
-        return Err(FrameError::Truncated {
-            missing: length - body.len(),
-        });
+        return Err(FrameError::Truncated { missing: length - body.len() });
     }
     Ok(body)
 }
@@ -375,10 +355,7 @@ struct Cursor<'a>(&'a [u8]);
 impl<'a> Cursor<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], FrameError> {
         let (head, tail) = self.0.split_at_checked(count).ok_or_else(|| {
-            malformed(format!(
-                "{count} bytes are announced, {} are left",
-                self.0.len()
-            ))
+            malformed(format!("{count} bytes are announced, {} are left", self.0.len()))
         })?;
         self.0 = tail;
         Ok(head)
@@ -410,19 +387,14 @@ impl<'a> Cursor<'a> {
     fn tensors(mut self) -> Result<NamedTensors, FrameError> {
         let count = self.u16()?;
         if count > MAX_TENSORS {
-            return Err(malformed(format!(
-                "{count} tensors, at most {MAX_TENSORS} are allowed"
-            )));
+            return Err(malformed(format!("{count} tensors, at most {MAX_TENSORS} are allowed")));
         }
         let mut tensors = Vec::with_capacity(count);
         for _ in 0..count {
             tensors.push(self.tensor()?);
         }
         if !self.0.is_empty() {
-            return Err(malformed(format!(
-                "{} bytes after the last tensor",
-                self.0.len()
-            )));
+            return Err(malformed(format!("{} bytes after the last tensor", self.0.len())));
         }
         Ok(tensors)
     }
@@ -441,9 +413,7 @@ impl<'a> Cursor<'a> {
         if rank > MAX_RANK {
             return Err(malformed(format!("tensor `{name}` has {rank} dimensions")));
         }
-        let shape = (0..rank)
-            .map(|_| self.size())
-            .collect::<Result<Vec<_>, _>>()?;
+        let shape = (0..rank).map(|_| self.size()).collect::<Result<Vec<_>, _>>()?;
         let length = self.size()?;
         let data = self.take(length)?;
         tensor_from_parts(&name, dtype, shape, data.to_vec())
@@ -463,13 +433,9 @@ pub fn tensor_from_parts(
     data: Vec<u8>,
 ) -> Result<Tensor, String> {
     let Some(size) = dtype.size() else {
-        return Err(format!(
-            "tensor `{name}`: {dtype} (string) tensors are not served here"
-        ));
+        return Err(format!("tensor `{name}`: {dtype} (string) tensors are not served here"));
     };
-    let wanted = shape
-        .iter()
-        .try_fold(size, |bytes, &dim| bytes.checked_mul(dim));
+    let wanted = shape.iter().try_fold(size, |bytes, &dim| bytes.checked_mul(dim));
     if wanted != Some(data.len()) {
         return Err(format!(
             "tensor `{name}`: {} {shape:?} wants {} bytes, got {}",

@@ -24,7 +24,7 @@ use super::{
 };
 
 /// The most worker processes at once: active models, those that stand by, and candidates.
-pub const MAX_WORKERS: usize = 32;
+const MAX_WORKERS: usize = 32;
 /// How long one golden case may take.
 const SELF_TEST_LIMIT: Duration = Duration::from_secs(120);
 /// How long one inference may take before its worker counts as hung, whatever the deadline.
@@ -94,10 +94,7 @@ impl Registry {
 
     /// Every active instance, by name.
     pub(super) fn all_active(&self) -> Vec<Arc<Instance>> {
-        self.models()
-            .values()
-            .map(|slots| slots.active.clone())
-            .collect()
+        self.models().values().map(|slots| slots.active.clone()).collect()
     }
 
     pub(super) async fn load(
@@ -115,16 +112,12 @@ impl Registry {
             .try_acquire_owned()
             .map_err(|_| PlaneError::TooManyWorkers { limit: MAX_WORKERS })?;
         let spec = self.worker_spec(name, bundle)?;
-        let worker = WorkerProcess::start(&spec)
-            .await
-            .map_err(|error| start_error(name, &spec, error))?;
+        let worker =
+            WorkerProcess::start(&spec).await.map_err(|error| start_error(name, &spec, error))?;
         let manifest = &bundle.manifest;
         check_ports("input", &manifest.inputs, &worker.1.inputs)
             .and_then(|()| check_ports("output", &manifest.outputs, &worker.1.outputs))
-            .map_err(|reason| PlaneError::Interface {
-                model: name.to_owned(),
-                reason,
-            })?;
+            .map_err(|reason| PlaneError::Interface { model: name.to_owned(), reason })?;
         let id = CandidateId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let identity = Identity {
             id,
@@ -141,10 +134,7 @@ impl Registry {
             permit,
             self.on_health(id, name),
         ));
-        let candidate = Candidate {
-            instance,
-            tally: Tally::default(),
-        };
+        let candidate = Candidate { instance, tally: Tally::default() };
         self.candidates().insert(id, candidate);
         Ok(id)
     }
@@ -172,10 +162,7 @@ impl Registry {
         let name = instance.identity.model.clone();
         instance.keep_alive();
         if let Some(reason) = instance.down() {
-            return Err(PlaneError::WorkerGone {
-                model: name,
-                reason,
-            });
+            return Err(PlaneError::WorkerGone { model: name, reason });
         }
         instance.stats.cold();
         self.open_account(&instance);
@@ -189,10 +176,7 @@ impl Registry {
             }
             None => (None, None),
         };
-        let slots = Slots {
-            active: instance,
-            standby,
-        };
+        let slots = Slots { active: instance, standby };
         models.insert(name, slots);
         drop(models);
         retire_later(obsolete);
@@ -202,28 +186,20 @@ impl Registry {
     pub(super) fn shadow(&self, id: CandidateId) -> Result<(), PlaneError> {
         let Candidate { instance, tally } = self.candidate(id)?;
         let name = &instance.identity.model;
-        let active = self
-            .active(name)
-            .ok_or_else(|| PlaneError::NotServing(name.clone()))?;
+        let active = self.active(name).ok_or_else(|| PlaneError::NotServing(name.clone()))?;
         let limit = self.run_limit();
         active.mirror.attach(id, instance, tally, limit);
         Ok(())
     }
 
     pub(super) fn shadow_report(&self, id: CandidateId) -> ShadowReport {
-        self.candidate(id)
-            .map_or_else(|_| Tally::default().report(), |c| c.tally.report())
+        self.candidate(id).map_or_else(|_| Tally::default().report(), |c| c.tally.report())
     }
 
     pub(super) fn rollback(&self, name: &str) -> Result<(), PlaneError> {
         let mut models = self.models_mut();
-        let slots = models
-            .get_mut(name)
-            .ok_or_else(|| PlaneError::NotServing(name.to_owned()))?;
-        let standby = slots
-            .standby
-            .take()
-            .ok_or_else(|| PlaneError::NoStandby(name.to_owned()))?;
+        let slots = models.get_mut(name).ok_or_else(|| PlaneError::NotServing(name.to_owned()))?;
+        let standby = slots.standby.take().ok_or_else(|| PlaneError::NoStandby(name.to_owned()))?;
         standby.stats.cold();
         self.open_account(&standby);
         let replaced = std::mem::replace(&mut slots.active, standby);
@@ -243,10 +219,7 @@ impl Registry {
     }
 
     pub(super) async fn retire_standby(&self, name: &str) {
-        let standby = self
-            .models_mut()
-            .get_mut(name)
-            .and_then(|slots| slots.standby.take());
+        let standby = self.models_mut().get_mut(name).and_then(|slots| slots.standby.take());
         if let Some(standby) = standby {
             standby.retire().await;
         }
@@ -270,10 +243,7 @@ impl Registry {
     }
 
     pub(super) fn worker_pids(&self) -> Vec<(String, u32)> {
-        self.everyone()
-            .iter()
-            .filter_map(|i| Some((i.identity.model.clone(), i.pid()?)))
-            .collect()
+        self.everyone().iter().filter_map(|i| Some((i.identity.model.clone(), i.pid()?))).collect()
     }
 
     pub(super) fn events(&self) -> broadcast::Receiver<PlaneEvent> {
@@ -290,11 +260,8 @@ impl Registry {
                 (name.clone(), entry)
             })
             .collect();
-        let candidates: Vec<Value> = self
-            .candidates()
-            .values()
-            .map(|c| describe(&c.instance))
-            .collect();
+        let candidates: Vec<Value> =
+            self.candidates().values().map(|c| describe(&c.instance)).collect();
         json!({
             "endpoints": endpoints,
             "draining": self.is_draining(),
@@ -346,10 +313,7 @@ impl Registry {
     }
 
     fn run_limit(&self) -> Duration {
-        self.cfg
-            .request_deadline
-            .saturating_mul(4)
-            .max(MIN_RUN_LIMIT)
+        self.cfg.request_deadline.saturating_mul(4).max(MIN_RUN_LIMIT)
     }
 
     fn on_health(self: &Arc<Self>, id: CandidateId, name: &str) -> OnHealth {
@@ -364,9 +328,7 @@ impl Registry {
 
     fn tell(&self, id: CandidateId, model: &str, health: Health) {
         let model = model.to_owned();
-        let is_active = self
-            .active(&model)
-            .is_some_and(|active| active.identity.id == id);
+        let is_active = self.active(&model).is_some_and(|active| active.identity.id == id);
         let is_candidate = self.candidates().contains_key(&id);
         let event = match health {
             Health::Died(reason) => {
@@ -374,11 +336,7 @@ impl Registry {
                 if is_active {
                     PlaneEvent::WorkerDied { model, reason }
                 } else if is_candidate {
-                    PlaneEvent::CandidateDied {
-                        candidate: id,
-                        model,
-                        reason,
-                    }
+                    PlaneEvent::CandidateDied { candidate: id, model, reason }
                 } else {
                     return;
                 }
@@ -418,10 +376,7 @@ impl Registry {
     }
 
     fn candidate(&self, id: CandidateId) -> Result<Candidate, PlaneError> {
-        self.candidates()
-            .get(&id)
-            .cloned()
-            .ok_or(PlaneError::UnknownCandidate(id))
+        self.candidates().get(&id).cloned().ok_or(PlaneError::UnknownCandidate(id))
     }
 
     fn models(&self) -> RwLockReadGuard<'_, BTreeMap<String, Slots>> {
@@ -449,14 +404,10 @@ fn retire_later(instance: Option<Arc<Instance>>) {
 
 fn start_error(name: &str, spec: &WorkerSpec, error: WorkerError) -> PlaneError {
     match error {
-        WorkerError::Spawn(source) => PlaneError::Spawn {
-            program: spec.program.clone(),
-            source,
-        },
-        WorkerError::Load(reason) | WorkerError::Died(reason) => PlaneError::Load {
-            model: name.to_owned(),
-            reason,
-        },
+        WorkerError::Spawn(source) => PlaneError::Spawn { program: spec.program.clone(), source },
+        WorkerError::Load(reason) | WorkerError::Died(reason) => {
+            PlaneError::Load { model: name.to_owned(), reason }
+        }
     }
 }
 
@@ -514,11 +465,7 @@ fn tensors(named: &[bundle::NamedTensor]) -> Result<NamedTensors, String> {
 /// both fix.
 fn check_ports(what: &str, said: &[bundle::TensorSpec], found: &[IoSpec]) -> Result<(), String> {
     if said.len() != found.len() {
-        return Err(format!(
-            "{} {what}s, the manifest says {}",
-            found.len(),
-            said.len()
-        ));
+        return Err(format!("{} {what}s, the manifest says {}", found.len(), said.len()));
     }
     for spec in said {
         let port = found

@@ -21,7 +21,7 @@ use super::instance::until;
 use super::{Endpoints, PlaneConfig, PlaneError};
 
 /// The most connections at once, over both listeners; further ones wait to be accepted.
-pub const MAX_CONNECTIONS: usize = 256;
+const MAX_CONNECTIONS: usize = 256;
 /// How long a connection may take to send a request's head, idle time included.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// The wait after a failed accept, which is usually for want of file descriptors.
@@ -40,17 +40,11 @@ pub(super) struct Servers {
 impl Servers {
     pub(super) async fn start(cfg: &PlaneConfig, router: Router) -> Result<Self, PlaneError> {
         let (stop, stopped) = watch::channel(false);
-        let serving = Serving {
-            router,
-            permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-            stopped,
-        };
+        let serving =
+            Serving { router, permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)), stopped };
         let mut listeners = JoinSet::new();
         let mut aborts = Vec::new();
-        let mut endpoints = Endpoints {
-            http: None,
-            unix: None,
-        };
+        let mut endpoints = Endpoints { http: None, unix: None };
         if let Some(address) = cfg.http {
             let bind = |source| bind_error(address.to_string(), source);
             let listener = TcpListener::bind(address).await.map_err(bind)?;
@@ -64,12 +58,7 @@ impl Servers {
             endpoints.unix = Some(path);
             aborts.push(listeners.spawn(serving.accept(listener)));
         }
-        Ok(Self {
-            endpoints,
-            stop,
-            listeners: Mutex::new(listeners),
-            aborts,
-        })
+        Ok(Self { endpoints, stop, listeners: Mutex::new(listeners), aborts })
     }
 
     pub(super) fn endpoints(&self) -> Endpoints {
@@ -80,10 +69,7 @@ impl Servers {
     pub(super) async fn drain(&self, end: Instant) {
         self.stop.send_replace(true);
         let mut listeners = {
-            let mut held = self
-                .listeners
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut held = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *held)
         };
         let all = async { while listeners.join_next().await.is_some() {} };
@@ -173,10 +159,7 @@ impl Serving {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(
-                TokioIo::new(stream),
-                TowerToHyperService::new(self.router.clone()),
-            );
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(self.router.clone()));
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = &mut connection => ended,
@@ -223,10 +206,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             "something that is not a socket is there",
         )),
         Ok(_) => match StdUnixStream::connect(path) {
-            Ok(_) => Err(io::Error::new(
-                io::ErrorKind::AddrInUse,
-                "another process listens there",
-            )),
+            Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there")),
             Err(_) => std::fs::remove_file(path),
         },
     }

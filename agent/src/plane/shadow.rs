@@ -57,11 +57,7 @@ impl Mirror {
         limit: Duration,
     ) {
         let (queue, pairs) = mpsc::channel(SHADOW_QUEUE);
-        *self.lock() = Some(Target {
-            candidate: id,
-            queue,
-            tally: tally.clone(),
-        });
+        *self.lock() = Some(Target { candidate: id, queue, tally: tally.clone() });
         tokio::spawn(compare_all(candidate, pairs, tally, limit));
     }
 
@@ -84,10 +80,7 @@ impl Mirror {
         let Some(target) = target.as_ref() else {
             return;
         };
-        let pair = Pair {
-            inputs: inputs.clone(),
-            answer: answer.clone(),
-        };
+        let pair = Pair { inputs: inputs.clone(), answer: answer.clone() };
         if target.queue.try_send(pair).is_err() {
             target.tally.lock().report.dropped += 1;
         }
@@ -105,11 +98,7 @@ impl Tally {
         // Exact far beyond any number of requests.
         #[allow(clippy::cast_precision_loss)]
         let requests = report.requests as f64;
-        report.agreement = if report.requests == 0 {
-            1.0
-        } else {
-            sums.agreement / requests
-        };
+        report.agreement = if report.requests == 0 { 1.0 } else { sums.agreement / requests };
         report
     }
 

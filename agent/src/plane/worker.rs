@@ -81,11 +81,7 @@ enum Event {
     Closed,
     Unreadable(FrameError),
     Loaded(Result<LoadedReply, String>),
-    Ran {
-        id: u64,
-        compute: Duration,
-        result: Result<NamedTensors, (FailureKind, String)>,
-    },
+    Ran { id: u64, compute: Duration, result: Result<NamedTensors, (FailureKind, String)> },
 }
 
 enum Order {
@@ -137,11 +133,9 @@ fn answer_all(
             }
             Event::Loaded(Ok(reply)) => (Message::Loaded(reply), None),
             Event::Loaded(Err(error)) => (Message::LoadFailed(error), Some(EXIT_LOAD)),
-            Event::Ran {
-                id,
-                compute,
-                result,
-            } => run_answer(id, result, || hook.after_run(compute)),
+            Event::Ran { id, compute, result } => {
+                run_answer(id, result, || hook.after_run(compute))
+            }
         };
         if let Err(error) = send(socket, &answer) {
             tracing::error!(%error, "the worker cannot answer");
@@ -162,11 +156,7 @@ fn run_answer(
     match result {
         Ok(tensors) => {
             let compute_us = u64::try_from(report().as_micros()).unwrap_or(u64::MAX);
-            let ran = Message::Ran {
-                id,
-                compute_us,
-                tensors,
-            };
+            let ran = Message::Ran { id, compute_us, tensors };
             (ran, None)
         }
         Err((kind, error)) => {
@@ -210,11 +200,7 @@ fn drive_engine(orders: &Receiver<Order>, events: &Sender<Event>) {
                     Some(session) => guarded(|| run(session.as_mut(), &tensors)),
                     None => Err((FailureKind::Fatal, "no model is loaded".to_owned())),
                 };
-                Event::Ran {
-                    id,
-                    compute: started.elapsed(),
-                    result,
-                }
+                Event::Ran { id, compute: started.elapsed(), result }
             }
         };
         if events.send(event).is_err() {
@@ -225,19 +211,15 @@ fn drive_engine(orders: &Receiver<Order>, events: &Sender<Event>) {
 
 fn load(request: &LoadRequest) -> Result<(Box<dyn Session>, LoadedReply), (FailureKind, String)> {
     let failed = |error: String| (FailureKind::Engine, error);
-    let kind = request
-        .engine
-        .parse()
-        .map_err(|e: runtime::UnknownEngine| failed(e.to_string()))?;
+    let kind = request.engine.parse().map_err(|e: runtime::UnknownEngine| failed(e.to_string()))?;
     let engine = runtime::open(&EngineOptions {
         kind,
         threads: request.threads,
         ort_library: request.ort_library.clone(),
     })
     .map_err(|e| failed(e.to_string()))?;
-    let session = engine
-        .load(&request.model, &LoadOptions::default())
-        .map_err(|e| failed(e.to_string()))?;
+    let session =
+        engine.load(&request.model, &LoadOptions::default()).map_err(|e| failed(e.to_string()))?;
     let reply = LoadedReply {
         inputs: ports(session.inputs()),
         outputs: ports(session.outputs()),

@@ -128,11 +128,7 @@ fn single(value: f64) -> Option<f32> {
 impl<'de> Deserialize<'de> for Elements {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut elements = Self::default();
-        Level {
-            elements: &mut elements,
-            depth: 0,
-        }
-        .deserialize(deserializer)?;
+        Level { elements: &mut elements, depth: 0 }.deserialize(deserializer)?;
         Ok(elements)
     }
 }
@@ -201,10 +197,9 @@ impl<'de> Visitor<'de> for Level<'_> {
         let Self { elements, depth } = self;
         let mut length = 0;
         let mut lists = None;
-        while let Some(is_list) = seq.next_element_seed(Level {
-            elements: &mut *elements,
-            depth: depth + 1,
-        })? {
+        while let Some(is_list) =
+            seq.next_element_seed(Level { elements: &mut *elements, depth: depth + 1 })?
+        {
             if lists.replace(is_list).is_some_and(|was| was != is_list) {
                 return Err(A::Error::custom("tensor data mixes lists and elements"));
             }
@@ -245,10 +240,7 @@ pub struct JsonElements<'a>(
 /// Whether elements of this type have a JSON form in the protocol.
 #[must_use]
 pub fn has_json(dtype: ElementType) -> bool {
-    !matches!(
-        dtype,
-        ElementType::F16 | ElementType::Bf16 | ElementType::String
-    )
+    !matches!(dtype, ElementType::F16 | ElementType::Bf16 | ElementType::String)
 }
 
 impl Serialize for JsonElements<'_> {
@@ -298,10 +290,7 @@ mod tests {
     fn flat_and_nested_data_hold_the_same_elements() {
         let flat = parse("[1, 2, 3, 4, 5, 6]").unwrap();
         let nested = parse("[[1, 2, 3], [4, 5, 6]]").unwrap();
-        assert_eq!(
-            flat.to_bytes(ElementType::I16),
-            nested.to_bytes(ElementType::I16)
-        );
+        assert_eq!(flat.to_bytes(ElementType::I16), nested.to_bytes(ElementType::I16));
         assert!(flat.fits(&[2, 3]) && nested.fits(&[2, 3]));
         assert!(!nested.fits(&[3, 2]));
     }
@@ -320,10 +309,7 @@ mod tests {
     #[test]
     fn an_element_of_another_type_is_named_with_its_place_and_value() {
         let error = |text: &str, dtype| parse(text).unwrap().to_bytes(dtype).unwrap_err();
-        assert_eq!(
-            error("[1, 2.5]", ElementType::I32),
-            "element 1 is 2.5, wanted INT32"
-        );
+        assert_eq!(error("[1, 2.5]", ElementType::I32), "element 1 is 2.5, wanted INT32");
         assert_eq!(error("[256]", ElementType::U8), "element 0 is 256, wanted UINT8");
         assert_eq!(error("[-1]", ElementType::U64), "element 0 is -1, wanted UINT64");
         assert_eq!(error("[0, null]", ElementType::F32), "element 1 is null, wanted FP32");
@@ -362,9 +348,6 @@ mod tests {
     #[test]
     fn what_json_cannot_say_becomes_null() {
         let tensor = Tensor::from_f32(vec![3], &[f32::NAN, f32::INFINITY, 1.0]).unwrap();
-        assert_eq!(
-            serde_json::to_string(&JsonElements(&tensor)).unwrap(),
-            "[null,null,1.0]"
-        );
+        assert_eq!(serde_json::to_string(&JsonElements(&tensor)).unwrap(), "[null,null,1.0]");
     }
 }

@@ -19,10 +19,7 @@ pub struct OipError {
 impl OipError {
     /// An error with a status of its own.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            message: message.into(),
-        }
+        Self { status, message: message.into() }
     }
 
     /// The request cannot be understood or does not fit the model.
@@ -62,10 +59,7 @@ impl OipError {
     }
 
     fn is_temporary(&self) -> bool {
-        matches!(
-            self.status,
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-        )
+        matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
     }
 }
 
@@ -87,13 +81,11 @@ impl From<JobError> for OipError {
 impl IntoResponse for OipError {
     fn into_response(self) -> Response {
         let temporary = self.is_temporary();
-        let mut response =
-            (self.status, Json(json!({ "error": self.message }))).into_response();
+        let mut response = (self.status, Json(json!({ "error": self.message }))).into_response();
         if temporary {
-            response.headers_mut().insert(
-                header::RETRY_AFTER,
-                HeaderValue::from_static(RETRY_AFTER_SECONDS),
-            );
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
         }
         response
     }

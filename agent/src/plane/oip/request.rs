@@ -9,7 +9,9 @@ use serde_json::{Map, Value};
 use super::element::{Elements, has_json};
 use super::error::OipError;
 use crate::plane::process::Interface;
-use crate::plane::protocol::{MAX_NAME_BYTES, MAX_RANK, MAX_TENSORS, NamedTensors, tensor_from_parts};
+use crate::plane::protocol::{
+    MAX_NAME_BYTES, MAX_RANK, MAX_TENSORS, NamedTensors, tensor_from_parts,
+};
 
 /// A decoded request.
 #[derive(Debug, Clone, PartialEq)]
@@ -103,13 +105,7 @@ impl InferRequest {
             .outputs
             .map(|outputs| outputs.into_iter().map(HeadOutput::decode).collect())
             .transpose()?;
-        Ok(Self {
-            id: head.id,
-            parameters,
-            inputs,
-            outputs,
-            binary_outputs,
-        })
+        Ok(Self { id: head.id, parameters, inputs, outputs, binary_outputs })
     }
 
     /// Checks inputs and wanted outputs against what the model has.
@@ -157,17 +153,12 @@ impl InferRequest {
                 )));
             }
             if before.into_iter().any(|other| other.name == wanted.name) {
-                return Err(OipError::bad(format!(
-                    "output `{}` is asked for twice",
-                    wanted.name
-                )));
+                return Err(OipError::bad(format!("output `{}` is asked for twice", wanted.name)));
             }
         }
         for spec in specs {
-            let wanted = self
-                .outputs
-                .as_ref()
-                .is_none_or(|list| list.iter().any(|w| w.name == spec.name));
+            let wanted =
+                self.outputs.as_ref().is_none_or(|list| list.iter().any(|w| w.name == spec.name));
             if wanted && !has_json(spec.dtype) && !self.wants_binary(&spec.name) {
                 return Err(OipError::bad(format!(
                     "output `{}` is {}, which has no JSON form; ask for it with binary_data",
@@ -182,13 +173,7 @@ impl InferRequest {
 impl HeadInput {
     /// Takes the input's bytes from the front of `rest` where it is a binary one.
     fn decode(self, rest: &mut &[u8]) -> Result<(String, Tensor), OipError> {
-        let Self {
-            name,
-            shape,
-            datatype,
-            parameters,
-            data,
-        } = self;
+        let Self { name, shape, datatype, parameters, data } = self;
         let parameters = parameters.unwrap_or_default();
         let bad = |what: String| OipError::bad(format!("input `{}`: {what}", brief(&name)));
         if name.len() > MAX_NAME_BYTES {
@@ -238,18 +223,11 @@ impl HeadOutput {
             return Err(bad("classification is not served".to_owned()));
         }
         let binary = flag(&parameters, "binary_data")?;
-        Ok(WantedOutput {
-            name: self.name,
-            binary,
-        })
+        Ok(WantedOutput { name: self.name, binary })
     }
 }
 
-fn from_elements(
-    data: &Elements,
-    dtype: ElementType,
-    shape: &[usize],
-) -> Result<Vec<u8>, String> {
+fn from_elements(data: &Elements, dtype: ElementType, shape: &[usize]) -> Result<Vec<u8>, String> {
     if !has_json(dtype) {
         return Err(format!("{dtype} has no JSON form; send it with binary_data_size"));
     }
@@ -262,20 +240,14 @@ fn from_elements(
         ));
     }
     if !data.fits(shape) {
-        return Err(format!(
-            "the data is nested as {:?}, the shape is {shape:?}",
-            data.nesting()
-        ));
+        return Err(format!("the data is nested as {:?}, the shape is {shape:?}", data.nesting()));
     }
     data.to_bytes(dtype)
 }
 
 fn checked_shape(shape: &[i64]) -> Result<Vec<usize>, String> {
     if shape.len() > MAX_RANK {
-        return Err(format!(
-            "{} dimensions, at most {MAX_RANK} are allowed",
-            shape.len()
-        ));
+        return Err(format!("{} dimensions, at most {MAX_RANK} are allowed", shape.len()));
     }
     shape
         .iter()
@@ -295,10 +267,9 @@ fn size(parameters: &Map<String, Value>, key: &str) -> Result<Option<usize>, Str
     parameters
         .get(key)
         .map(|value| {
-            value
-                .as_u64()
-                .and_then(|v| usize::try_from(v).ok())
-                .ok_or_else(|| format!("parameter {key} is {}, not a size", brief(&value.to_string())))
+            value.as_u64().and_then(|v| usize::try_from(v).ok()).ok_or_else(|| {
+                format!("parameter {key} is {}, not a size", brief(&value.to_string()))
+            })
         })
         .transpose()
 }

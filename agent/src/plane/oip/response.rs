@@ -70,19 +70,18 @@ pub(in crate::plane) fn encode(
     answer: &Answer,
 ) -> Result<Encoded, OipError> {
     let failed = |what: String| OipError::new(StatusCode::INTERNAL_SERVER_ERROR, what);
-    let wanted: Vec<&(String, Tensor)> = match &request.outputs {
-        None => answer.outputs.iter().collect(),
-        Some(wanted) => wanted
-            .iter()
-            .map(|wanted| {
-                answer
-                    .outputs
-                    .iter()
-                    .find(|(name, _)| *name == wanted.name)
-                    .ok_or_else(|| failed(format!("the model gave no output `{}`", wanted.name)))
-            })
-            .collect::<Result<_, _>>()?,
-    };
+    let wanted: Vec<&(String, Tensor)> =
+        match &request.outputs {
+            None => answer.outputs.iter().collect(),
+            Some(wanted) => wanted
+                .iter()
+                .map(|wanted| {
+                    answer.outputs.iter().find(|(name, _)| *name == wanted.name).ok_or_else(|| {
+                        failed(format!("the model gave no output `{}`", wanted.name))
+                    })
+                })
+                .collect::<Result<_, _>>()?,
+        };
     let mut outputs = Vec::with_capacity(wanted.len());
     let mut tail: Vec<&[u8]> = Vec::new();
     for (name, tensor) in wanted {
@@ -94,11 +93,7 @@ pub(in crate::plane) fn encode(
             name,
             datatype: tensor.dtype.oip_name(),
             shape: &tensor.shape,
-            payload: if binary {
-                Payload::Binary(tensor)
-            } else {
-                Payload::Json(tensor)
-            },
+            payload: if binary { Payload::Binary(tensor) } else { Payload::Json(tensor) },
         });
     }
     let head = Head {
@@ -111,10 +106,7 @@ pub(in crate::plane) fn encode(
     let mut body = serde_json::to_vec(&head).map_err(|e| failed(e.to_string()))?;
     let header_length = (!tail.is_empty()).then_some(body.len());
     tail.iter().for_each(|bytes| body.extend_from_slice(bytes));
-    Ok(Encoded {
-        body,
-        header_length,
-    })
+    Ok(Encoded { body, header_length })
 }
 
 /// A model's inputs or outputs for its metadata; a free dimension is -1.
