@@ -15,7 +15,8 @@ mod layout;
 pub(crate) mod masked;
 mod reduce;
 
-pub use factor::{Factor, factors};
+use factor::factors;
+pub(crate) use layout::{split_sizes, windows};
 
 use crate::{Dim, Node, Op, Role};
 
@@ -166,12 +167,12 @@ impl Ports {
         self.dims(port).map(<[Dim]>::len)
     }
 
-    fn ints(&self, slot: usize) -> Option<&[i64]> {
+    pub(crate) fn ints(&self, slot: usize) -> Option<&[i64]> {
         self.get(Port::In(slot))?.ints.as_deref()
     }
 
     /// Whether input `slot` is given (ONNX omits by an empty name or a shorter list).
-    fn has(&self, slot: usize) -> bool {
+    pub(crate) fn has(&self, slot: usize) -> bool {
         self.get(Port::In(slot)).is_some()
     }
 
@@ -296,6 +297,8 @@ fn stated(node: &Node, ports: &Ports) -> Result<Coupling, String> {
         Op::ConstantOfShape => Ok(layout::filled(ports)),
         Op::Constant => Ok(Coupling::default()),
         Op::Range
+        | Op::Lrn { .. }
+        | Op::Size
         | Op::DequantizeLinear { .. }
         | Op::QuantizeLinear { .. }
         | Op::DynamicQuantizeLinear

@@ -1,0 +1,585 @@
+//! The search for groups: join what the couplings state, lock what cannot go, collect the closures.
+//!
+//! In five steps: state every node's coupling; join axes that are index for index the same into *classes*;
+//! give every index of a class an *atom* and join atoms by the remaining links; decide each reshape's
+//! factor; lock axes whose masked units are not silent where they are summed. The sets of atoms that remain
+//! unlocked are the units.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use super::atoms::{Sets, pairs, stripe};
+use super::collect::collect;
+use super::sizes::{Read, Reader, reads};
+use super::{Grouping, Locked, LockedBy};
+use crate::coupling::masked::{Fact, ZERO, transfer};
+use crate::coupling::{AxisRef, Coupling, Link, Port, PortInfo, Ports, Relation, coupling};
+use crate::shape_operand::{self, Kind};
+use crate::{Dim, Graph, Model, NodeId, Op, Origin, Role, Shapes, Tensor, ValueId};
+
+/// Axes wider than this stay as they are.
+const MAX_AXIS: usize = 1 << 18;
+
+/// Indices followed in all; further axes are locked.
+const MAX_ATOMS: usize = 1 << 26;
+
+/// Largest constant searched for being uniform, in elements.
+const MAX_UNIFORM: usize = 1 << 16;
+
+/// Largest constant read as integers, in elements.
+const MAX_INTS: usize = 1 << 12;
+
+/// Finds every group of the main graph, and what stands in the way of the rest.
+pub fn find(model: &Model, shapes: &Shapes) -> Grouping {
+    let mut search = Search::new(&model.graph, shapes);
+    search.lock_ends();
+    search.lock_operands();
+    search.lock_sizes();
+    let mut atoms = Atoms::new(&search);
+    search.choose(&mut atoms);
+    search.lock_loud_sums(&mut atoms);
+    let locked = locked(&search, &mut atoms);
+    Grouping { groups: collect(&search, &mut atoms), locked, sizes_read: search.sizes_read }
+}
+
+/// Who reads each value.
+pub(crate) struct Readers {
+    nodes: HashMap<ValueId, Vec<(NodeId, usize)>>,
+    outputs: HashSet<ValueId>,
+    captured: HashMap<ValueId, NodeId>,
+}
+
+impl Readers {
+    pub(crate) fn new(graph: &Graph) -> Self {
+        let mut nodes: HashMap<ValueId, Vec<(NodeId, usize)>> = HashMap::new();
+        let mut captured = HashMap::new();
+        for (id, node) in graph.nodes() {
+            for (slot, value) in node.inputs.iter().enumerate() {
+                if let Some(value) = value {
+                    nodes.entry(*value).or_default().push((id, slot));
+                }
+            }
+            if node.has_subgraphs() {
+                captured.extend(graph.captures(id).into_iter().map(|value| (value, id)));
+            }
+        }
+        Self { nodes, outputs: graph.outputs().iter().copied().collect(), captured }
+    }
+
+    /// Nodes and slots that read `value`.
+    pub(crate) fn of(&self, value: ValueId) -> &[(NodeId, usize)] {
+        self.nodes.get(&value).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether `value` is read from outside of this graph's own nodes.
+    pub(crate) fn leaves(&self, value: ValueId) -> bool {
+        self.outputs.contains(&value) || self.captured.contains_key(&value)
+    }
+
+    fn is_read(&self, value: ValueId) -> bool {
+        self.leaves(value) || !self.of(value).is_empty()
+    }
+}
+
+/// Whose axis it is. A constant has axes of its own at every place that reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Owner {
+    Value(ValueId),
+    Use(NodeId, usize),
+}
+
+pub(super) struct Axis {
+    pub(super) owner: Owner,
+    pub(super) value: ValueId,
+    pub(super) axis: usize,
+    pub(super) size: usize,
+}
+
+/// A node with what it states.
+pub(super) struct Statement {
+    pub(super) node: NodeId,
+    pub(super) coupling: Coupling,
+    /// Links of the coupling that are not choices, then the choices taken.
+    pub(super) links: Vec<Link>,
+}
+
+pub(super) struct Search<'a> {
+    pub(super) graph: &'a Graph,
+    pub(super) readers: Readers,
+    pub(super) ports: HashMap<NodeId, Ports>,
+    pub(super) statements: Vec<Statement>,
+    pub(super) axes: Vec<Axis>,
+    ids: HashMap<(Owner, usize), usize>,
+    locks: Vec<Entry>,
+    sizes_read: Vec<Read>,
+    pub(super) statement_of: HashMap<NodeId, usize>,
+    /// Constants, and what is computed from constants alone.
+    pub(super) static_values: HashSet<ValueId>,
+}
+
+struct Entry {
+    axis: usize,
+    by: LockedBy,
+    why: String,
+}
+
+impl<'a> Search<'a> {
+    fn new(graph: &'a Graph, shapes: &'a Shapes) -> Self {
+        let readers = Readers::new(graph);
+        let mut search = Self {
+            graph,
+            ports: ports(graph, shapes, &readers),
+            readers,
+            statements: Vec::new(),
+            axes: Vec::new(),
+            ids: HashMap::new(),
+            locks: Vec::new(),
+            sizes_read: Vec::new(),
+            statement_of: HashMap::new(),
+            static_values: static_values(graph),
+        };
+        for (node_id, node) in graph.nodes() {
+            let Some(ports) = search.ports.get(&node_id) else { continue };
+            let coupling = coupling(node, ports);
+            let links = coupling.links.clone();
+            search.statement_of.insert(node_id, search.statements.len());
+            search.statements.push(Statement { node: node_id, coupling, links });
+            search.add_axes(node_id);
+        }
+        for value in graph.inputs().iter().chain(graph.outputs()) {
+            search.add_value_axes(*value, shapes.dims(*value));
+        }
+        search.add_locks();
+        search
+    }
+
+    fn add_axes(&mut self, id: NodeId) {
+        let node = self.graph.node(id);
+        let ends = node.inputs.iter().enumerate().map(|(slot, value)| (Port::In(slot), value));
+        let ends = ends.chain(node.outputs.iter().enumerate().map(|(slot, value)| (Port::Out(slot), value)));
+        let mut new = Vec::new();
+        for (port, value) in ends {
+            let (Some(value), Some(owner)) = (value, self.owner(id, port)) else { continue };
+            let dims = self.ports.get(&id).and_then(|ports| ports.dims(port)).unwrap_or_default();
+            for (axis, dim) in dims.iter().enumerate() {
+                if let Dim::Fixed(size) = dim {
+                    new.push(Axis { owner, value: *value, axis, size: *size });
+                }
+            }
+        }
+        new.into_iter().for_each(|axis| self.add_axis(axis));
+    }
+
+    fn add_value_axes(&mut self, value: ValueId, dims: Option<&[Dim]>) {
+        for (axis, dim) in dims.unwrap_or_default().iter().enumerate() {
+            if let Dim::Fixed(size) = dim {
+                self.add_axis(Axis { owner: Owner::Value(value), value, axis, size: *size });
+            }
+        }
+    }
+
+    fn add_axis(&mut self, axis: Axis) {
+        let next = self.axes.len();
+        if let std::collections::hash_map::Entry::Vacant(slot) = self.ids.entry((axis.owner, axis.axis)) {
+            slot.insert(next);
+            self.axes.push(axis);
+        }
+    }
+
+    fn owner(&self, node: NodeId, port: Port) -> Option<Owner> {
+        let info = self.ports.get(&node)?.get(port)?;
+        match port {
+            Port::In(slot) if info.constant => Some(Owner::Use(node, slot)),
+            Port::In(slot) => self.graph.node(node).input(slot).map(Owner::Value),
+            Port::Out(slot) => self.graph.node(node).output(slot).map(Owner::Value),
+        }
+    }
+
+    /// The axis at a port, where its size is known.
+    pub(super) fn id(&self, node: NodeId, at: AxisRef) -> Option<usize> {
+        self.ids.get(&(self.owner(node, at.port)?, at.axis)).copied()
+    }
+
+    fn lock(&mut self, axis: usize, by: LockedBy, why: impl Into<String>) {
+        self.locks.push(Entry { axis, by, why: why.into() });
+    }
+
+    /// Locks stated by the nodes, and both ends of links that do not fit.
+    fn add_locks(&mut self) {
+        let mut entries = Vec::new();
+        for statement in &self.statements {
+            let by = LockedBy::Node(statement.node);
+            for lock in &statement.coupling.locks {
+                entries.extend(self.id(statement.node, lock.at).map(|axis| (axis, by, lock.why.clone())));
+            }
+            for link in statement.coupling.links.iter().chain(&statement.coupling.choices) {
+                let ends = (self.id(statement.node, link.a), self.id(statement.node, link.b));
+                let why = match ends {
+                    (Some(a), Some(b)) => {
+                        pairs(link.relation, (self.axes[a].size, self.axes[b].size), |_, _| {}).err()
+                    }
+                    (None, None) => None,
+                    _ => Some("the size of an axis that goes with it is only known at run time".to_owned()),
+                };
+                if let Some(why) = why {
+                    entries.extend([ends.0, ends.1].into_iter().flatten().map(|axis| (axis, by, why.clone())));
+                }
+            }
+        }
+        for (axis, by, why) in entries {
+            self.lock(axis, by, why);
+        }
+        let wide = (0..self.axes.len()).filter(|&axis| self.axes[axis].size > MAX_AXIS).collect::<Vec<_>>();
+        for axis in wide {
+            self.lock(axis, LockedBy::Limit, format!("wider than {MAX_AXIS}"));
+        }
+    }
+
+    /// Inputs, outputs and what control-flow bodies capture keep their shapes.
+    fn lock_ends(&mut self) {
+        let mut entries = Vec::new();
+        for (index, axis) in self.axes.iter().enumerate() {
+            let Owner::Value(value) = axis.owner else { continue };
+            if matches!(self.graph.value(value).origin, Origin::Input | Origin::Outer) {
+                entries.push((index, LockedBy::GraphInput, "an input of the model"));
+            }
+            if self.readers.outputs.contains(&value) {
+                entries.push((index, LockedBy::GraphOutput, "an output of the model"));
+            }
+            if let Some(node) = self.readers.captured.get(&value) {
+                entries.push((index, LockedBy::Node(*node), "a control-flow body reads it"));
+            }
+        }
+        for (axis, by, why) in entries {
+            self.lock(axis, by, why);
+        }
+    }
+
+    /// Locks the outputs of nodes whose shape operand could not be rewritten.
+    fn lock_operands(&mut self) {
+        let mut entries = Vec::new();
+        for statement in &self.statements {
+            let Err(why) = rewritable(self.graph, &self.ports, statement.node) else { continue };
+            let axes = self.axes_of_output(statement.node);
+            entries.extend(axes.map(|axis| (axis, LockedBy::Node(statement.node), why.clone())));
+        }
+        for (axis, by, why) in entries {
+            self.lock(axis, by, why);
+        }
+    }
+
+    fn axes_of_output(&self, node: NodeId) -> impl Iterator<Item = usize> {
+        let port = Port::Out(0);
+        let rank = self.ports.get(&node).and_then(|ports| ports.dims(port)).map_or(0, <[Dim]>::len);
+        (0..rank).filter_map(move |axis| self.id(node, AxisRef { port, axis }))
+    }
+
+    /// Locks axes whose size the model computes with.
+    fn lock_sizes(&mut self) {
+        self.sizes_read = reads(self.graph, &self.readers, &self.ports);
+        for read in self.sizes_read.clone() {
+            let Some(&axis) = self.ids.get(&(Owner::Value(read.value), read.axis)) else { continue };
+            match read.by {
+                Reader::Operand(node) => {
+                    if let Err(why) = rewritable(self.graph, &self.ports, node) {
+                        self.lock(axis, LockedBy::Node(node), format!("its size is read, and {why}"));
+                    }
+                }
+                Reader::Other(by, why) => self.lock(axis, by, why),
+            }
+        }
+    }
+
+    /// Settles on a factor for every axis that a reshape merges or splits.
+    fn choose(&mut self, atoms: &mut Atoms) {
+        for index in 0..self.statements.len() {
+            let statement = &self.statements[index];
+            let (node, choices) = (statement.node, statement.coupling.choices.clone());
+            let mut taken: Vec<AxisRef> = Vec::new();
+            for link in &choices {
+                let ends = self.id(node, link.a).zip(self.id(node, link.b));
+                let Some((a, b)) = ends else { continue };
+                if taken.contains(&link.a) || taken.contains(&link.b) {
+                    continue;
+                }
+                if atoms.units_after(link.relation, (a, b), &self.axes) >= 2 {
+                    atoms.join(link.relation, (a, b), &self.axes);
+                    taken.extend([link.a, link.b]);
+                    self.statements[index].links.push(*link);
+                }
+            }
+            let left: BTreeSet<AxisRef> =
+                choices.iter().flat_map(|link| [link.a, link.b]).filter(|at| !taken.contains(at)).collect();
+            let why = format!("{} merges or splits it, and no factor is free", self.graph.node(node).op_type);
+            for axis in left.into_iter().filter_map(|at| self.id(node, at)).collect::<Vec<_>>() {
+                self.lock(axis, LockedBy::Node(node), why.clone());
+                atoms.lock(axis);
+            }
+        }
+    }
+
+    /// Locks axes that are summed over where masked units would be heard.
+    fn lock_loud_sums(&mut self, atoms: &mut Atoms) {
+        let facts = self.facts();
+        let mut entries = Vec::new();
+        for statement in &self.statements {
+            let op = &self.graph.node(statement.node).op_type;
+            let at = |at: AxisRef| self.id(statement.node, at).map(|axis| (axis, facts[axis]));
+            for (axis, fact) in statement.coupling.sums.iter().filter_map(|&sum| at(sum)) {
+                if fact != ZERO {
+                    let why = format!("{op} sums over it, where a masked unit is not exactly zero");
+                    entries.push((axis, statement.node, why));
+                }
+            }
+            for pair in &statement.coupling.contractions {
+                let Some(((data, x), (weight, w))) = at(pair.data).zip(at(pair.weight)) else { continue };
+                let why = match (x, w) {
+                    (Fact::Wild, _) | (_, Fact::Wild) => "a masked unit might not be finite",
+                    _ if x != ZERO && w != ZERO => "neither factor of a masked unit is exactly zero",
+                    _ => continue,
+                };
+                let why = format!("{op} sums over it, where {why}");
+                entries.extend([(data, statement.node, why.clone()), (weight, statement.node, why)]);
+            }
+        }
+        for (axis, node, why) in entries {
+            self.lock(axis, LockedBy::Node(node), why);
+            atoms.lock(axis);
+        }
+    }
+
+    /// What a masked unit leaves on every axis.
+    fn facts(&self) -> Vec<Fact> {
+        let mut facts = vec![Fact::Finite; self.axes.len()];
+        for (axis, fact) in self.axes.iter().zip(&mut facts) {
+            if let Owner::Use(..) = axis.owner {
+                *fact = ZERO;
+            }
+        }
+        for statement in &self.statements {
+            for &(slot, axis, role) in &statement.coupling.roles {
+                let at = AxisRef { port: Port::In(slot), axis };
+                if let (Role::Divisor, Some(axis)) = (role, self.id(statement.node, at))
+                    && matches!(self.axes[axis].owner, Owner::Use(..))
+                {
+                    facts[axis] = Fact::Finite;
+                }
+            }
+        }
+        for statement in &self.statements {
+            let (node, ports) = (self.graph.node(statement.node), &self.ports[&statement.node]);
+            for slot in 0..node.outputs.len() {
+                for axis in 0..ports.dims(Port::Out(slot)).map_or(0, <[Dim]>::len) {
+                    let out = AxisRef { port: Port::Out(slot), axis };
+                    let Some(id) = self.id(statement.node, out) else { continue };
+                    let known = |slot: usize, axis: usize| {
+                        let at = AxisRef { port: Port::In(slot), axis };
+                        self.id(statement.node, at).map_or(Fact::Finite, |axis| facts[axis])
+                    };
+                    facts[id] = transfer(node, ports, &statement.links, out, &known);
+                }
+            }
+        }
+        facts
+    }
+}
+
+/// The constant that would replace the shape operand of `node`; an error says why there is none.
+fn rewritable(graph: &Graph, ports: &HashMap<NodeId, Ports>, node: NodeId) -> Result<(), String> {
+    let Some(ports) = ports.get(&node) else { return Ok(()) };
+    let op = &graph.node(node).op;
+    let kind = match op {
+        Op::Reshape { allow_zero } => Kind::Reshape { allow_zero: *allow_zero },
+        Op::Expand => Kind::Expand,
+        Op::ConstantOfShape => Kind::Filled,
+        Op::Slice { .. } | Op::Split { .. } => {
+            let known = |info: &Option<PortInfo>| info.as_ref().is_none_or(|info| info.ints.is_some());
+            let all = ports.inputs.iter().skip(1).all(known);
+            return if all { Ok(()) } else { Err(format!("{} has bounds that are computed", graph.node(node).op_type)) };
+        }
+        _ => return Ok(()),
+    };
+    let Some(to) = ports.dims(Port::Out(0)) else { return Err("its rank is not known".to_owned()) };
+    let slot = if kind == Kind::Filled { 0 } else { 1 };
+    if ports.get(Port::In(slot)).is_some_and(|info| info.ints.is_some()) {
+        return Ok(());
+    }
+    let from = ports.dims(Port::In(0)).unwrap_or_default();
+    shape_operand::constant(kind, from, to)
+        .map(drop)
+        .map_err(|why| format!("the shape operand of {} cannot be rewritten: {why}", graph.node(node).op_type))
+}
+
+fn static_values(graph: &Graph) -> HashSet<ValueId> {
+    let mut found: HashSet<ValueId> =
+        graph.values().map(|(id, _)| id).filter(|&value| graph.constant(value).is_some()).collect();
+    for (_, node) in graph.nodes() {
+        if !node.inputs.is_empty() && node.inputs.iter().flatten().all(|value| found.contains(value)) {
+            found.extend(node.outputs.iter().flatten());
+        }
+    }
+    found
+}
+
+/// What is known at the ports of every node that is not itself constant.
+pub(crate) fn ports(graph: &Graph, shapes: &Shapes, readers: &Readers) -> HashMap<NodeId, Ports> {
+    let mut constants: HashMap<ValueId, Option<PortInfo>> = HashMap::new();
+    let mut constant = |value: ValueId| {
+        let entry = constants.entry(value);
+        entry.or_insert_with(|| graph.constant(value).map(|tensor| constant_info(&tensor))).clone()
+    };
+    let activation = |value: ValueId| PortInfo {
+        dims: shapes.dims(value).map(<[Dim]>::to_vec),
+        constant: false,
+        ints: shapes.const_ints(value).map(Into::into),
+        uniform: None,
+    };
+    let mut found = HashMap::new();
+    for (id, node) in graph.nodes() {
+        if node.outputs.iter().flatten().all(|&value| constant(value).is_some()) {
+            continue;
+        }
+        let inputs = node.inputs.iter().map(|value| value.map(|v| constant(v).unwrap_or_else(|| activation(v))));
+        let inputs = inputs.collect();
+        let outputs = node.outputs.iter().enumerate().map(|(slot, value)| {
+            value.filter(|&value| slot == 0 || readers.is_read(value)).map(activation)
+        });
+        found.insert(id, Ports { inputs, outputs: outputs.collect() });
+    }
+    found
+}
+
+fn constant_info(tensor: &Tensor) -> PortInfo {
+    let len: usize = tensor.dims.iter().product();
+    let ints = (len <= MAX_INTS).then(|| tensor.to_i64_vec().ok()).flatten();
+    let uniform = (len <= MAX_UNIFORM).then(|| tensor.to_f32_vec().ok()).flatten().and_then(|values| {
+        let first = *values.first()?;
+        values.iter().all(|&value| value == first).then_some(f64::from(first))
+    });
+    let dims = tensor.dims.iter().map(|&size| Dim::Fixed(size)).collect();
+    PortInfo { dims: Some(dims), constant: true, ints, uniform }
+}
+
+/// Every index of every class of axes.
+pub(super) struct Atoms {
+    pub(super) sets: Sets,
+    class_of: Vec<usize>,
+    /// First atom of every class, and its size.
+    ranges: Vec<Option<(usize, usize)>>,
+}
+
+impl Atoms {
+    fn new(search: &Search<'_>) -> Self {
+        let axes = &search.axes;
+        let mut classes = Sets::new(axes.len());
+        let mut rest = Vec::new();
+        for statement in &search.statements {
+            for link in &statement.links {
+                let ends = search.id(statement.node, link.a).zip(search.id(statement.node, link.b));
+                match ends {
+                    Some((a, b)) if link.relation == Relation::Same && axes[a].size == axes[b].size => {
+                        classes.join(a, b);
+                    }
+                    Some(ends) => rest.push((link.relation, ends)),
+                    None => {}
+                }
+            }
+        }
+        let class_of: Vec<usize> = (0..axes.len()).map(|axis| classes.root(axis)).collect();
+        let mut total = 0;
+        let mut ranges = vec![None; axes.len()];
+        for (axis, &class) in class_of.iter().enumerate() {
+            if class == axis && axes[axis].size <= MAX_AXIS && total + axes[axis].size <= MAX_ATOMS {
+                ranges[axis] = Some((total, axes[axis].size));
+                total += axes[axis].size;
+            }
+        }
+        let mut atoms = Self { sets: Sets::new(total), class_of, ranges };
+        for (relation, ends) in rest {
+            atoms.join(relation, ends, axes);
+        }
+        for entry in &search.locks {
+            atoms.lock(entry.axis);
+        }
+        atoms
+    }
+
+    /// The class of an axis: one of its axes that are the same, index for index.
+    pub(super) fn class(&self, axis: usize) -> usize {
+        self.class_of[axis]
+    }
+
+    /// The first atom of an axis; `None` where it is too wide to follow.
+    pub(super) fn first(&self, axis: usize) -> Option<usize> {
+        self.ranges[self.class_of[axis]].map(|(first, _)| first)
+    }
+
+    fn lock(&mut self, axis: usize) {
+        if let Some((first, size)) = self.ranges[self.class_of[axis]] {
+            (first..first + size).for_each(|atom| self.sets.lock(atom));
+        }
+    }
+
+    fn join(&mut self, relation: Relation, (a, b): (usize, usize), axes: &[Axis]) {
+        let (Some(first_a), Some(first_b)) = (self.first(a), self.first(b)) else {
+            self.lock(a);
+            self.lock(b);
+            return;
+        };
+        // A relation that does not fit has been locked.
+        let _ = pairs(relation, (axes[a].size, axes[b].size), |i, j| self.sets.join(first_a + i, first_b + j));
+    }
+
+    /// How many units would be left free if `relation` were joined.
+    fn units_after(&mut self, relation: Relation, (a, b): (usize, usize), axes: &[Axis]) -> usize {
+        let (Relation::Stripes { a: stripe_a, b: stripe_b }, Some(first_a), Some(first_b)) =
+            (relation, self.first(a), self.first(b))
+        else {
+            return 0;
+        };
+        let mut roots: HashMap<usize, usize> = HashMap::new();
+        let mut merged = Sets::new(stripe_a.width);
+        for unit in 0..stripe_a.width {
+            let on_a = stripe(stripe_a, axes[a].size, unit).map(|i| first_a + i);
+            let on_b = stripe(stripe_b, axes[b].size, unit).map(|i| first_b + i);
+            for atom in on_a.chain(on_b) {
+                let root = self.sets.root(atom);
+                if self.sets.is_locked(root) {
+                    merged.lock(unit);
+                }
+                merged.join(*roots.entry(root).or_insert(unit), unit);
+            }
+        }
+        (0..stripe_a.width).filter(|&unit| merged.root(unit) == unit && !merged.is_locked(unit)).count()
+    }
+}
+
+/// The locks that keep a weight's units from being pruned.
+fn locked(search: &Search<'_>, atoms: &mut Atoms) -> Vec<Locked> {
+    let mut produced = HashSet::new();
+    for (index, axis) in search.axes.iter().enumerate() {
+        if matches!(axis.owner, Owner::Use(..)) && search.role(axis) == Some(Role::Producer) && axis.size > 1
+            && let Some(first) = atoms.first(index)
+        {
+            produced.extend((first..first + axis.size).map(|atom| atoms.sets.root(atom)));
+        }
+    }
+    let mut seen = HashSet::new();
+    let mut found = Vec::new();
+    for entry in &search.locks {
+        let axis = &search.axes[entry.axis];
+        let touches = match atoms.first(entry.axis) {
+            Some(first) => (first..first + axis.size).any(|atom| produced.contains(&atoms.sets.root(atom))),
+            None => search.role(axis) == Some(Role::Producer),
+        };
+        if touches && seen.insert((axis.value, axis.axis, entry.by, entry.why.clone())) {
+            found.push(Locked {
+                value: axis.value,
+                axis: axis.axis,
+                width: axis.size,
+                by: entry.by,
+                why: entry.why.clone(),
+            });
+        }
+    }
+    found
+}
