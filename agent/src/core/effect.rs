@@ -1,5 +1,8 @@
-//! What the core asks the world to do. The shell performs effects in the order they are given, and
-//! stops at a [`Effect::Journal`] that fails: whatever follows it in the list has not happened.
+//! What the core asks the world to do.
+//!
+//! The shell performs effects in the order they are given. Where an [`Effect::Journal`] fails, it
+//! stops there, drops this core and recovers a new one from what the journal really holds, just as
+//! after a crash: a core whose memory is ahead of its journal must not go on.
 
 use wire::{
     Birth, BudgetBreach, CommandResult, InferWindow, InstallEvent, ModelState, Offer, PowerWindow,

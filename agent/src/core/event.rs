@@ -95,11 +95,6 @@ pub enum Event {
         /// Their bytes.
         bytes: u64,
     },
-    /// The journal could not be written. Nothing may be installed until it can.
-    JournalFailed {
-        /// The error with its path.
-        reason: String,
-    },
     /// The configuration's budgets were read again.
     BudgetsConfigured(std::collections::BTreeMap<String, Budgets>),
     /// The service is asked to end.
@@ -194,6 +189,26 @@ pub enum FailureClass {
     Attempt,
     /// The bundle itself is unfit for this device: never try it again.
     Bundle,
+}
+
+impl StepFailure {
+    /// A failure that may be gone the next time.
+    #[must_use]
+    pub fn transient(reason: impl ToString) -> Self {
+        Self { reason: reason.to_string(), class: FailureClass::Transient }
+    }
+
+    /// A failure that ends this attempt.
+    #[must_use]
+    pub fn attempt(reason: impl ToString) -> Self {
+        Self { reason: reason.to_string(), class: FailureClass::Attempt }
+    }
+
+    /// A failure that the bundle will always have on this device.
+    #[must_use]
+    pub fn bundle(reason: impl ToString) -> Self {
+        Self { reason: reason.to_string(), class: FailureClass::Bundle }
+    }
 }
 
 /// What shadowing has seen so far.

@@ -11,7 +11,7 @@ use wire::{BudgetKind, Budgets, Offer};
 use super::event::InstallId;
 
 /// How many digests a device remembers as never to be installed again, per model.
-pub const MAX_BLOCKED: usize = 4096;
+pub(super) const MAX_BLOCKED: usize = 4096;
 
 /// Where an install stands. The diagram in `docs/agent.md` shows the ways between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -160,8 +160,8 @@ pub enum Record {
     BudgetsSet {
         /// The model.
         model: String,
-        /// The budgets that hold from now on.
-        budgets: Budgets,
+        /// The budgets that hold from now on; those of the configuration where there are none.
+        budgets: Option<Budgets>,
     },
 }
 
@@ -217,4 +217,138 @@ pub struct OpenRequest {
     pub request_id: String,
     /// The bundle it complains about.
     pub digest: String,
+}
+
+impl Durable {
+    /// Adds one record. A record about an install that is not under way changes nothing.
+    pub fn apply(&mut self, record: &Record) {
+        match record {
+            Record::Snapshot { durable } => *self = (**durable).clone(),
+            Record::Offered { model, install, offer } => self.apply_offered(model, *install, offer),
+            Record::Install { model, .. }
+            | Record::Resumed { model, .. }
+            | Record::Reverted { model, .. }
+            | Record::RequestClosed { model, .. } => {
+                if let Some(entry) = self.models.get_mut(model) {
+                    entry.apply(record);
+                    if *entry == DurableModel::default() {
+                        self.models.remove(model);
+                    }
+                }
+            }
+            Record::Requested { model, .. } => {
+                self.next_request += 1;
+                self.models.entry(model.clone()).or_default().apply(record);
+            }
+            Record::BudgetsSet { model, .. } => {
+                self.models.entry(model.clone()).or_default().apply(record);
+            }
+        }
+    }
+
+    /// What `active.json` holds: one entry per model that has a bundle to serve.
+    #[must_use]
+    pub fn active(&self) -> Vec<super::effect::ActiveEntry> {
+        let entry = |(model, durable): (&String, &DurableModel)| {
+            let installed = durable.active.clone()?;
+            let model = model.clone();
+            Some(super::effect::ActiveEntry { model, installed })
+        };
+        self.models.iter().filter_map(entry).collect()
+    }
+
+    /// The digests whose files must stay: serving, to go back to, and on the way in.
+    #[must_use]
+    pub fn referenced(&self) -> BTreeSet<String> {
+        let of = |model: &DurableModel| {
+            let installed = [&model.active, &model.previous];
+            let mut digests: Vec<String> =
+                installed.into_iter().flatten().map(|i| i.digest.clone()).collect();
+            digests.extend(model.install.as_ref().map(|i| i.offer.digest.clone()));
+            digests
+        };
+        self.models.values().flat_map(of).collect()
+    }
+
+    fn apply_offered(&mut self, model: &str, install: InstallId, offer: &Offer) {
+        self.next_install = self.next_install.max(install.saturating_add(1));
+        let entry = self.models.entry(model.to_owned()).or_default();
+        entry.install = Some(DurableInstall {
+            id: install,
+            offer: offer.clone(),
+            state: InstallState::Offered,
+            restarts: 0,
+            size_bytes: offer.size_bytes,
+            baseline: None,
+        });
+    }
+}
+
+impl DurableModel {
+    fn apply(&mut self, record: &Record) {
+        match record {
+            Record::Install { .. } => self.apply_install(record),
+            Record::Resumed { install, state, .. } => {
+                if let Some(own) = self.install.as_mut().filter(|own| own.id == *install) {
+                    own.state = *state;
+                    own.restarts = own.restarts.saturating_add(1);
+                }
+            }
+            Record::Reverted { from, .. } => {
+                self.blocked.insert(from.clone());
+                if self.active.as_ref().is_some_and(|a| a.digest == *from) {
+                    self.active = self.previous.take();
+                }
+            }
+            Record::Requested { budget, request_id, digest, .. } => {
+                let request =
+                    OpenRequest { request_id: request_id.clone(), digest: digest.clone() };
+                self.requests.insert(budget.to_string(), request);
+            }
+            Record::RequestClosed { budget, .. } => {
+                self.requests.remove(budget.as_str());
+            }
+            Record::BudgetsSet { budgets, .. } => self.budgets.clone_from(budgets),
+            Record::Snapshot { .. } | Record::Offered { .. } => {}
+        }
+    }
+
+    fn apply_install(&mut self, record: &Record) {
+        let Record::Install { install, state, block, size_bytes, baseline, .. } = record else {
+            return;
+        };
+        let Some(own) = self.install.as_mut().filter(|own| own.id == *install) else {
+            return;
+        };
+        own.state = *state;
+        own.size_bytes = size_bytes.unwrap_or(own.size_bytes);
+        own.baseline = baseline.or(own.baseline);
+        if *block {
+            self.blocked.insert(own.offer.digest.clone());
+        }
+        match state {
+            InstallState::Probation => self.put_in_charge(),
+            InstallState::RolledBack => {
+                self.active = self.previous.take().or(self.active.take());
+                self.install = None;
+            }
+            InstallState::Committed | InstallState::Rejected => self.install = None,
+            _ => {}
+        }
+    }
+
+    /// The installing bundle becomes the active one, and what it replaces the one to go back to.
+    fn put_in_charge(&mut self) {
+        let Some(own) = &self.install else { return };
+        let new = Installed {
+            digest: own.offer.digest.clone(),
+            version: own.offer.version.clone(),
+            sequence: own.offer.sequence,
+            size_bytes: own.size_bytes,
+        };
+        let old = self.active.replace(new);
+        if old.as_ref().is_some_and(|old| old.digest != own.offer.digest) {
+            self.previous = old;
+        }
+    }
 }

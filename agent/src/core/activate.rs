@@ -1,0 +1,117 @@
+//! Keeping the active bundle served: after a start, after a rollback, after a failure.
+
+use super::Core;
+use super::effect::Effect;
+use super::event::{FailureClass, Millis, StepFailure};
+use super::install::backoff;
+use super::live::Activation;
+use super::record::{InstallState, Record};
+
+/// Failures in a row from which the bundle before is tried instead.
+const MAX_FAILURES: u32 = 3;
+
+impl Core {
+    /// Asks for the active bundle to be served, if it is not.
+    pub(super) fn activate(&mut self, model: &str) {
+        let Some(digest) = self.active_digest(model) else {
+            return;
+        };
+        let live = self.live(model);
+        live.serving = live.serving.take().filter(|serving| *serving == digest);
+        live.activation.running = Some(digest.clone());
+        live.activation.retry_at = None;
+        let model = model.to_owned();
+        self.emit(Effect::Activate { model, digest });
+    }
+
+    pub(super) fn active_digest(&self, model: &str) -> Option<String> {
+        let active = self.durable.models.get(model)?.active.as_ref()?;
+        Some(active.digest.clone())
+    }
+
+    pub(super) fn on_activated(&mut self, now: Millis, model: &str, digest: &str) {
+        if self.active_digest(model).as_deref() != Some(digest) {
+            return;
+        }
+        let live = self.live(model);
+        live.serving = Some(digest.to_owned());
+        live.activation = Activation::default();
+        self.report_model(model);
+        self.resume_if_pending(now, model);
+    }
+
+    pub(super) fn on_activate_failed(
+        &mut self,
+        now: Millis,
+        model: &str,
+        digest: &str,
+        failure: &StepFailure,
+    ) {
+        if self.active_digest(model).as_deref() != Some(digest) {
+            return;
+        }
+        let hopeless = failure.class == FailureClass::Bundle;
+        let activation = &mut self.live(model).activation;
+        activation.running = None;
+        activation.failures += 1;
+        activation.broken = hopeless;
+        activation.reason = Some(failure.reason.clone());
+        let failures = activation.failures;
+        if (hopeless || failures >= MAX_FAILURES) && self.fall_back(now, model, digest, failure) {
+            return;
+        }
+        let wait = backoff(failures, &self.settings.birth.device);
+        self.live(model).activation.retry_at = Some(now.plus(wait));
+        self.report_model(model);
+        self.resume_if_pending(now, model);
+    }
+
+    /// Goes back to the bundle before, if there is one.
+    fn fall_back(&mut self, now: Millis, model: &str, digest: &str, why: &StepFailure) -> bool {
+        let durable = self.durable.models.get(model);
+        if durable.is_none_or(|m| m.previous.is_none()) {
+            return false;
+        }
+        let on_probation =
+            self.install(model).is_some_and(|own| own.state == InstallState::Probation);
+        if on_probation {
+            self.roll_back(now, model, &why.reason);
+        } else {
+            self.revert(model, digest, &why.reason);
+            self.resume_if_pending(now, model);
+        }
+        true
+    }
+
+    /// Takes a committed bundle back and serves the one before it.
+    pub(super) fn revert(&mut self, model: &str, from: &str, reason: &str) {
+        self.record(Record::Reverted {
+            model: model.to_owned(),
+            from: from.to_owned(),
+            reason: reason.to_owned(),
+        });
+        self.emit(Effect::WriteActive(self.durable.active()));
+        let live = self.live(model);
+        live.activation = Activation::default();
+        live.outcome = Some((wire::ModelPhase::RolledBack, Some(reason.to_owned())));
+        live.gauges.clear();
+        live.recent.clear();
+        self.activate(model);
+        self.report_reverted(model, from, reason);
+    }
+
+    pub(super) fn tick_activation(&mut self, now: Millis, model: &str) {
+        let retry_at = self.live(model).activation.retry_at;
+        if retry_at.is_some_and(|at| now >= at) {
+            self.activate(model);
+        }
+    }
+
+    /// An install waits after a restart until it is settled whether the model before it serves, for
+    /// that decides whether there is anything to compare it with.
+    fn resume_if_pending(&mut self, now: Millis, model: &str) {
+        if std::mem::take(&mut self.live(model).resume_pending) {
+            self.resume(now, model);
+        }
+    }
+}

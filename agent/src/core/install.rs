@@ -1,0 +1,380 @@
+//! The install state machine. The diagram is in `docs/agent.md`; the states are [`InstallState`].
+
+use super::effect::{Effect, Step};
+use super::event::{
+    BundleFacts, FailureClass, InstallId, Millis, ShadowFacts, StepDone, StepFailure,
+};
+use super::live::{LiveInstall, Probation};
+use super::record::{DurableInstall, InstallState, Record};
+use super::{Core, judge};
+
+/// Deaths of the worker during probation from which the model is taken back.
+const MAX_PROBATION_DEATHS: u32 = 2;
+/// The first wait before a failed step is tried again.
+const RETRY_FIRST_MS: u64 = 1_000;
+/// The longest wait before a failed step is tried again.
+const RETRY_MOST_MS: u64 = 300_000;
+
+/// The wait before attempt `failures + 1`: doubling, up to a limit, spread by half over devices.
+pub(super) fn backoff(failures: u32, salt: &str) -> u64 {
+    let doubled = RETRY_FIRST_MS.saturating_mul(1 << failures.saturating_sub(1).min(16));
+    let wait = doubled.min(RETRY_MOST_MS);
+    let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = salt.bytes().fold(0xcbf2_9ce4_8422_2325, mix);
+    let spread = hash.wrapping_add(u64::from(failures)) % (wait / 2 + 1);
+    wait / 2 + spread
+}
+
+impl Core {
+    pub(super) fn install(&self, model: &str) -> Option<&DurableInstall> {
+        self.durable.models.get(model)?.install.as_ref()
+    }
+
+    /// The install of that number, if it is being worked on: one that waits after a restart has no
+    /// worker, and nothing said about it can be true.
+    fn working(&self, model: &str, install: InstallId) -> Option<&DurableInstall> {
+        let waits = self.live.get(model).is_none_or(|live| live.resume_pending);
+        self.install(model).filter(|own| own.id == install && !waits)
+    }
+
+    /// Goes on with the install that the agent was stopped in.
+    pub(super) fn resume(&mut self, now: Millis, model: &str) {
+        let Some(install) = self.install(model).cloned() else {
+            return;
+        };
+        self.live(model).install =
+            LiveInstall { since: now, state_since: now, ..LiveInstall::default() };
+        if install.state == InstallState::Probation {
+            return;
+        }
+        let limit = self.settings.install.max_restarts;
+        if install.restarts >= limit {
+            let reason = format!(
+                "the agent was stopped {limit} times while installing it (install.max_restarts)"
+            );
+            self.reject(now, model, &reason, true);
+            return;
+        }
+        let state = if install.state < InstallState::Loading {
+            InstallState::Downloading
+        } else {
+            InstallState::Loading
+        };
+        self.record(Record::Resumed { model: model.to_owned(), install: install.id, state });
+        self.perform(model);
+    }
+
+    pub(super) fn on_step(
+        &mut self,
+        now: Millis,
+        model: &str,
+        install: InstallId,
+        outcome: Result<StepDone, StepFailure>,
+    ) {
+        let Some(own) = self.working(model, install).cloned() else {
+            return;
+        };
+        match outcome {
+            Ok(done) => self.on_step_done(now, &own, done),
+            Err(failure) => self.on_step_failed(now, &own, &failure),
+        }
+    }
+
+    fn on_step_done(&mut self, now: Millis, own: &DurableInstall, done: StepDone) {
+        let model = own.offer.model.as_str();
+        match (own.state, done) {
+            (InstallState::Downloading, StepDone::Downloaded) => {
+                self.enter(now, model, InstallState::Verifying);
+            }
+            (InstallState::Verifying, StepDone::Verified(facts)) => {
+                self.on_verified(now, own, &facts);
+            }
+            (InstallState::Loading, StepDone::Loaded) => {
+                self.enter(now, model, InstallState::SelfTest);
+            }
+            (InstallState::SelfTest, StepDone::SelfTested) => self.after_self_test(now, model),
+            (InstallState::Switching, StepDone::Switched) => self.on_switched(now, own),
+            // ShadowStarted needs nothing; everything else is a late answer to a step given up.
+            _ => {}
+        }
+    }
+
+    fn on_verified(&mut self, now: Millis, own: &DurableInstall, facts: &BundleFacts) {
+        let runtime = self.settings.birth.runtime.as_str();
+        let class = self.settings.birth.device_class.as_str();
+        if let Err(failure) = judge::manifest(&own.offer, facts, runtime, class) {
+            self.on_step_failed(now, own, &failure);
+            return;
+        }
+        self.advance_with(now, &own.offer.model, InstallState::Loading, |record| {
+            if let Record::Install { size_bytes, .. } = record {
+                *size_bytes = Some(facts.size_bytes);
+            }
+        });
+        self.perform(&own.offer.model);
+    }
+
+    /// A model that nobody serves yet has nothing to be compared with.
+    fn after_self_test(&mut self, now: Millis, model: &str) {
+        let serving = self.live(model).serving.is_some();
+        if serving && self.settings.install.shadow_requests > 0 {
+            self.enter(now, model, InstallState::Shadow);
+        } else {
+            self.switch(now, model);
+        }
+    }
+
+    pub(super) fn on_shadow(
+        &mut self,
+        now: Millis,
+        model: &str,
+        install: InstallId,
+        facts: ShadowFacts,
+    ) {
+        let own = self.working(model, install);
+        if own.is_none_or(|own| own.state != InstallState::Shadow) {
+            return;
+        }
+        self.live(model).install.shadow = facts;
+        if facts.requests >= self.settings.install.shadow_requests {
+            self.conclude_shadow(now, model);
+        }
+    }
+
+    fn conclude_shadow(&mut self, now: Millis, model: &str) {
+        let facts = self.live(model).install.shadow;
+        let wanted = self.settings.install.shadow_requests;
+        let floor = self.budgets(model).agreement_min;
+        match judge::shadow(&facts, wanted, floor) {
+            Ok(()) => self.switch(now, model),
+            Err(reason) => self.reject(now, model, &reason, true),
+        }
+    }
+
+    fn switch(&mut self, now: Millis, model: &str) {
+        let live = self.live(model);
+        let baseline = judge::baseline(&live.recent, &live.install.shadow);
+        self.advance_with(now, model, InstallState::Switching, |record| {
+            if let Record::Install { baseline: slot, .. } = record {
+                *slot = Some(baseline);
+            }
+        });
+        self.perform(model);
+    }
+
+    fn on_switched(&mut self, now: Millis, own: &DurableInstall) {
+        let model = own.offer.model.as_str();
+        let live = self.live(model);
+        live.serving = Some(own.offer.digest.clone());
+        live.activation = super::live::Activation::default();
+        live.install.probation = Probation::default();
+        live.gauges.values_mut().for_each(super::gauge::Gauge::reset);
+        live.recent.clear();
+        live.pending = super::live::Evidence::default();
+        self.advance(now, model, InstallState::Probation);
+        self.emit(Effect::WriteActive(self.durable.active()));
+    }
+
+    /// Moves on, tells so, and performs the new state's step.
+    fn enter(&mut self, now: Millis, model: &str, state: InstallState) {
+        self.advance(now, model, state);
+        self.perform(model);
+    }
+
+    /// Moves on and tells so.
+    pub(super) fn advance(&mut self, now: Millis, model: &str, state: InstallState) {
+        self.advance_with(now, model, state, |_| {});
+    }
+
+    fn advance_with(
+        &mut self,
+        now: Millis,
+        model: &str,
+        state: InstallState,
+        complete: impl FnOnce(&mut Record),
+    ) {
+        let Some(own) = self.install(model) else {
+            return;
+        };
+        let mut record = moved(own, state, None, false);
+        complete(&mut record);
+        self.record(record);
+        let live = &mut self.live(model).install;
+        live.state_since = now;
+        live.failures = 0;
+        live.retry_at = None;
+        if let Some(own) = self.install(model).cloned() {
+            self.report_install(now, &own, state, None);
+        }
+    }
+
+    /// Asks the shell for the step that belongs to the install's present state.
+    fn perform(&mut self, model: &str) {
+        let Some(own) = self.install(model) else {
+            return;
+        };
+        let digest = own.offer.digest.clone();
+        let step = match own.state {
+            InstallState::Offered | InstallState::Downloading => Step::Download(own.offer.clone()),
+            InstallState::Verifying => Step::Verify { digest },
+            InstallState::Loading => Step::Load { digest },
+            InstallState::SelfTest => Step::SelfTest { digest },
+            InstallState::Shadow => Step::Shadow,
+            InstallState::Switching => Step::Switch,
+            InstallState::Probation
+            | InstallState::Committed
+            | InstallState::RolledBack
+            | InstallState::Rejected => return,
+        };
+        let install = own.id;
+        let model = model.to_owned();
+        self.emit(Effect::Step { model, install, step });
+    }
+
+    fn on_step_failed(&mut self, now: Millis, own: &DurableInstall, failure: &StepFailure) {
+        let model = own.offer.model.as_str();
+        if own.state >= InstallState::Probation {
+            return;
+        }
+        let limit = self.settings.install.max_attempts;
+        let live = &mut self.live(model).install;
+        live.failures += 1;
+        let failures = live.failures;
+        match failure.class {
+            FailureClass::Transient if failures < limit => {
+                let salt = format!("{}{}", own.offer.digest, self.settings.birth.device);
+                let wait = backoff(failures, &salt);
+                self.live(model).install.retry_at = Some(now.plus(wait));
+            }
+            FailureClass::Transient => {
+                let reason = format!(
+                    "{} (attempt {failures}, the limit install.max_attempts)",
+                    failure.reason
+                );
+                self.reject(now, model, &reason, false);
+            }
+            FailureClass::Attempt => self.reject(now, model, &failure.reason, false),
+            FailureClass::Bundle => self.reject(now, model, &failure.reason, true),
+        }
+    }
+
+    /// Ends an install that never served.
+    pub(super) fn reject(&mut self, now: Millis, model: &str, reason: &str, block: bool) {
+        let Some(own) = self.install(model).cloned() else {
+            return;
+        };
+        self.record(moved(&own, InstallState::Rejected, Some(reason.to_owned()), block));
+        self.emit(Effect::Abandon { model: model.to_owned(), install: own.id });
+        self.finish(now, &own, InstallState::Rejected, Some(reason.to_owned()));
+    }
+
+    /// The new model stays.
+    pub(super) fn commit(&mut self, now: Millis, model: &str) {
+        let Some(own) = self.install(model).cloned() else {
+            return;
+        };
+        self.record(moved(&own, InstallState::Committed, None, false));
+        self.emit(Effect::RetireStandby { model: model.to_owned() });
+        self.close_requests(now, model, "a new model was committed");
+        self.finish(now, &own, InstallState::Committed, None);
+    }
+
+    /// Takes the new model back. Where there is none to go back to it stays, for a bad model that
+    /// answers serves its users better than none.
+    pub(super) fn roll_back(&mut self, now: Millis, model: &str, reason: &str) {
+        let Some(own) = self.install(model).cloned() else {
+            return;
+        };
+        let previous = self.durable.models.get(model).and_then(|m| m.previous.as_ref());
+        if previous.is_none() {
+            return;
+        }
+        let reason = Some(reason.to_owned());
+        self.record(moved(&own, InstallState::RolledBack, reason.clone(), true));
+        self.emit(Effect::WriteActive(self.durable.active()));
+        self.live(model).activation = super::live::Activation::default();
+        self.activate(model);
+        self.finish(now, &own, InstallState::RolledBack, reason);
+    }
+
+    fn finish(
+        &mut self,
+        now: Millis,
+        own: &DurableInstall,
+        state: InstallState,
+        reason: Option<String>,
+    ) {
+        let model = own.offer.model.as_str();
+        if state != InstallState::Committed && own.offer.request_id.is_some() {
+            self.close_requests(now, model, "the bundle offered for it was not taken");
+        }
+        self.live(model).outcome = Some((state.phase(), reason.clone()));
+        self.report_install(now, own, state, reason);
+        let since = self.live(model).install.since;
+        self.live(model).install = LiveInstall { since, ..LiveInstall::default() };
+        self.collect();
+        self.take_next_offer(now, model);
+    }
+
+    pub(super) fn tick_install(&mut self, now: Millis, model: &str) {
+        let waits = self.live(model).resume_pending;
+        let Some(own) = self.install(model).filter(|_| !waits).cloned() else {
+            return;
+        };
+        let live = &self.live(model).install;
+        let in_state = now.since(live.state_since);
+        let (retry_at, shadow) = (live.retry_at, own.state == InstallState::Shadow);
+        let rules = &self.settings.install;
+        if let Some(at) = retry_at {
+            if now >= at {
+                let live = &mut self.live(model).install;
+                live.retry_at = None;
+                live.state_since = now;
+                self.perform(model);
+            }
+        } else if shadow && in_state >= rules.shadow_timeout_ms {
+            self.conclude_shadow(now, model);
+        } else if has_deadline(own.state) && in_state >= rules.step_timeout_ms {
+            let limit = rules.step_timeout_ms;
+            let step = own.state.phase();
+            let reason = format!("{step} took over {limit} ms (install.step_timeout_ms)");
+            self.on_step_failed(now, &own, &StepFailure::attempt(reason));
+        }
+    }
+
+    pub(super) fn on_worker_died(&mut self, now: Millis, model: &str, reason: &str) {
+        let state = self.install(model).map(|own| own.state);
+        if state != Some(InstallState::Probation) {
+            return;
+        }
+        let probation = &mut self.live(model).install.probation;
+        probation.deaths += 1;
+        if probation.deaths >= MAX_PROBATION_DEATHS {
+            let reason = format!("its worker died again during probation: {reason}");
+            self.roll_back(now, model, &reason);
+        }
+    }
+}
+
+/// Downloads may take as long as the network does; shadowing and probation have rules of their own.
+fn has_deadline(state: InstallState) -> bool {
+    matches!(
+        state,
+        InstallState::Verifying
+            | InstallState::Loading
+            | InstallState::SelfTest
+            | InstallState::Switching
+    )
+}
+
+fn moved(own: &DurableInstall, state: InstallState, reason: Option<String>, block: bool) -> Record {
+    Record::Install {
+        model: own.offer.model.clone(),
+        install: own.id,
+        state,
+        reason,
+        block,
+        size_bytes: None,
+        baseline: None,
+    }
+}

@@ -1,0 +1,189 @@
+//! What the core says to the outside. Headers are blank here; the shell stamps them.
+
+use wire::{
+    CommandResult, DeviceState, Header, InstallEvent, InstallOutcome, ModelPhase, ModelState,
+    Payload, SpoolDrop, StateReport,
+};
+
+use super::effect::{Effect, Report};
+use super::event::Millis;
+use super::record::{DurableInstall, InstallState};
+use super::{Core, DurableModel};
+
+/// A header without time, number and boot.
+pub(super) fn blank<P: Payload>() -> Header {
+    Header::of::<P>(0, 0, "")
+}
+
+impl InstallState {
+    /// The state's name on the wire.
+    #[must_use]
+    pub fn phase(self) -> ModelPhase {
+        match self {
+            Self::Offered | Self::Downloading => ModelPhase::Downloading,
+            Self::Verifying => ModelPhase::Verifying,
+            Self::Loading => ModelPhase::Loading,
+            Self::SelfTest => ModelPhase::SelfTest,
+            Self::Shadow | Self::Switching => ModelPhase::Shadow,
+            Self::Probation => ModelPhase::Probation,
+            Self::Committed => ModelPhase::Committed,
+            Self::RolledBack => ModelPhase::RolledBack,
+            Self::Rejected => ModelPhase::Rejected,
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn publish(&mut self, report: Report) {
+        self.emit(Effect::Publish(Box::new(report)));
+    }
+
+    pub(super) fn report_birth(&mut self) {
+        self.publish(Report::Birth(self.settings.birth.clone()));
+    }
+
+    /// Says online, degraded or offline, when it is not what was said last.
+    pub(super) fn report_state(&mut self) {
+        let told = self.device_state();
+        if self.told_state.as_ref() == Some(&told) || !self.connected {
+            return;
+        }
+        self.told_state = Some(told.clone());
+        let (state, reason) = told;
+        self.publish(Report::State(StateReport { header: blank::<StateReport>(), state, reason }));
+    }
+
+    /// Whether all is well, and why not.
+    pub(super) fn device_state(&self) -> (DeviceState, Option<String>) {
+        if self.ending {
+            return (DeviceState::Offline, Some("the service is ending".into()));
+        }
+        let trouble = |(name, live): (&String, &super::Live)| {
+            let reason = live.activation.reason.as_ref()?;
+            Some(format!("model {name} does not serve: {reason}"))
+        };
+        let troubles: Vec<String> = self.live.iter().filter_map(trouble).collect();
+        if troubles.is_empty() {
+            (DeviceState::Online, None)
+        } else {
+            (DeviceState::Degraded, Some(troubles.join("; ")))
+        }
+    }
+
+    pub(super) fn report_model(&mut self, model: &str) {
+        let (phase, reason) = self.model_phase(model);
+        let active = self.durable.models.get(model).and_then(|m| m.active.clone());
+        self.publish(Report::Model(ModelState {
+            header: blank::<ModelState>(),
+            model: model.to_owned(),
+            digest: active.as_ref().map(|a| a.digest.clone()),
+            version: active.as_ref().map(|a| a.version.clone()),
+            sequence: active.as_ref().map(|a| a.sequence),
+            phase,
+            reason,
+            size_bytes: active.as_ref().map(|a| a.size_bytes),
+        }));
+    }
+
+    /// Where a model is in its life, and why.
+    pub(super) fn model_phase(&self, model: &str) -> (ModelPhase, Option<String>) {
+        let live = self.live.get(model);
+        let durable = self.durable.models.get(model);
+        if let Some(install) = durable.and_then(|m| m.install.as_ref()) {
+            return (install.state.phase(), None);
+        }
+        if let Some(reason) = live.and_then(|l| l.activation.reason.clone()) {
+            return (ModelPhase::None, Some(reason));
+        }
+        if let Some(outcome) = live.and_then(|l| l.outcome.clone()) {
+            return outcome;
+        }
+        let serving = live.is_some_and(|l| l.serving.is_some());
+        match durable.and_then(|m: &DurableModel| m.active.as_ref()) {
+            Some(_) if serving => (ModelPhase::Serving, None),
+            Some(_) => (ModelPhase::Loading, None),
+            None => (ModelPhase::None, None),
+        }
+    }
+
+    /// Tells how an install stands, and the model's state with it.
+    pub(super) fn report_install(
+        &mut self,
+        now: Millis,
+        install: &DurableInstall,
+        state: InstallState,
+        reason: Option<String>,
+    ) {
+        let model = install.offer.model.clone();
+        let from_digest = self.digest_before(&model, state);
+        let elapsed_ms = now.since(self.live(&model).install.since);
+        self.publish(Report::Install(InstallEvent {
+            header: blank::<InstallEvent>(),
+            model: model.clone(),
+            digest: install.offer.digest.clone(),
+            phase: state.phase(),
+            outcome: outcome(state),
+            reason,
+            from_digest,
+            elapsed_ms,
+            comparison: super::judge::comparison(install.baseline.as_ref()),
+        }));
+        self.report_model(&model);
+    }
+
+    /// Tells that a committed bundle was taken back.
+    pub(super) fn report_reverted(&mut self, model: &str, from: &str, reason: &str) {
+        self.publish(Report::Install(InstallEvent {
+            header: blank::<InstallEvent>(),
+            model: model.to_owned(),
+            digest: from.to_owned(),
+            phase: ModelPhase::RolledBack,
+            outcome: InstallOutcome::RolledBack,
+            reason: Some(reason.to_owned()),
+            from_digest: self.active_digest(model),
+            elapsed_ms: 0,
+            comparison: None,
+        }));
+        self.report_model(model);
+    }
+
+    fn digest_before(&self, model: &str, state: InstallState) -> Option<String> {
+        let durable = self.durable.models.get(model)?;
+        let installed = match state {
+            InstallState::Probation | InstallState::Committed => durable.previous.as_ref(),
+            _ => durable.active.as_ref(),
+        };
+        installed.map(|installed| installed.digest.clone())
+    }
+
+    pub(super) fn report_result(&mut self, id: &str, outcome: Result<serde_json::Value, String>) {
+        let (data, error) = match outcome {
+            Ok(data) => (data, None),
+            Err(error) => (serde_json::Value::Null, Some(error)),
+        };
+        self.publish(Report::Result(CommandResult {
+            header: blank::<CommandResult>(),
+            id: id.to_owned(),
+            ok: error.is_none(),
+            error,
+            data,
+        }));
+    }
+
+    pub(super) fn report_spool_drop(&mut self, records: u64, bytes: u64) {
+        self.publish(Report::SpoolDrop(SpoolDrop {
+            header: blank::<SpoolDrop>(),
+            dropped_records: records,
+            dropped_bytes: bytes,
+        }));
+    }
+}
+
+fn outcome(state: InstallState) -> InstallOutcome {
+    match state {
+        InstallState::Committed => InstallOutcome::Committed,
+        InstallState::RolledBack => InstallOutcome::RolledBack,
+        InstallState::Rejected => InstallOutcome::Rejected,
+        _ => InstallOutcome::Progress,
+    }
+}

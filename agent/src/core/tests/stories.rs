@@ -1,0 +1,409 @@
+//! Histories worth telling.
+
+use super::*;
+use wire::{Cause, InstallOutcome, ModelPhase};
+
+/// Installs bundle `n` of model `m` as sequence `n`, up to its commit.
+pub(super) fn install(world: &mut World, n: u64) {
+    world.feed(Event::Offer(offer("m", n, n)));
+    reach_probation(world);
+    (0..4).for_each(|_| world.window("m", FAST));
+    assert_eq!(state(world), None);
+    assert_eq!(active(world), digest(n));
+}
+
+fn reach_probation(world: &mut World) {
+    for _ in 0..10 {
+        world.answer(0, None);
+        world.shadow(10, 1.0);
+    }
+    assert_eq!(state(world), Some(InstallState::Probation));
+}
+
+fn state(world: &World) -> Option<InstallState> {
+    let durable = world.core.durable();
+    durable.models.get("m")?.install.as_ref().map(|i| i.state)
+}
+
+fn active(world: &World) -> String {
+    let durable = world.core.durable();
+    durable.models["m"].active.as_ref().unwrap().digest.clone()
+}
+
+fn installs(world: &World) -> Vec<(ModelPhase, InstallOutcome, Option<String>)> {
+    let of = |report: &Report| match report {
+        Report::Install(event) => Some((event.phase, event.outcome, event.reason.clone())),
+        _ => None,
+    };
+    world.reports.iter().filter_map(of).collect()
+}
+
+fn breaches(world: &World) -> Vec<(Cause, bool)> {
+    let of = |report: &Report| match report {
+        Report::Breach(breach) => Some((breach.cause, breach.recompress)),
+        _ => None,
+    };
+    world.reports.iter().filter_map(of).collect()
+}
+
+fn requests(world: &World) -> usize {
+    let is = |report: &&Report| matches!(report, Report::Recompress(_));
+    world.reports.iter().filter(is).count()
+}
+
+fn refusal(world: &World) -> String {
+    let (_, outcome, reason) = installs(world).pop().unwrap();
+    assert_eq!(outcome, InstallOutcome::Rejected);
+    reason.unwrap()
+}
+
+#[test]
+fn the_first_model_is_installed_without_shadowing_and_told_step_by_step() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    let phases: Vec<ModelPhase> = installs(&world).into_iter().map(|(p, _, _)| p).collect();
+    assert_eq!(
+        phases,
+        [
+            ModelPhase::Downloading,
+            ModelPhase::Verifying,
+            ModelPhase::Loading,
+            ModelPhase::SelfTest,
+            ModelPhase::Shadow,
+            ModelPhase::Probation,
+            ModelPhase::Committed,
+        ],
+        "shadow stands for the switch, too"
+    );
+    assert!(world.core.ready());
+}
+
+#[test]
+fn the_loop_closes_breach_request_offer_commit() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    world.now = Millis(100_000);
+    world.window("m", SLOW);
+    assert_eq!(requests(&world), 0, "one window is no breach");
+    world.window("m", SLOW);
+    assert_eq!(breaches(&world), [(Cause::Model, true)]);
+    assert_eq!(requests(&world), 1);
+    let mut answer = offer("m", 2, 2);
+    answer.request_id = Some("dev-boot-0".into());
+    world.feed(Event::Offer(answer));
+    reach_probation(&mut world);
+    assert_eq!(world.workers["m"].standby.as_deref(), Some(digest(1).as_str()));
+    (0..2).for_each(|_| world.window("m", FAST));
+    assert_eq!(active(&world), digest(2));
+    assert_eq!(world.workers["m"].standby, None);
+    assert!(world.core.durable().models["m"].requests.is_empty());
+    let comparison = world.reports.iter().rev().find_map(|report| match report {
+        Report::Install(event) => event.comparison.clone(),
+        _ => None,
+    });
+    assert_eq!(comparison.unwrap().shadow_requests, 10);
+}
+
+#[test]
+fn a_throttled_device_tells_of_heat_and_asks_for_nothing() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    world.now = Millis(100_000);
+    let hot = Shape { throttled: true, ..SLOW };
+    (0..5).for_each(|_| world.window("m", hot));
+    assert_eq!(breaches(&world), [(Cause::Thermal, false)]);
+    assert_eq!(requests(&world), 0);
+}
+
+#[test]
+fn an_unanswered_request_is_asked_again_only_after_its_timeout() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    world.now = Millis(100_000);
+    for _ in 0..19 {
+        world.window("m", SLOW);
+        world.tick(1000);
+    }
+    assert_eq!(requests(&world), 1);
+    for _ in 0..10 {
+        world.tick(1000);
+        world.window("m", SLOW);
+    }
+    assert_eq!(requests(&world), 2);
+}
+
+#[test]
+fn a_model_that_fails_in_probation_is_taken_back_and_never_taken_again() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    world.feed(Event::Offer(offer("m", 2, 2)));
+    reach_probation(&mut world);
+    assert_eq!(active(&world), digest(2));
+    world.window("m", Shape { errors: 10, ..FAST });
+    assert_eq!(active(&world), digest(1));
+    world.answer(0, None);
+    assert_eq!(world.workers["m"].active.as_deref(), Some(digest(1).as_str()));
+    world.feed(Event::Offer(offer("m", 3, 2)));
+    assert!(refusal(&world).contains("taken back on this device before"));
+    assert_eq!(state(&world), None);
+}
+
+#[test]
+fn a_worker_that_keeps_dying_in_probation_is_taken_back() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    world.feed(Event::Offer(offer("m", 2, 2)));
+    reach_probation(&mut world);
+    let died = || Event::WorkerDied { model: "m".into(), reason: "signal 9".into() };
+    world.feed(died());
+    assert_eq!(active(&world), digest(2));
+    world.feed(died());
+    assert_eq!(active(&world), digest(1));
+}
+
+#[test]
+fn a_newer_offer_replaces_the_install_before_the_switch() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    world.feed(Event::Offer(offer("m", 2, 2)));
+    world.answer(0, None);
+    world.feed(Event::Offer(offer("m", 3, 3)));
+    let durable = world.core.durable();
+    assert_eq!(durable.models["m"].install.as_ref().unwrap().offer.sequence, 3);
+    let superseded = |(_, _, reason): &(_, _, Option<String>)| {
+        reason.as_deref() == Some("superseded by sequence 3")
+    };
+    assert!(installs(&world).iter().any(superseded));
+    assert!(!durable.models["m"].blocked.contains(&digest(2)));
+}
+
+#[test]
+fn an_offer_during_probation_is_installed_after_it() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    world.feed(Event::Offer(offer("m", 2, 2)));
+    reach_probation(&mut world);
+    world.feed(Event::Offer(offer("m", 3, 3)));
+    assert_eq!(state(&world), Some(InstallState::Probation));
+    (0..2).for_each(|_| world.window("m", FAST));
+    assert_eq!(active(&world), digest(2));
+    assert_eq!(state(&world), Some(InstallState::Downloading));
+}
+
+#[test]
+fn each_unfit_offer_is_refused_once_with_its_reason() {
+    let mut world = World::new();
+    install(&mut world, 5);
+    let cases: [(Offer, &str); 4] = [
+        (offer("m", 4, 4), "sequence 4 is not newer than the active 5"),
+        (
+            Offer { runtime: Runtime::Ort, ..offer("m", 6, 6) },
+            "made for runtime ort, this device runs tract",
+        ),
+        (
+            Offer { device_class: "n100".into(), ..offer("m", 6, 7) },
+            "made for device class n100, this is a pi4",
+        ),
+        (
+            Offer { size_bytes: u64::MAX, ..offer("m", 6, 8) },
+            "over the limit install.max_bundle_bytes",
+        ),
+    ];
+    for (offer, reason) in cases {
+        world.feed(Event::Offer(offer.clone()));
+        assert!(refusal(&world).contains(reason), "{}", refusal(&world));
+        let told = world.reports.len();
+        world.feed(Event::Offer(offer));
+        assert_eq!(world.reports.len(), told, "told twice");
+    }
+    assert_eq!(state(&world), None);
+}
+
+#[test]
+fn the_offer_of_what_already_serves_changes_nothing() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    let (told, written) = (world.reports.len(), world.journal.len());
+    world.feed(Event::Offer(offer("m", 1, 1)));
+    assert_eq!((world.reports.len(), world.journal.len()), (told, written));
+}
+
+#[test]
+fn a_manifest_for_another_class_blocks_the_digest() {
+    let mut world = World::new();
+    world.feed(Event::Offer(offer("m", 1, 1)));
+    world.answer(0, None);
+    let install = world.core.durable().models["m"].install.as_ref().unwrap().id;
+    world.feed(Event::Step {
+        model: "m".into(),
+        install,
+        outcome: Ok(StepDone::Verified(BundleFacts {
+            name: "m".into(),
+            sequence: 1,
+            runtime: "tract".into(),
+            device_class: "n100".into(),
+            ..BundleFacts::default()
+        })),
+    });
+    assert!(refusal(&world).contains("device class n100"));
+    world.feed(Event::Offer(offer("m", 1, 1)));
+    assert_eq!(state(&world), None);
+}
+
+#[test]
+fn a_failing_download_is_tried_again_later_and_given_up_at_its_limit() {
+    let mut world = World::new();
+    world.feed(Event::Offer(offer("m", 1, 1)));
+    for _ in 0..2 {
+        world.answer(0, Some(FailureClass::Transient));
+        assert!(world.owed.is_empty());
+        world.tick(300_000);
+        assert_eq!(world.owed.len(), 1, "tried again");
+    }
+    world.answer(0, Some(FailureClass::Transient));
+    assert!(refusal(&world).contains("install.max_attempts"));
+    world.feed(Event::Offer(offer("m", 1, 1)));
+    assert_eq!(state(&world), Some(InstallState::Downloading), "may be offered again");
+}
+
+#[test]
+fn killed_in_any_state_the_agent_ends_with_the_new_model_and_serves_the_old_until_then() {
+    for kill_at in 0..7 {
+        let mut world = World::new();
+        install(&mut world, 1);
+        world.feed(Event::Offer(offer("m", 2, 2)));
+        for step in 0..12 {
+            if step == kill_at {
+                world.crash();
+                world.check();
+                world.answer(0, None);
+                assert!(world.workers["m"].active.is_some());
+            }
+            world.answer(0, None);
+            world.shadow(10, 1.0);
+            world.check();
+        }
+        (0..4).for_each(|_| world.window("m", FAST));
+        assert_eq!(active(&world), digest(2), "killed at step {kill_at}");
+    }
+}
+
+#[test]
+fn an_install_that_stops_the_agent_over_and_over_is_given_up() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    world.feed(Event::Offer(offer("m", 2, 2)));
+    world.answer(0, None);
+    world.answer(0, None);
+    for _ in 0..5 {
+        world.crash();
+        world.answer(0, None);
+    }
+    assert!(refusal(&world).contains("install.max_restarts"));
+    assert_eq!(active(&world), digest(1));
+}
+
+#[test]
+fn an_active_bundle_that_no_longer_loads_gives_way_to_the_one_before() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    install(&mut world, 2);
+    world.crash();
+    world.answer(0, Some(FailureClass::Bundle));
+    assert_eq!(active(&world), digest(1));
+    world.answer(0, None);
+    assert!(world.core.ready());
+}
+
+#[test]
+fn a_damaged_only_bundle_may_be_fetched_anew() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    world.crash();
+    world.answer(0, Some(FailureClass::Bundle));
+    assert!(!world.core.ready());
+    world.feed(Event::Offer(offer("m", 1, 1)));
+    reach_probation(&mut world);
+    assert!(world.core.ready());
+}
+
+#[test]
+fn commands_are_done_once_and_refused_when_late() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    install(&mut world, 2);
+    let command = |id: &str, kind, expires_ms| Command {
+        header: header::<Command>(),
+        id: id.into(),
+        kind,
+        expires_ms,
+        args: serde_json::json!({ "model": "m" }),
+    };
+    let send = |world: &mut World, command, unix_ms| {
+        world.feed(Event::Command { command, unix_ms });
+        match world.reports.iter().rev().find(|r| matches!(r, Report::Result(_))) {
+            Some(Report::Result(result)) => result.clone(),
+            _ => panic!("no result"),
+        }
+    };
+    let late = send(&mut world, command("1", CommandKind::Rollback, 50), Some(80));
+    assert_eq!(late.error.as_deref(), Some("expired 30 ms before it arrived"));
+    let blind = send(&mut world, command("2", CommandKind::Rollback, 50), None);
+    assert!(blind.error.unwrap().contains("clock is not set"));
+    assert_eq!(active(&world), digest(2));
+    let done = send(&mut world, command("3", CommandKind::Rollback, 50), Some(50));
+    assert!(done.ok);
+    assert_eq!(active(&world), digest(1));
+    let reports = world.reports.len();
+    send(&mut world, command("3", CommandKind::Rollback, 50), Some(50));
+    assert_eq!(world.reports.len(), reports, "done twice");
+    let none = send(&mut world, command("4", CommandKind::Rollback, 0), None);
+    assert!(none.error.unwrap().contains("no earlier bundle"));
+    let measure = send(&mut world, command("5", CommandKind::Measure, 0), None);
+    assert!(measure.error.unwrap().contains("not supported yet"));
+}
+
+#[test]
+fn set_budget_refuses_what_is_no_budget_and_outlives_a_restart() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    let mut set = |id: &str, args| {
+        world.feed(Event::Command {
+            command: Command {
+                header: header::<Command>(),
+                id: id.into(),
+                kind: CommandKind::SetBudget,
+                expires_ms: 0,
+                args,
+            },
+            unix_ms: None,
+        });
+        let Some(Report::Result(result)) = world.reports.last().cloned() else {
+            panic!("no result");
+        };
+        (result.error, world.core.budgets("m").latency_p95_us)
+    };
+    let typo = serde_json::json!({ "model": "m", "latency_us": 5 });
+    assert_eq!(set("1", typo).0.unwrap(), "args.latency_us is no budget");
+    let zero = serde_json::json!({ "model": "m", "latency_p95_us": 0 });
+    assert!(set("2", zero).0.unwrap().contains("must be over 0"));
+    let good = serde_json::json!({ "model": "m", "latency_p95_us": 777 });
+    assert_eq!(set("3", good), (None, Some(777)));
+    world.crash();
+    assert_eq!(world.core.budgets("m").latency_p95_us, Some(777));
+}
+
+#[test]
+fn on_every_connection_the_retained_reports_are_told_again() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    world.reports.clear();
+    world.feed(Event::Connected);
+    assert!(matches!(world.reports[0], Report::Birth(_)));
+    assert!(matches!(&world.reports[1], Report::Model(state) if state.digest == Some(digest(1))));
+    assert!(matches!(&world.reports[2], Report::State(_)));
+    world.reports.clear();
+    world.feed(Event::Shutdown);
+    assert!(matches!(&world.reports[0], Report::State(s) if s.state == wire::DeviceState::Offline));
+    assert!(world.drained);
+}

@@ -1,0 +1,1 @@
+//! Connects the core and the plane to the world.
