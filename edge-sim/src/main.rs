@@ -1,2 +1,5 @@
-//! Emulates constrained devices.
-fn main() {}
+//! The command line of `edge-sim`.
+
+fn main() -> std::process::ExitCode {
+    edge_sim::cli::main()
+}

@@ -1,0 +1,230 @@
+//! Child processes that cannot outlive their owner.
+//!
+//! Each child leads a process group of its own, so that a Ctrl-C in the terminal reaches only us and
+//! a kill reaches its children too. Dropping a [`Process`] kills the group. Both of the child's
+//! output streams are appended to a log file.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+/// How often a wait looks again.
+pub(crate) const POLL: Duration = Duration::from_millis(20);
+
+/// Why a child could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start {name} ({}): {source}", program.display())]
+pub struct SpawnError {
+    name: String,
+    program: PathBuf,
+    source: io::Error,
+}
+
+/// A running, or ended, child process.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    pid: Pid,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `command`, with standard error and output appended to `log`.
+    ///
+    /// # Errors
+    /// The program or the log file cannot be opened.
+    pub fn spawn(name: &str, command: Command, log: &Path) -> Result<Self, SpawnError> {
+        Self::spawn_to(name, command, log, log)
+    }
+
+    /// As [`Process::spawn`], with standard output in a file of its own.
+    ///
+    /// # Errors
+    /// As [`Process::spawn`].
+    pub fn spawn_to(
+        name: &str,
+        mut command: Command,
+        log: &Path,
+        stdout: &Path,
+    ) -> Result<Self, SpawnError> {
+        let program = PathBuf::from(command.get_program());
+        let fail = |source| SpawnError { name: name.to_owned(), program: program.clone(), source };
+        let append = |path: &Path| -> io::Result<File> {
+            OpenOptions::new().create(true).append(true).open(path)
+        };
+        command
+            .stdin(Stdio::piped())
+            .stdout(append(stdout).map_err(fail)?)
+            .stderr(append(log).map_err(fail)?)
+            .process_group(0);
+        let child = command.spawn().map_err(fail)?;
+        let pid = Pid::from_child(&child);
+        Ok(Self { name: name.to_owned(), child, pid, log: log.to_owned() })
+    }
+
+    /// What it is called in messages.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its process id, which is also its group's.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where its output goes.
+    #[must_use]
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Its standard input, once.
+    pub fn take_stdin(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
+    }
+
+    /// How it ended; `None` while it runs.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Asks it to end (SIGTERM) and kills it if it has not after `patience`.
+    pub fn stop(&mut self, patience: Duration) -> Option<ExitStatus> {
+        if self.exited().is_none() {
+            let _ = kill_process(self.pid, Signal::TERM);
+        }
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if let Some(status) = self.exited() {
+                return Some(status);
+            }
+            std::thread::sleep(POLL);
+        }
+        self.kill_group();
+        self.child.wait().ok()
+    }
+
+    /// Kills the process itself with SIGKILL and waits for its end. Its children are left to notice.
+    pub fn kill9(&mut self) {
+        if self.exited().is_none() {
+            let _ = kill_process(self.pid, Signal::KILL);
+            let _ = self.child.wait();
+        }
+    }
+
+    /// Kills it and its children with SIGKILL, as a power cut would.
+    pub fn kill_group(&mut self) {
+        let _ = kill_process_group(self.pid, Signal::KILL);
+        let _ = self.child.wait();
+    }
+
+    /// Sends it SIGHUP, which asks a service to read its configuration again.
+    pub fn hang_up(&mut self) {
+        if self.exited().is_none() {
+            let _ = kill_process(self.pid, Signal::HUP);
+        }
+    }
+
+    /// The last `lines` of its log.
+    #[must_use]
+    pub fn log_tail(&self, lines: usize) -> String {
+        tail(&self.log, lines)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill_group();
+    }
+}
+
+/// The last `lines` of a file, at most 64 KiB; empty when it cannot be read.
+#[must_use]
+pub fn tail(path: &Path, lines: usize) -> String {
+    const MOST: u64 = 64 * 1024;
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(MOST)))?;
+        let mut bytes = Vec::new();
+        file.take(MOST).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, dir: &Path) -> Process {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        Process::spawn("shell", command, &dir.join("log")).unwrap()
+    }
+
+    fn wait_for(mut condition: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !condition() {
+            assert!(Instant::now() < deadline, "it did not happen in time");
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn alive(pid: i32) -> bool {
+        // A zombie has been killed, even if nobody has asked for its status yet.
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+        !matches!(state, None | Some('Z' | 'X'))
+    }
+
+    #[test]
+    fn dropping_a_process_kills_its_children_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let process = shell("sleep 1000 & echo $!; wait", dir.path());
+        wait_for(|| !process.log_tail(1).is_empty());
+        let grandchild: i32 = process.log_tail(1).trim().parse().unwrap();
+        let child = i32::try_from(process.pid()).unwrap();
+        assert!(alive(grandchild));
+        drop(process);
+        wait_for(|| !alive(grandchild) && !alive(child));
+    }
+
+    #[test]
+    fn a_process_that_ignores_the_request_to_end_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut process =
+            shell("trap '' TERM; echo ready; while true; do sleep 0.1; done", dir.path());
+        wait_for(|| process.log_tail(1) == "ready");
+        let status = process.stop(Duration::from_millis(200)).unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+    }
+
+    #[test]
+    fn both_output_streams_end_up_in_the_log_and_the_tail_is_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut process = shell("for i in 1 2 3; do echo out$i; echo err$i >&2; done", dir.path());
+        wait_for(|| process.exited().is_some());
+        assert_eq!(process.log_tail(2), "out3\nerr3");
+        assert_eq!(tail(Path::new("/nowhere/log"), 5), "");
+    }
+
+    #[test]
+    fn a_program_that_does_not_exist_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let command = Command::new("/nowhere/agent");
+        let error = Process::spawn("agent", command, &dir.path().join("log")).unwrap_err();
+        assert!(error.to_string().starts_with("cannot start agent (/nowhere/agent): "), "{error}");
+    }
+}

@@ -1,0 +1,250 @@
+//! The agent's worker process, made as slow as a board: time dilation.
+//!
+//! `edge-sim worker` runs the agent's own worker with a [`ComputeHook`] that waits after every
+//! inference until it has taken `factor` times the host's *CPU* time, and reports that time. CPU
+//! time, because other work on the host would otherwise be taken for the board's slowness and be
+//! multiplied by the factor. The factor depends on the model's data type and, through the fake
+//! cpufreq files, on the board's present clock. How long the board was busy is left in a file for
+//! the power model.
+//!
+//! The host must compute on one thread: a second one would halve the wall time and not the CPU time.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use espalier_agent::plane::worker::{self, ComputeHook};
+
+use crate::fakesys::BoardFiles;
+use crate::profiles::DataType;
+
+/// Bytes of a model file that are searched for integer operators.
+const MAX_SEARCHED_BYTES: u64 = 4 << 30;
+/// Operators whose presence makes a model count as int8.
+const INTEGER_OPS: [&[u8]; 5] =
+    [b"MatMulInteger", b"ConvInteger", b"QLinearMatMul", b"QLinearConv", b"DequantizeLinear"];
+
+/// How much slower than the host the board is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Slowdown {
+    /// For fp32 models.
+    pub fp32: f64,
+    /// For int8 models.
+    pub int8: f64,
+}
+
+impl Slowdown {
+    /// The factor for a data type.
+    #[must_use]
+    pub fn of(&self, data_type: DataType) -> f64 {
+        match data_type {
+            DataType::Fp32 => self.fp32,
+            DataType::Int8 => self.int8,
+        }
+    }
+}
+
+/// Runs the agent's worker over standard input, slowed down. The result is the exit code.
+#[must_use]
+pub fn main(slowdown: Slowdown, board: Option<&Path>) -> i32 {
+    let mut hook = Dilation::new(slowdown, board.map(BoardFiles::new));
+    worker::main(&mut hook)
+}
+
+/// How long the board takes for what took the host `wall` and `cpu` time, and how long is still to
+/// wait. The report is never shorter than what really passed.
+#[must_use]
+pub fn dilate(wall: Duration, cpu: Duration, factor: f64) -> (Duration, Duration) {
+    let board = cpu.min(wall).mul_f64(factor.max(1.0));
+    (board.max(wall), board.saturating_sub(wall))
+}
+
+/// The data type that a model file computes in, by its operators: a single integer operator makes
+/// it int8. Unreadable files count as fp32; loading them fails with a better message.
+#[must_use]
+pub fn data_type_of(model: &Path) -> DataType {
+    match holds_integer_operator(model) {
+        Ok(true) => DataType::Int8,
+        _ => DataType::Fp32,
+    }
+}
+
+/// Waits after each inference, and keeps account.
+#[derive(Debug)]
+pub struct Dilation {
+    slowdown: Slowdown,
+    data_type: DataType,
+    board: Option<BoardFiles>,
+    cpu_before: Option<Duration>,
+    busy: Duration,
+}
+
+impl Dilation {
+    /// A hook for a board; without `board` the clock never drops and nothing is accounted.
+    #[must_use]
+    pub fn new(slowdown: Slowdown, board: Option<BoardFiles>) -> Self {
+        let cpu_before = process_cpu();
+        Self { slowdown, data_type: DataType::Fp32, board, cpu_before, busy: Duration::ZERO }
+    }
+
+    /// Takes note of the model that is being loaded.
+    pub fn set_model(&mut self, model: &Path) {
+        self.data_type = data_type_of(model);
+    }
+
+    fn factor(&self) -> f64 {
+        let clock = self.board.as_ref().map_or(1.0, BoardFiles::clock_stretch);
+        self.slowdown.of(self.data_type) * clock
+    }
+}
+
+impl ComputeHook for Dilation {
+    fn after_run(&mut self, compute: Duration) -> Duration {
+        let cpu = cpu_since(self.cpu_before).unwrap_or(compute);
+        let (reported, wait) = dilate(compute, cpu, self.factor());
+        thread::sleep(wait);
+        self.busy += reported;
+        if let Some(board) = &self.board {
+            board.report_busy(std::process::id(), self.busy);
+        }
+        self.cpu_before = process_cpu();
+        reported
+    }
+}
+
+/// CPU time of all threads, to the nanosecond; `None` on a kernel that does not tell.
+fn process_cpu() -> Option<Duration> {
+    let mut total = Duration::ZERO;
+    for task in fs::read_dir("/proc/self/task").ok()?.flatten() {
+        let Ok(text) = fs::read_to_string(task.path().join("schedstat")) else { continue };
+        total += Duration::from_nanos(text.split(' ').next()?.parse().ok()?);
+    }
+    (total > Duration::ZERO).then_some(total)
+}
+
+/// CPU time since `before`; `None` when it is not known, which includes that a thread has ended.
+fn cpu_since(before: Option<Duration>) -> Option<Duration> {
+    process_cpu()?.checked_sub(before?)
+}
+
+fn holds_integer_operator(model: &Path) -> io::Result<bool> {
+    const CHUNK: usize = 1 << 20;
+    let overlap = INTEGER_OPS.iter().map(|op| op.len()).max().unwrap_or(0);
+    let mut file = fs::File::open(model)?.take(MAX_SEARCHED_BYTES);
+    let mut window = Vec::with_capacity(CHUNK + overlap);
+    loop {
+        let kept = window.len().min(overlap);
+        window.drain(..window.len() - kept);
+        let read = (&mut file).take(CHUNK as u64).read_to_end(&mut window)?;
+        if read == 0 {
+            return Ok(false);
+        }
+        if INTEGER_OPS.iter().any(|op| contains(&window, op)) {
+            return Ok(true);
+        }
+    }
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+/// Where a worker's arguments stand on the command line of `edge-sim`.
+#[must_use]
+pub fn arguments(slowdown: Slowdown, board: &Path) -> Vec<String> {
+    let board = PathBuf::from(board);
+    vec![
+        "worker".to_owned(),
+        format!("--slowdown={}", slowdown.fp32),
+        format!("--slowdown-int8={}", slowdown.int8),
+        format!("--board={}", board.display()),
+    ]
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Write;
+    use std::time::Instant;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const SLOW: Slowdown = Slowdown { fp32: 14.0, int8: 15.0 };
+
+    #[test]
+    fn the_board_takes_factor_times_the_cpu_time_of_the_host() {
+        assert_eq!(dilate(10 * MS, 10 * MS, 14.0), (140 * MS, 130 * MS));
+    }
+
+    #[test]
+    fn time_in_which_the_host_was_busy_with_other_work_is_not_multiplied() {
+        assert_eq!(dilate(30 * MS, 10 * MS, 14.0), (140 * MS, 110 * MS));
+        assert_eq!(dilate(200 * MS, 10 * MS, 14.0), (200 * MS, Duration::ZERO));
+    }
+
+    #[test]
+    fn cpu_time_from_before_the_inference_is_not_charged_to_it() {
+        assert_eq!(dilate(10 * MS, 4000 * MS, 14.0), (140 * MS, 130 * MS));
+    }
+
+    #[test]
+    fn nothing_becomes_faster_than_the_host() {
+        assert_eq!(dilate(10 * MS, 10 * MS, 0.1), (10 * MS, Duration::ZERO));
+    }
+
+    #[test]
+    fn the_hook_really_waits_and_reports_what_it_waited() {
+        let mut hook = Dilation::new(Slowdown { fp32: 10.0, int8: 10.0 }, None);
+        let started = Instant::now();
+        let mut sum = 0_u64;
+        while cpu_since(hook.cpu_before).unwrap() < 5 * MS {
+            sum = std::hint::black_box(sum + 1);
+        }
+        let wall = started.elapsed();
+        let reported = hook.after_run(wall);
+        assert!(reported >= 50 * MS, "{reported:?}");
+        assert!(started.elapsed() >= reported, "{:?} < {reported:?}", started.elapsed());
+    }
+
+    #[test]
+    fn a_throttled_board_is_slower_still_and_its_busy_time_is_left_for_the_power_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let profile = crate::profiles::find("raspberry-pi-4").unwrap();
+        let board = BoardFiles::new(dir.path());
+        let mut state = crate::board::BoardState::idle(profile);
+        board.write(profile, &state, &crate::fakesys::Counters::default()).unwrap();
+        let mut hook = Dilation::new(SLOW, Some(board.clone()));
+        assert!((hook.factor() - 14.0).abs() < 1e-9);
+        state.freq_khz = 900_000;
+        board.write(profile, &state, &crate::fakesys::Counters::default()).unwrap();
+        assert!((hook.factor() - 28.0).abs() < 1e-9);
+        let reported = hook.after_run(2 * MS);
+        assert_eq!(board.busy_us().values().sum::<u64>(), reported.as_micros() as u64);
+    }
+
+    #[test]
+    fn a_model_with_an_integer_operator_counts_as_int8_wherever_it_stands() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        // Across the border of two chunks.
+        file.write_all(&vec![0; (1 << 20) - 5]).unwrap();
+        assert_eq!(data_type_of(file.path()), DataType::Fp32);
+        file.write_all(b"MatMulInteger").unwrap();
+        file.flush().unwrap();
+        assert_eq!(data_type_of(file.path()), DataType::Int8);
+        assert_eq!(data_type_of(Path::new("/nowhere/model.onnx")), DataType::Fp32);
+    }
+
+    #[test]
+    fn the_worker_arguments_are_what_the_command_line_reads() {
+        let args = arguments(SLOW, Path::new("/run/board"));
+        let line = std::iter::once("edge-sim".to_owned()).chain(args);
+        let parsed = <crate::cli::Cli as clap::Parser>::try_parse_from(line).unwrap();
+        let crate::cli::Mode::Worker(worker) = parsed.mode else { panic!("not the worker") };
+        assert_eq!(worker.slowdown, 14.0);
+        assert_eq!(worker.slowdown_int8, Some(15.0));
+        assert_eq!(worker.board.as_deref(), Some(Path::new("/run/board")));
+    }
+}
