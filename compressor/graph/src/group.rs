@@ -112,7 +112,7 @@ pub struct Group {
 }
 
 /// Who locks an axis.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum LockedBy {
     /// A node.
     Node(NodeId),
@@ -120,6 +120,8 @@ pub enum LockedBy {
     GraphInput,
     /// The axis belongs to an output of the model.
     GraphOutput,
+    /// A limit of the search.
+    Limit,
 }
 
 /// An axis that a weight computes and that must keep its width, with the reason.

@@ -8,6 +8,7 @@ mod group;
 mod prune;
 mod export;
 mod import;
+mod infer;
 mod ir;
 mod op;
 mod order;
@@ -18,6 +19,7 @@ mod tensor;
 mod verify;
 
 pub use export::{EXTERNAL_ABOVE_BYTES, ExportError, MAX_FILE_BYTES, SaveOptions, Saved};
+pub use infer::{Conflict, Shapes, infer};
 pub use import::{ImportError, MAP_ABOVE_BYTES, limits};
 pub use ir::{
     Attribute, AttributeValue, Dim, Graph, Model, Node, NodeId, OpsetImport, Origin, TensorType,
