@@ -1,5 +1,8 @@
 //! The parts together, with real servers: what the tests of this package share.
 
+pub mod files;
+pub mod offers;
+
 use std::env;
 use std::path::PathBuf;
 
@@ -41,4 +44,20 @@ pub fn asset(name: &str) -> PathBuf {
     let path = provided("ESPALIER_ASSETS").join(name);
     assert!(path.exists(), "{} was not fetched", path.display());
     path
+}
+
+/// Options for a stack that is faster than any real board, so that a test of behaviour is not a test of
+/// patience: mosquitto, one thread, short windows.
+#[must_use]
+pub fn quick_stack(run: &std::path::Path) -> edge_sim::live::StackOptions {
+    use edge_sim::live::{Binaries, StackOptions};
+    let binaries = Binaries::in_dir(&provided("ESPALIER_BIN"));
+    let mut options = StackOptions::new(binaries, &provided("ESPALIER_ASSETS"), run);
+    options.broker = edge_sim::broker::BrokerKind::Mosquitto;
+    options.board = edge_sim::profiles::find("raspberry-pi-5").expect("an embedded profile");
+    options.window = std::time::Duration::from_millis(500);
+    options.install.shadow_requests = 3;
+    options.install.probation_windows = 2;
+    options.breach.min_requests = 2;
+    options
 }
