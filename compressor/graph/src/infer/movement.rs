@@ -9,6 +9,9 @@ use crate::Dim;
 /// Starts, ends and axes of a `Slice` before opset 10.
 type SliceAttrs = (Vec<i64>, Vec<i64>, Option<Vec<i64>>);
 
+/// Exporters write "to the end" as `i64::MAX`, `i32::MAX` or a round billion; no axis is that long.
+const FAR: i64 = 1_000_000_000;
+
 /// Larger ranks than any runtime takes are not worth following.
 const MAX_RANK: usize = 64;
 
@@ -200,14 +203,13 @@ impl Range {
 
     /// Without knowing the size, only bounds at the ends and counted from them say something.
     fn length_of_name(&self, whole: &Int) -> Int {
-        let far = i64::from(i32::MAX);
         match (self.start, self.end) {
-            (0, end) if end >= far => whole.clone(),
-            (start, end) if start >= 0 && end >= far => size::sub(whole, &Int::Known(start)),
+            (0, end) if end >= FAR => whole.clone(),
+            (start, end) if start >= 0 && end >= FAR => size::sub(whole, &Int::Known(start)),
             (start, end) if start >= 0 && end < 0 => {
                 size::add(whole, &end.checked_sub(start).map_or(Int::Unknown, Int::Known))
             }
-            (start, end) if start < 0 && end >= far => start.checked_neg().map_or(Int::Unknown, Int::Known),
+            (start, end) if start < 0 && end >= FAR => start.checked_neg().map_or(Int::Unknown, Int::Known),
             _ => Int::Unknown,
         }
     }
