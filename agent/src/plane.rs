@@ -29,6 +29,8 @@ use self::server::Servers;
 
 mod compare;
 mod error;
+#[cfg(test)]
+mod fake;
 mod instance;
 pub mod oip;
 mod process;
@@ -162,16 +164,10 @@ impl Plane {
         std::fs::create_dir_all(&cfg.run_dir)
             .and_then(|()| cfg.run_dir.canonicalize())
             .map(|absolute| cfg.run_dir = absolute)
-            .map_err(|source| PlaneError::RunDir {
-                path: cfg.run_dir.clone(),
-                source,
-            })?;
+            .map_err(|source| PlaneError::RunDir { path: cfg.run_dir.clone(), source })?;
         let registry = Arc::new(Registry::new(cfg.clone()));
         let servers = Servers::start(&cfg, oip::router(registry.clone())).await?;
-        Ok(Self {
-            registry,
-            servers: Arc::new(servers),
-        })
+        Ok(Self { registry, servers: Arc::new(servers) })
     }
 
     /// Where the plane is really listening.
@@ -281,3 +277,6 @@ impl Plane {
         self.registry.events()
     }
 }
+
+#[cfg(test)]
+mod tests;

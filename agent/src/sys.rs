@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Instant;
 
-pub use self::power::{PowerConfig, PowerReading, PowerSource};
 use self::cpu::CpuTimes;
 use self::power::PowerMeter;
+pub use self::power::{PowerConfig, PowerReading, PowerSource};
 use self::thermal::ThrottleWatch;
 
 pub mod cpu;
@@ -51,10 +51,7 @@ impl Roots {
     /// Each below a prefix of its own: an emulated board has real processes and a made-up sysfs.
     #[must_use]
     pub fn split(proc_prefix: impl AsRef<Path>, sys_prefix: impl AsRef<Path>) -> Self {
-        Self {
-            proc: proc_prefix.as_ref().join("proc"),
-            sys: sys_prefix.as_ref().join("sys"),
-        }
+        Self { proc: proc_prefix.as_ref().join("proc"), sys: sys_prefix.as_ref().join("sys") }
     }
 }
 
@@ -107,10 +104,7 @@ struct Counters {
 
 impl Counters {
     fn read(roots: &Roots) -> Self {
-        Self {
-            cpu: cpu::times(roots),
-            swap_in: memory::swap_in_pages(roots),
-        }
+        Self { cpu: cpu::times(roots), swap_in: memory::swap_in_pages(roots) }
     }
 }
 
@@ -137,8 +131,7 @@ impl Sampler {
         let cpu = cpu::times(&self.roots);
         let usage = cpu::usage(self.last_tick, cpu);
         self.last_tick = cpu;
-        self.power
-            .tick(&self.roots, now, usage.map(|u| u.busy_percent / 100.0));
+        self.power.tick(&self.roots, now, usage.map(|u| u.busy_percent / 100.0));
     }
 
     /// Ends a window, in which the workers answered `inferences` requests, and starts the next.
@@ -178,11 +171,7 @@ impl Sampler {
 /// A file's text, cut at [`MAX_FILE_BYTES`].
 fn read(path: impl AsRef<Path>) -> Option<String> {
     let mut bytes = Vec::new();
-    File::open(path)
-        .ok()?
-        .take(MAX_FILE_BYTES)
-        .read_to_end(&mut bytes)
-        .ok()?;
+    File::open(path).ok()?.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
     String::from_utf8(bytes).ok()
 }
 
@@ -216,8 +205,7 @@ fn field(text: &str, key: &str) -> Option<u64> {
         let rest = line.strip_prefix(key)?;
         let rest = rest.strip_prefix(':').unwrap_or(rest);
         let mut words = rest.split_ascii_whitespace();
-        rest.starts_with([' ', '\t'])
-            .then(|| words.next()?.parse().ok())?
+        rest.starts_with([' ', '\t']).then(|| words.next()?.parse().ok())?
     })
 }
 

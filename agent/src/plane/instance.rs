@@ -301,6 +301,9 @@ impl Driver {
             self.shared.pid.store(worker.pid().unwrap_or(0), Ordering::Relaxed);
             self.shared.set_down(None);
             self.stats.cold();
+            if self.shared.restarts.load(Ordering::Relaxed) > 0 {
+                (self.on_health)(Health::Restarted);
+            }
             let end = self.serve(worker).await;
             self.shared.pid.store(0, Ordering::Relaxed);
             let End::Died(reason) = end else { break };
@@ -397,7 +400,6 @@ impl Driver {
             match self.meanwhile(start).await? {
                 Ok((worker, interface)) if interface == self.interface => {
                     self.shared.restarts.fetch_add(1, Ordering::Relaxed);
-                    (self.on_health)(Health::Restarted);
                     return Some(worker);
                 }
                 Ok(_) => self

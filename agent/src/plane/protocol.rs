@@ -446,3 +446,6 @@ pub fn tensor_from_parts(
     }
     Tensor::new(dtype, shape, data).map_err(|e| format!("tensor `{name}`: {e}"))
 }
+
+#[cfg(test)]
+mod tests;

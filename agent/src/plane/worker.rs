@@ -61,6 +61,14 @@ pub fn main(hook: &mut dyn ComputeHook) -> i32 {
 
 /// Serves one model over `socket` until it closes. The result is the exit code.
 pub fn serve(socket: UnixStream, hook: &mut dyn ComputeHook) -> i32 {
+    serve_with(socket, hook, load)
+}
+
+/// Loads a model: the session, and the engine's name and version.
+pub(super) type Loader = fn(&LoadRequest) -> Result<(Box<dyn Session>, String), String>;
+
+/// As [`serve`], with an engine of the caller's.
+pub(super) fn serve_with(socket: UnixStream, hook: &mut dyn ComputeHook, loader: Loader) -> i32 {
     let reader = match socket.try_clone() {
         Ok(reader) => reader,
         Err(error) => {
@@ -72,7 +80,7 @@ pub fn serve(socket: UnixStream, hook: &mut dyn ComputeHook) -> i32 {
     let (orders, engine_inbox) = channel();
     let from_reader = events.clone();
     thread::spawn(move || read_all(reader, &from_reader));
-    thread::spawn(move || drive_engine(&engine_inbox, &events));
+    thread::spawn(move || drive_engine(&engine_inbox, &events, loader));
     answer_all(&socket, &inbox, &orders, hook)
 }
 
@@ -183,17 +191,26 @@ fn send(mut socket: &UnixStream, message: &Message) -> Result<(), FrameError> {
     Ok(())
 }
 
-fn drive_engine(orders: &Receiver<Order>, events: &Sender<Event>) {
+fn drive_engine(orders: &Receiver<Order>, events: &Sender<Event>, loader: Loader) {
     let mut session: Option<Box<dyn Session>> = None;
     while let Ok(order) = orders.recv() {
         let event = match order {
-            Order::Load(request) => match guarded(|| load(&request)) {
-                Ok((loaded, reply)) => {
-                    session = Some(loaded);
-                    Event::Loaded(Ok(reply))
-                }
-                Err((_, error)) => Event::Loaded(Err(error)),
-            },
+            Order::Load(request) => {
+                let loaded =
+                    guarded(|| loader(&request).map_err(|error| (FailureKind::Engine, error)));
+                Event::Loaded(match loaded {
+                    Ok((loaded, engine_version)) => {
+                        let reply = LoadedReply {
+                            inputs: ports(loaded.inputs()),
+                            outputs: ports(loaded.outputs()),
+                            engine_version,
+                        };
+                        session = Some(loaded);
+                        Ok(reply)
+                    }
+                    Err((_, error)) => Err(error),
+                })
+            }
             Order::Run { id, tensors } => {
                 let started = Instant::now();
                 let result = match &mut session {
@@ -209,23 +226,18 @@ fn drive_engine(orders: &Receiver<Order>, events: &Sender<Event>) {
     }
 }
 
-fn load(request: &LoadRequest) -> Result<(Box<dyn Session>, LoadedReply), (FailureKind, String)> {
-    let failed = |error: String| (FailureKind::Engine, error);
-    let kind = request.engine.parse().map_err(|e: runtime::UnknownEngine| failed(e.to_string()))?;
+fn load(request: &LoadRequest) -> Result<(Box<dyn Session>, String), String> {
+    let kind = request.engine.parse().map_err(|e: runtime::UnknownEngine| e.to_string())?;
     let engine = runtime::open(&EngineOptions {
         kind,
         threads: request.threads,
         ort_library: request.ort_library.clone(),
     })
-    .map_err(|e| failed(e.to_string()))?;
+    .map_err(|e| e.to_string())?;
     let session =
-        engine.load(&request.model, &LoadOptions::default()).map_err(|e| failed(e.to_string()))?;
-    let reply = LoadedReply {
-        inputs: ports(session.inputs()),
-        outputs: ports(session.outputs()),
-        engine_version: format!("{} {}", engine.kind(), engine.version()),
-    };
-    Ok((session, reply))
+        engine.load(&request.model, &LoadOptions::default()).map_err(|e| e.to_string())?;
+    let version = format!("{} {}", engine.kind(), engine.version());
+    Ok((session, version))
 }
 
 fn run(
@@ -259,3 +271,6 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
 }
+
+#[cfg(test)]
+mod tests;

@@ -35,9 +35,7 @@ pub fn times(roots: &Roots) -> Option<CpuTimes> {
         .collect::<Option<Vec<_>>>()?;
     let at = |index: usize| ticks.get(index).copied();
     Some(CpuTimes {
-        total: ticks
-            .iter()
-            .try_fold(0_u64, |sum, &ticks| sum.checked_add(ticks))?,
+        total: ticks.iter().try_fold(0_u64, |sum, &ticks| sum.checked_add(ticks))?,
         idle: at(3)?.checked_add(at(4).unwrap_or(0))?,
         steal: at(7).unwrap_or(0),
     })

@@ -13,9 +13,7 @@ pub(crate) struct Machine {
 #[allow(clippy::unwrap_used)]
 impl Machine {
     pub(crate) fn empty() -> Self {
-        Self {
-            folder: tempfile::tempdir().unwrap(),
-        }
+        Self { folder: tempfile::tempdir().unwrap() }
     }
 
     pub(crate) fn with(files: &[(&str, &str)]) -> Self {

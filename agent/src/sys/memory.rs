@@ -22,10 +22,7 @@ pub fn pss_bytes(roots: &Roots, pid: u32) -> Option<u64> {
 #[must_use]
 pub fn info(roots: &Roots) -> MemoryInfo {
     let text = read(roots.proc.join("meminfo")).unwrap_or_default();
-    MemoryInfo {
-        total_bytes: kib(&text, "MemTotal"),
-        available_bytes: kib(&text, "MemAvailable"),
-    }
+    MemoryInfo { total_bytes: kib(&text, "MemTotal"), available_bytes: kib(&text, "MemAvailable") }
 }
 
 /// Pages read back from swap since the machine started.

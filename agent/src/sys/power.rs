@@ -201,11 +201,7 @@ impl PowerMeter {
         let known = power_mw.is_some();
         PowerReading {
             source: if known { self.source.name() } else { "none" },
-            quality: if known {
-                self.source.quality()
-            } else {
-                Quality::None
-            },
+            quality: if known { self.source.quality() } else { Quality::None },
             power_mw,
             energy_per_inference_mj: energy.filter(|_| seconds > 0.0),
         }
@@ -225,13 +221,9 @@ impl PowerMeter {
         self.seconds = 0.0;
     }
 
-    fn choose(
-        &self,
-        roots: &Roots,
-        rapl: RaplPower,
-        busy: Option<f64>,
-    ) -> (Source, Option<f64>) {
-        let wanted = |source| self.config.source == PowerSource::Auto || self.config.source == source;
+    fn choose(&self, roots: &Roots, rapl: RaplPower, busy: Option<f64>) -> (Source, Option<f64>) {
+        let wanted =
+            |source| self.config.source == PowerSource::Auto || self.config.source == source;
         let gauges: [(Source, PowerSource, fn(&Roots) -> Option<f64>); 2] = [
             (Source::Hwmon, PowerSource::Hwmon, hwmon_mw),
             (Source::Battery, PowerSource::Battery, battery_mw),
@@ -276,10 +268,8 @@ fn hwmon_mw(roots: &Roots) -> Option<f64> {
                 .map(|uw| uw as f64);
             // Chips without a multiplier give millivolts and milliamperes.
             let product = || {
-                let (mv, ma): (u32, u32) = (
-                    value(chip.join("in1_input"))?,
-                    value(chip.join("curr1_input"))?,
-                );
+                let (mv, ma): (u32, u32) =
+                    (value(chip.join("in1_input"))?, value(chip.join("curr1_input"))?);
                 Some(f64::from(mv) * f64::from(ma))
             };
             plausible(microwatts.or_else(product)? / 1e3)
@@ -344,10 +334,7 @@ impl Rapl {
             let energy_uj = used_uj(&old, &zones)?;
             (seconds > 0.0).then(|| energy_uj as f64 / 1e3 / seconds)
         });
-        RaplPower {
-            present,
-            power_mw: power_mw.and_then(plausible),
-        }
+        RaplPower { present, power_mw: power_mw.and_then(plausible) }
     }
 }
 
@@ -362,10 +349,7 @@ fn used_uj(before: &[Zone], after: &[Zone]) -> Option<u64> {
         }
         let used = match new.energy_uj.checked_sub(old.energy_uj) {
             Some(used) => used,
-            None => new
-                .range_uj?
-                .checked_sub(old.energy_uj)?
-                .checked_add(new.energy_uj)?,
+            None => new.range_uj?.checked_sub(old.energy_uj)?.checked_add(new.energy_uj)?,
         };
         sum.checked_add(used)
     })

@@ -14,11 +14,7 @@ fn close(a: f64, b: f64) -> bool {
 }
 
 fn power(source: PowerSource) -> PowerConfig {
-    PowerConfig {
-        source,
-        idle_mw: Some(1600.0),
-        load_mw: Some(5000.0),
-    }
+    PowerConfig { source, idle_mw: Some(1600.0), load_mw: Some(5000.0) }
 }
 
 /// Two windows of one second: what is between them is what `change` does.
@@ -122,10 +118,7 @@ fn a_folder_where_a_file_is_expected_gives_nothing() {
 #[test]
 fn memory_is_read_in_bytes_and_workers_are_added_up() {
     let machine = Machine::with(&[
-        (
-            "proc/meminfo",
-            "MemTotal:        3884360 kB\nMemFree: 1 kB\nMemAvailable:    1000 kB\n",
-        ),
+        ("proc/meminfo", "MemTotal:        3884360 kB\nMemFree: 1 kB\nMemAvailable:    1000 kB\n"),
         (
             "proc/7/smaps_rollup",
             "00400000-7fff rollup\nRss:  900 kB\nPss:  100 kB\nPss_Anon: 50 kB\n",
@@ -360,8 +353,10 @@ fn a_source_that_was_asked_for_and_is_missing_is_not_replaced() {
         let sample = second_window(&machine, power(source), 1, |_| ());
         assert_eq!(sample.power.quality, Quality::None, "{source:?}");
     }
-    assert_eq!("ina".parse::<PowerSource>().unwrap_err().to_string(),
-        "`ina` is no power source; there are auto, hwmon, battery, rapl, model and none");
+    assert_eq!(
+        "ina".parse::<PowerSource>().unwrap_err().to_string(),
+        "`ina` is no power source; there are auto, hwmon, battery, rapl, model and none"
+    );
 }
 
 #[test]

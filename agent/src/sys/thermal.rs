@@ -31,11 +31,7 @@ pub fn temperature_mc(roots: &Roots) -> Option<i64> {
         })
         .collect();
     let hottest = |of_cpu: bool| {
-        zones
-            .iter()
-            .filter(|(cpu, _)| *cpu || !of_cpu)
-            .map(|&(_, reading)| reading)
-            .max()
+        zones.iter().filter(|(cpu, _)| *cpu || !of_cpu).map(|&(_, reading)| reading).max()
     };
     hottest(true).or_else(|| hottest(false))
 }
@@ -80,30 +76,22 @@ impl ThrottleWatch {
 }
 
 fn firmware_throttles(roots: &Roots) -> bool {
-    read(
-        roots
-            .sys
-            .join("devices/platform/soc/soc:firmware/get_throttled"),
-    )
-    .and_then(|text| {
-        let text = text.trim();
-        let digits = text.strip_prefix("0x").unwrap_or(text);
-        u64::from_str_radix(digits, 16).ok()
-    })
-    .is_some_and(|bits| bits & PI_SLOWED != 0)
+    read(roots.sys.join("devices/platform/soc/soc:firmware/get_throttled"))
+        .and_then(|text| {
+            let text = text.trim();
+            let digits = text.strip_prefix("0x").unwrap_or(text);
+            u64::from_str_radix(digits, 16).ok()
+        })
+        .is_some_and(|bits| bits & PI_SLOWED != 0)
 }
 
 /// A cooling device that works by slowing processors down, at work.
 fn cooling(roots: &Roots) -> bool {
-    numbered(roots.sys.join("class/thermal"), "cooling_device")
-        .iter()
-        .any(|device| {
-            let kind = read(device.join("type"))
-                .unwrap_or_default()
-                .to_lowercase();
-            let slows = kind.contains("cpufreq") || kind.contains("processor");
-            slows && value::<u64>(device.join("cur_state")).is_some_and(|state| state > 0)
-        })
+    numbered(roots.sys.join("class/thermal"), "cooling_device").iter().any(|device| {
+        let kind = read(device.join("type")).unwrap_or_default().to_lowercase();
+        let slows = kind.contains("cpufreq") || kind.contains("processor");
+        slows && value::<u64>(device.join("cur_state")).is_some_and(|state| state > 0)
+    })
 }
 
 /// Busy, hot, and yet not at the full clock.

@@ -336,8 +336,8 @@ mod tests {
             ("[0,4294967295]", ElementType::U32),
             ("[-9223372036854775808,9223372036854775807]", ElementType::I64),
             ("[0,18446744073709551615]", ElementType::U64),
-            ("[0.1,-3.4028235e38]", ElementType::F32),
-            ("[0.1,1.7976931348623157e308]", ElementType::F64),
+            ("[0.1,-3.4028235e+38]", ElementType::F32),
+            ("[0.1,1.7976931348623157e+308]", ElementType::F64),
             ("[true,false]", ElementType::Bool),
             ("[]", ElementType::F32),
         ] {

@@ -311,3 +311,6 @@ fn brief(text: &str) -> String {
         text.chars().take(SHOWN).chain("…".chars()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,198 @@
+//! A worker with an engine made for tests: `y = factor * x`, and inputs that make it misbehave.
+//!
+//! The worker process is this test program again, running [`child`] alone.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bundle::{Bundle, Case, Draft, NamedTensor, SelfTest, Source, TensorSpec};
+use runtime::{ElementType, EngineError, ErrorKind, IoSpec, Session, Tensor};
+
+use super::protocol::LoadRequest;
+use super::worker::{NoHook, serve_with};
+use super::{CandidateId, Plane, PlaneConfig};
+
+/// First elements of an input that make the engine misbehave.
+pub(super) const ABORT: f32 = 1000.0;
+pub(super) const PANIC: f32 = 1001.0;
+pub(super) const GATE: f32 = 1002.0;
+pub(super) const FAIL: f32 = 1003.0;
+pub(super) const EXIT: f32 = 1004.0;
+
+/// Tells the child from a test run by hand.
+const AS_WORKER: &str = "as-a-worker";
+
+#[test]
+#[ignore = "the worker process of other tests"]
+fn child() {
+    if std::env::args().any(|arg| arg == AS_WORKER) {
+        let socket = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
+        std::process::exit(serve_with(UnixStream::from(socket), &mut NoHook, load));
+    }
+}
+
+/// A plane whose workers are fakes, its folder, and the gate at which [`GATE`] inputs wait.
+pub(super) struct Bench {
+    pub(super) plane: Plane,
+    pub(super) folder: tempfile::TempDir,
+}
+
+impl Bench {
+    pub(super) async fn start() -> Self {
+        Self::with(|_| ()).await
+    }
+
+    pub(super) async fn with(change: impl FnOnce(&mut PlaneConfig)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut cfg = config(folder.path());
+        change(&mut cfg);
+        Self { plane: Plane::start(cfg).await.unwrap(), folder }
+    }
+
+    pub(super) fn bundle(&self, model: &str) -> Bundle {
+        let digest = bundle::Digest::of(model.as_bytes()).to_string();
+        let folder = self.folder.path().join(digest.trim_start_matches("sha256:"));
+        if folder.exists() {
+            return Bundle::open(&folder, &bundle::Limits::default()).unwrap();
+        }
+        let mut draft = Draft::new("double", model, Source::Bytes(model.into()));
+        draft.inputs = vec![spec("x")];
+        draft.outputs = vec![spec("y")];
+        draft.selftest = golden(2.0);
+        draft.write(&folder).unwrap()
+    }
+
+    /// Loads a model that multiplies by `model`, which is also its version and its digest.
+    pub(super) async fn load(&self, model: &str) -> CandidateId {
+        let bundle = self.bundle(model);
+        self.plane.load("double", model, &bundle).await.unwrap()
+    }
+
+    pub(super) async fn serve(&self, model: &str) -> CandidateId {
+        let candidate = self.load(model).await;
+        self.plane.serve(candidate).await.unwrap();
+        candidate
+    }
+
+    /// Where the next inference with a [`GATE`] input says that it runs, and waits for the
+    /// connection to close.
+    pub(super) fn gate(&self) -> tokio::net::UnixListener {
+        tokio::net::UnixListener::bind(gate_path(&self.plane_dir())).unwrap()
+    }
+
+    fn plane_dir(&self) -> PathBuf {
+        self.folder.path().join("run").canonicalize().unwrap()
+    }
+}
+
+pub(super) fn config(folder: &Path) -> PlaneConfig {
+    PlaneConfig {
+        engine: runtime::EngineOptions::new(runtime::EngineKind::Tract),
+        worker_program: std::env::current_exe().unwrap(),
+        worker_args: ["--exact", child_name(), "--ignored", "--nocapture", AS_WORKER]
+            .map(str::to_owned)
+            .to_vec(),
+        http: Some("127.0.0.1:0".parse().unwrap()),
+        unix: Some("oip.sock".into()),
+        queue_depth: 2,
+        max_request_bytes: 64 << 10,
+        request_deadline: Duration::from_secs(30),
+        run_dir: folder.join("run"),
+    }
+}
+
+pub(super) fn golden(factor: f32) -> SelfTest {
+    let named = |name: &str, values: [f32; 2]| NamedTensor {
+        name: name.to_owned(),
+        dtype: "FP32".to_owned(),
+        dims: vec![1, 2],
+        data: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    };
+    SelfTest {
+        cases: vec![Case {
+            inputs: vec![named("x", [3.0, 4.0])],
+            outputs: vec![named("y", [3.0 * factor, 4.0 * factor])],
+        }],
+        rtol: 1e-3,
+        atol: 1e-6,
+    }
+}
+
+pub(super) fn row(first: f32, second: f32) -> Vec<(String, Tensor)> {
+    let tensor = Tensor::from_f32(vec![1, 2], &[first, second]).unwrap();
+    vec![("x".to_owned(), tensor)]
+}
+
+pub(super) fn load(request: &LoadRequest) -> Result<(Box<dyn Session>, String), String> {
+    let text = fs::read_to_string(&request.model).map_err(|e| e.to_string())?;
+    match text.trim() {
+        "abort" => std::process::abort(),
+        "panic" => panic!("asked to panic while loading"),
+        text => {
+            let factor = text.parse().map_err(|_| format!("`{text}` is no model"))?;
+            let session = Fake { inputs: vec![port("x")], outputs: vec![port("y")], factor };
+            Ok((Box::new(session), "fake 1".to_owned()))
+        }
+    }
+}
+
+struct Fake {
+    inputs: Vec<IoSpec>,
+    outputs: Vec<IoSpec>,
+    factor: f32,
+}
+
+impl Session for Fake {
+    fn inputs(&self) -> &[IoSpec] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[IoSpec] {
+        &self.outputs
+    }
+
+    fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError> {
+        let x = runtime::check_inputs(&self.inputs, inputs)?[0];
+        let values = x.to_f32()?;
+        match values.first().copied() {
+            Some(ABORT) => std::process::abort(),
+            Some(PANIC) => panic!("asked to panic"),
+            Some(EXIT) => std::process::exit(3),
+            Some(FAIL) => return Err(EngineError::new(ErrorKind::Run, "asked to fail")),
+            Some(GATE) => wait_at_gate(),
+            _ => {}
+        }
+        let doubled: Vec<f32> = values.iter().map(|v| v * self.factor).collect();
+        let y = Tensor::from_f32(x.shape.clone(), &doubled)?;
+        Ok(vec![("y".to_owned(), y)])
+    }
+}
+
+fn wait_at_gate() {
+    let mut gate = UnixStream::connect(gate_path(&std::env::current_dir().unwrap())).unwrap();
+    gate.read_to_end(&mut Vec::new()).unwrap();
+}
+
+fn gate_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("gate")
+}
+
+fn port(name: &str) -> IoSpec {
+    IoSpec { name: name.to_owned(), dtype: ElementType::F32, dims: vec![None, Some(2)] }
+}
+
+fn spec(name: &str) -> TensorSpec {
+    TensorSpec { name: name.to_owned(), dtype: "FP32".to_owned(), dims: vec![-1, 2] }
+}
+
+/// This module's [`child`], as the test harness calls it.
+fn child_name() -> &'static str {
+    // The harness leaves out the crate's name.
+    concat!(module_path!(), "::child").split_once("::").map_or("", |(_, name)| name)
+}

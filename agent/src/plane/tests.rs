@@ -1,0 +1,655 @@
+//! The plane with real worker processes and real connections; the engine is a fake.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::body::Body;
+use axum::http::{Request, Response, StatusCode};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::task::JoinSet;
+
+use super::fake::{self, Bench};
+use super::*;
+
+/// Far beyond what any step here takes: a wait that reaches it is a failure.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Answer {
+    status: StatusCode,
+    retry_after: bool,
+    header_length: Option<usize>,
+    body: Bytes,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    fn error(&self) -> String {
+        self.json()["error"].as_str().unwrap().to_owned()
+    }
+
+    fn first(&self) -> f64 {
+        assert_eq!(self.status, StatusCode::OK, "{:?}", self.body);
+        self.json()["outputs"][0]["data"][0].as_f64().unwrap()
+    }
+}
+
+async fn collect(response: Response<Incoming>) -> Answer {
+    Answer {
+        status: response.status(),
+        retry_after: response.headers().contains_key("retry-after"),
+        header_length: response
+            .headers()
+            .get(oip::HEADER_LENGTH)
+            .map(|v| v.to_str().unwrap().parse().unwrap()),
+        body: response.into_body().collect().await.unwrap().to_bytes(),
+    }
+}
+
+async fn send(plane: &Plane, request: Request<Full<Bytes>>) -> Answer {
+    let stream = TcpStream::connect(plane.endpoints().http.unwrap()).await.unwrap();
+    send_over(TokioIo::new(stream), request).await
+}
+
+async fn send_over(
+    io: impl hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    request: Request<Full<Bytes>>,
+) -> Answer {
+    let (mut sender, connection) = http1::handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    collect(sender.send_request(request).await.unwrap()).await
+}
+
+fn get(path: &str) -> Request<Full<Bytes>> {
+    Request::get(path).header("host", "board").body(Full::default()).unwrap()
+}
+
+fn post(path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+    Request::post(path).header("host", "board").body(Full::new(body.into())).unwrap()
+}
+
+fn infer(first: f32) -> Request<Full<Bytes>> {
+    infer_with(first, &json!({}))
+}
+
+fn infer_with(first: f32, parameters: &Value) -> Request<Full<Bytes>> {
+    let body = json!({
+        "id": "r1",
+        "parameters": parameters,
+        "inputs": [{ "name": "x", "shape": [1, 2], "datatype": "FP32", "data": [first, 1.0] }],
+    });
+    post("/v2/models/double/infer", body.to_string())
+}
+
+async fn patiently<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.expect("in time")
+}
+
+/// Looks until `done`; only for what nothing announces.
+async fn eventually(mut done: impl FnMut() -> bool) {
+    patiently(async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+fn alive(pid: u32) -> bool {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::test_kill_process(pid).is_ok()
+}
+
+fn waiting(plane: &Plane) -> u64 {
+    plane.status()["models"]["double"]["active"]["waiting"].as_u64().unwrap()
+}
+
+#[tokio::test]
+async fn a_served_model_answers_over_tcp_and_over_the_unix_socket() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let answer = send(&bench.plane, infer_with(4.0, &json!({ "trace": 7 }))).await;
+    let body = answer.json();
+    assert_eq!(answer.first(), 8.0);
+    assert_eq!(body["id"], "r1");
+    assert_eq!((&body["model_name"], &body["model_version"]), (&json!("double"), &json!("2")));
+    assert_eq!(body["outputs"][0]["shape"], json!([1, 2]));
+    assert_eq!(body["parameters"]["trace"], 7);
+    assert!(body["parameters"]["compute_us"].is_u64());
+    let stream = UnixStream::connect(bench.plane.endpoints().unix.unwrap()).await.unwrap();
+    assert_eq!(send_over(TokioIo::new(stream), infer(5.0)).await.first(), 10.0);
+}
+
+#[tokio::test]
+async fn binary_tensors_are_taken_and_given() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let head = json!({
+        "inputs": [{ "name": "x", "shape": [1, 2], "datatype": "FP32",
+                     "parameters": { "binary_data_size": 8 } }],
+        "outputs": [{ "name": "y", "parameters": { "binary_data": true } }],
+    })
+    .to_string();
+    let mut body = head.clone().into_bytes();
+    body.extend(1.5_f32.to_le_bytes());
+    body.extend(2.5_f32.to_le_bytes());
+    let mut request = post("/v2/models/double/versions/2/infer", body);
+    request.headers_mut().insert(oip::HEADER_LENGTH, head.len().into());
+    let answer = send(&bench.plane, request).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    let (head, tail) = answer.body.split_at(answer.header_length.unwrap());
+    let head: Value = serde_json::from_slice(head).unwrap();
+    assert_eq!(head["outputs"][0]["parameters"]["binary_data_size"], 8);
+    assert_eq!(head["outputs"][0].get("data"), None);
+    assert_eq!(tail, [3.0_f32.to_le_bytes(), 5.0_f32.to_le_bytes()].concat());
+}
+
+#[tokio::test]
+async fn metadata_and_health_say_what_is_served() {
+    let bench = Bench::start().await;
+    let plane = &bench.plane;
+    assert_eq!(send(plane, get("/v2/health/live")).await.status, StatusCode::OK);
+    assert_eq!(send(plane, get("/v2/health/ready")).await.status, StatusCode::SERVICE_UNAVAILABLE);
+    bench.serve("2").await;
+    assert_eq!(send(plane, get("/v2/health/ready")).await.status, StatusCode::OK);
+    assert_eq!(send(plane, get("/v2/models/double/ready")).await.status, StatusCode::OK);
+    assert_eq!(
+        send(plane, get("/v2/models/double")).await.json(),
+        json!({
+            "name": "double",
+            "versions": ["2"],
+            "platform": "onnx_fake",
+            "inputs": [{ "name": "x", "datatype": "FP32", "shape": [-1, 2] }],
+            "outputs": [{ "name": "y", "datatype": "FP32", "shape": [-1, 2] }],
+        })
+    );
+    assert_eq!(send(plane, get("/v2")).await.json()["extensions"], json!(["binary_tensor_data"]));
+}
+
+#[tokio::test]
+async fn every_bad_request_has_its_status_and_its_reason() {
+    let bench = Bench::start().await;
+    let plane = &bench.plane;
+    let early = send(plane, infer(1.0)).await;
+    assert_eq!((early.status, early.retry_after), (StatusCode::SERVICE_UNAVAILABLE, true));
+    assert!(early.error().contains("no model is being served yet"));
+    bench.serve("2").await;
+    let expect = async |request, status, reason: &str| {
+        let answer = send(plane, request).await;
+        assert_eq!(answer.status, status, "{reason}: {:?}", answer.body);
+        assert!(answer.error().contains(reason), "{}", answer.error());
+    };
+    let model = "/v2/models/double/infer";
+    let bad = StatusCode::BAD_REQUEST;
+    let x = |rest: &str| format!(r#"{{"inputs":[{{"name":"x",{rest}}}]}}"#);
+    expect(post(model, "{"), bad, "not a valid JSON request").await;
+    expect(post(model, r#"{"inputs":[]}"#), bad, "input \"x\" is missing").await;
+    let wrong = x(r#""shape":[1,3],"datatype":"FP32","data":[1,2,3]"#);
+    expect(post(model, wrong), bad, "\"x\" wants shape [?, 2], got [1, 3]").await;
+    let wrong = x(r#""shape":[1,2],"datatype":"INT64","data":[1,2]"#);
+    expect(post(model, wrong), bad, "\"x\" wants FP32, got INT64").await;
+    expect(
+        post("/v2/models/triple/infer", "{}"),
+        StatusCode::NOT_FOUND,
+        "no model `triple`; `double` is served",
+    )
+    .await;
+    expect(get("/v2/models/double/versions/9"), StatusCode::NOT_FOUND, "no version `9`").await;
+    expect(get("/v3"), StatusCode::NOT_FOUND, "no such endpoint").await;
+    expect(get(model), StatusCode::METHOD_NOT_ALLOWED, "does not take this method").await;
+    let huge = vec![b' '; (64 << 10) + 1];
+    expect(post(model, huge), StatusCode::PAYLOAD_TOO_LARGE, "max_request_bytes (65536)").await;
+    let mut packed = post(model, "x");
+    packed.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
+    expect(packed, StatusCode::UNSUPPORTED_MEDIA_TYPE, "compressed").await;
+    let mut skewed = post(model, "{}");
+    skewed.headers_mut().insert(oip::HEADER_LENGTH, "two".parse().unwrap());
+    expect(skewed, bad, "is not a length").await;
+    expect(infer(fake::FAIL), StatusCode::INTERNAL_SERVER_ERROR, "asked to fail").await;
+    let window = plane.take_window().remove(0);
+    assert_eq!((window.requests, window.errors), (1, 1), "client errors are not the model's");
+}
+
+#[tokio::test]
+async fn a_body_without_a_length_is_cut_off_at_the_limit() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let stream = TcpStream::connect(bench.plane.endpoints().http.unwrap()).await.unwrap();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let chunk = Bytes::from(vec![b' '; 1 << 10]);
+    let frames = futures_of(std::iter::repeat_n(chunk, 65));
+    let request =
+        Request::post("/v2/models/double/infer").header("host", "board").body(frames).unwrap();
+    let answer = collect(sender.send_request(request).await.unwrap()).await;
+    assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+/// A body in chunks, whose length is not announced.
+fn futures_of(chunks: impl Iterator<Item = Bytes> + Send + 'static) -> Body {
+    struct Chunks<I>(I);
+    impl<I: Iterator<Item = Bytes> + Unpin> hyper::body::Body for Chunks<I> {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+        fn poll_frame(
+            mut self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+            std::task::Poll::Ready(self.0.next().map(|chunk| Ok(hyper::body::Frame::data(chunk))))
+        }
+    }
+    Body::new(Chunks(Box::new(chunks) as Box<dyn Iterator<Item = Bytes> + Send>))
+}
+
+#[tokio::test]
+async fn a_killed_worker_costs_its_request_a_clear_error_and_is_started_again() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let mut events = bench.plane.events();
+    let gate = bench.gate();
+    let plane = bench.plane.clone();
+    let request = tokio::spawn(async move { send(&plane, infer(fake::GATE)).await });
+    let _inside = patiently(gate.accept()).await.unwrap();
+    let (model, pid) = bench.plane.worker_pids().remove(0);
+    assert_eq!(model, "double");
+    kill(pid);
+    let answer = patiently(request).await.unwrap();
+    assert_eq!((answer.status, answer.retry_after), (StatusCode::SERVICE_UNAVAILABLE, true));
+    assert!(answer.error().contains("SIGKILL"), "{}", answer.error());
+    let died = patiently(events.recv()).await.unwrap();
+    assert!(
+        matches!(&died, PlaneEvent::WorkerDied { model, reason } if model == "double" && reason.contains("signal 9")),
+        "{died:?}"
+    );
+    let back = patiently(events.recv()).await.unwrap();
+    assert_eq!(back, PlaneEvent::WorkerRestarted { model: "double".to_owned() });
+    assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
+    let (_, new_pid) = bench.plane.worker_pids().remove(0);
+    assert_ne!(pid, new_pid);
+    let window = bench.plane.take_window().remove(0);
+    assert_eq!((window.requests, window.errors, window.cold), (2, 1, true));
+}
+
+#[tokio::test]
+async fn however_a_worker_ends_the_reason_is_told() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let mut events = bench.plane.events();
+    for (input, reason) in [
+        (fake::ABORT, "signal 6"),
+        (fake::EXIT, "exited with status 3"),
+        (fake::PANIC, "the engine panicked: asked to panic"),
+    ] {
+        let answer = send(&bench.plane, infer(input)).await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(answer.error().contains(reason), "{}", answer.error());
+        let died = patiently(events.recv()).await.unwrap();
+        assert!(matches!(died, PlaneEvent::WorkerDied { .. }));
+        patiently(events.recv()).await.unwrap();
+    }
+    assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
+}
+
+#[tokio::test]
+async fn an_idle_worker_that_dies_is_noticed_and_requests_meanwhile_are_told() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let mut events = bench.plane.events();
+    // The model is gone from the disk, so that the worker cannot come back.
+    let model = bench.bundle("2").model_path();
+    let kept = std::fs::read(&model).unwrap();
+    std::fs::remove_file(&model).unwrap();
+    kill(bench.plane.worker_pids().remove(0).1);
+    let died = patiently(events.recv()).await.unwrap();
+    assert!(matches!(died, PlaneEvent::WorkerDied { .. }));
+    let answer = send(&bench.plane, infer(4.0)).await;
+    assert_eq!((answer.status, answer.retry_after), (StatusCode::SERVICE_UNAVAILABLE, true));
+    assert!(answer.error().contains("is not running"), "{}", answer.error());
+    assert_eq!(
+        send(&bench.plane, get("/v2/health/ready")).await.status,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
+    std::fs::write(&model, kept).unwrap();
+    let back = patiently(events.recv()).await.unwrap();
+    assert_eq!(back, PlaneEvent::WorkerRestarted { model: "double".to_owned() });
+    assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
+}
+
+#[tokio::test]
+async fn a_full_queue_turns_requests_away_and_loses_none_that_it_took() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let gate = bench.gate();
+    let mut taken = JoinSet::new();
+    let request = |first: f32| {
+        let plane = bench.plane.clone();
+        async move { send(&plane, infer(first)).await }
+    };
+    taken.spawn(request(fake::GATE));
+    let (inside, _) = patiently(gate.accept()).await.unwrap();
+    for _ in 0..2 {
+        taken.spawn(request(4.0));
+    }
+    eventually(|| waiting(&bench.plane) == 2).await;
+    let answer = send(&bench.plane, infer(4.0)).await;
+    assert_eq!((answer.status, answer.retry_after), (StatusCode::TOO_MANY_REQUESTS, true));
+    assert!(answer.error().contains("2 requests wait"), "{}", answer.error());
+    drop(inside);
+    while let Some(answer) = patiently(taken.join_next()).await {
+        assert_eq!(answer.unwrap().status, StatusCode::OK);
+    }
+    let window = bench.plane.take_window().remove(0);
+    assert_eq!((window.requests, window.errors, window.rejected), (3, 0, 1));
+    assert_eq!((window.compute.count(), window.queue.count()), (3, 3));
+    assert_eq!(bench.plane.take_window()[0].requests, 0, "a window is taken once");
+}
+
+#[tokio::test]
+async fn a_request_that_takes_too_long_is_told_so_and_the_model_goes_on() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let gate = bench.gate();
+    let late = send(&bench.plane, infer_with(fake::GATE, &json!({ "timeout": 20_000 }))).await;
+    assert_eq!(late.status, StatusCode::GATEWAY_TIMEOUT);
+    assert!(late.error().contains("deadline of 20 ms"), "{}", late.error());
+    let (inside, _) = patiently(gate.accept()).await.unwrap();
+    let queued = send(&bench.plane, infer_with(4.0, &json!({ "timeout": 20_000 }))).await;
+    assert_eq!(queued.status, StatusCode::GATEWAY_TIMEOUT);
+    drop(inside);
+    assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
+    let window = bench.plane.take_window().remove(0);
+    assert_eq!((window.requests, window.errors), (3, 2));
+    assert_eq!(window.compute.count(), 2, "the queued one never ran");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_request_fails_while_models_are_switched_rolled_back_and_retired() {
+    let bench = Bench::with(|cfg| cfg.queue_depth = 64).await;
+    bench.serve("2").await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut clients = JoinSet::new();
+    for _ in 0..8 {
+        let (plane, stop) = (bench.plane.clone(), stop.clone());
+        clients.spawn(async move {
+            let mut answers = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                answers.push(send(&plane, infer(1.0)).await.first());
+            }
+            answers
+        });
+    }
+    for factor in ["3", "5"] {
+        bench.serve(factor).await;
+        bench.plane.rollback("double").await.unwrap();
+        bench.serve(factor).await;
+        bench.plane.retire_standby("double").await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut all = Vec::new();
+    while let Some(answers) = patiently(clients.join_next()).await {
+        all.extend(answers.unwrap());
+    }
+    assert!(all.len() >= 8);
+    assert!(all.iter().all(|a| [2.0, 3.0, 5.0].contains(a)));
+    assert_eq!(send(&bench.plane, infer(1.0)).await.first(), 5.0);
+    assert_eq!(bench.plane.worker_pids().len(), 1);
+    let windows = bench.plane.take_window();
+    let errors: u64 = windows.iter().map(|w| w.errors + w.rejected).sum();
+    let requests: u64 = windows.iter().map(|w| w.requests).sum();
+    assert_eq!((errors, requests), (0, all.len() as u64 + 1));
+}
+
+#[tokio::test]
+async fn requests_in_the_queue_of_a_model_that_is_retired_are_answered_by_it() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let gate = bench.gate();
+    let mut taken = JoinSet::new();
+    for first in [fake::GATE, 4.0] {
+        let plane = bench.plane.clone();
+        taken.spawn(async move { send(&plane, infer(first)).await });
+        if first == 4.0 {
+            eventually(|| waiting(&bench.plane) == 1).await;
+        } else {
+            eventually(|| waiting(&bench.plane) == 0).await;
+        }
+    }
+    let (inside, _) = patiently(gate.accept()).await.unwrap();
+    eventually(|| waiting(&bench.plane) == 1).await;
+    bench.serve("3").await;
+    assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 12.0, "the new one answers at once");
+    let plane = bench.plane.clone();
+    let retiring = tokio::spawn(async move { plane.retire_standby("double").await });
+    drop(inside);
+    let mut answers = Vec::new();
+    while let Some(answer) = patiently(taken.join_next()).await {
+        answers.push(answer.unwrap().first());
+    }
+    answers.sort_by(f64::total_cmp);
+    assert_eq!(answers, [8.0, f64::from(fake::GATE) * 2.0]);
+    patiently(retiring).await.unwrap();
+}
+
+#[tokio::test]
+async fn rolling_back_needs_a_predecessor_and_ends_the_model_it_replaces() {
+    let bench = Bench::start().await;
+    let error = bench.plane.rollback("double").await.unwrap_err();
+    assert!(matches!(error, PlaneError::NotServing(_)), "{error}");
+    bench.serve("2").await;
+    let error = bench.plane.rollback("double").await.unwrap_err();
+    assert!(matches!(error, PlaneError::NoStandby(_)), "{error}");
+    let old = bench.plane.worker_pids().remove(0).1;
+    bench.serve("3").await;
+    let new = bench.plane.worker_pids().remove(0).1;
+    assert!(alive(old), "the old model stands by");
+    bench.plane.rollback("double").await.unwrap();
+    assert_eq!(bench.plane.worker_pids(), [("double".to_owned(), old)]);
+    assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
+    eventually(|| !alive(new)).await;
+}
+
+#[tokio::test]
+async fn golden_outputs_decide_the_self_test() {
+    let bench = Bench::start().await;
+    let candidate = bench.load("2").await;
+    let plane = &bench.plane;
+    let golden = bench.bundle("2").selftest().unwrap();
+    plane.self_test(candidate, &golden).await.unwrap();
+    let error = plane.self_test(candidate, &fake::golden(3.0)).await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "self-test: case 0: output `y`, element 0: 6 where 9 is wanted (rtol 0.0010000000474974513, atol 0.0000009999999974752427)"
+    );
+    let mut odd = fake::golden(2.0);
+    odd.cases[0].outputs[0].name = "z".to_owned();
+    let error = plane.self_test(candidate, &odd).await.unwrap_err().to_string();
+    assert!(error.contains("output `z` is missing"), "{error}");
+    let mut cut = fake::golden(2.0);
+    cut.cases[0].inputs[0].data.pop();
+    let error = plane.self_test(candidate, &cut).await.unwrap_err().to_string();
+    assert!(error.contains("wants 8 bytes, got 7"), "{error}");
+    plane.discard(candidate).await;
+    let error = plane.self_test(candidate, &golden).await.unwrap_err();
+    assert!(matches!(error, PlaneError::UnknownCandidate(id) if id == candidate));
+    assert!(plane.worker_pids().is_empty());
+}
+
+#[tokio::test]
+async fn a_model_that_cannot_be_loaded_leaves_the_active_one_alone() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    for (model, reason) in
+        [("rubbish", "`rubbish` is no model"), ("abort", "signal 6"), ("panic", "panicked")]
+    {
+        let bundle = bench.bundle(model);
+        let error = bench.plane.load("double", model, &bundle).await.unwrap_err();
+        assert!(matches!(error, PlaneError::Load { .. }));
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+    let mut lying = bench.bundle("3");
+    lying.manifest.inputs[0].dtype = "INT64".to_owned();
+    let error = bench.plane.load("double", "3", &lying).await.unwrap_err();
+    assert!(matches!(error, PlaneError::Interface { .. }));
+    assert!(error.to_string().contains("the manifest says INT64"), "{error}");
+    assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
+    assert_eq!(bench.plane.worker_pids().len(), 1);
+}
+
+#[tokio::test]
+async fn a_worker_program_that_is_not_there_is_named() {
+    let bench = Bench::with(|cfg| cfg.worker_program = "/nowhere/worker".into()).await;
+    let bundle = bench.bundle("2");
+    let error = bench.plane.load("double", "2", &bundle).await.unwrap_err().to_string();
+    assert!(error.contains("cannot start the worker /nowhere/worker"), "{error}");
+    let bench = Bench::with(|cfg| {
+        cfg.worker_program = "/bin/true".into();
+        cfg.worker_args.clear();
+    })
+    .await;
+    let error = bench.plane.load("double", "2", &bundle).await.unwrap_err().to_string();
+    assert!(error.contains("exited with status 0 while loading"), "{error}");
+}
+
+#[tokio::test]
+async fn a_shadow_sees_live_requests_and_its_report_compares_them() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let candidate = bench.load("-1").await;
+    assert_eq!(bench.plane.shadow_report(candidate).requests, 0);
+    bench.plane.shadow(candidate).await.unwrap();
+    // The candidate's sign is the other, so its larger element is the other one, unless both are 1.
+    for (count, first) in [(1, 4.0), (2, 1.0)] {
+        assert!(send(&bench.plane, infer(first)).await.status.is_success());
+        eventually(|| bench.plane.shadow_report(candidate).requests == count).await;
+    }
+    let report = bench.plane.shadow_report(candidate);
+    assert_eq!((report.agreement, report.failures, report.dropped), (0.5, 0, 0));
+    assert_eq!((report.before.count(), report.after.count()), (2, 2));
+    let window = bench.plane.take_window();
+    assert_eq!(window.len(), 1);
+    assert_eq!(window[0].requests, 2, "mirrored requests are not live ones");
+    bench.plane.discard(candidate).await;
+    assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
+}
+
+#[tokio::test]
+async fn a_shadow_that_is_behind_drops_requests_and_does_not_slow_the_live_ones() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let gate = bench.gate();
+    let candidate = bench.load("2").await;
+    // The active model passes the gate; the candidate stays inside.
+    let plane = bench.plane.clone();
+    let first = tokio::spawn(async move { send(&plane, infer(fake::GATE)).await });
+    let (active_inside, _) = patiently(gate.accept()).await.unwrap();
+    bench.plane.shadow(candidate).await.unwrap();
+    drop(active_inside);
+    assert_eq!(patiently(first).await.unwrap().status, StatusCode::OK);
+    let (candidate_inside, _) = patiently(gate.accept()).await.unwrap();
+    let extra = 3;
+    for _ in 0..shadow::SHADOW_QUEUE + extra {
+        assert_eq!(patiently(send(&bench.plane, infer(4.0))).await.first(), 8.0);
+    }
+    assert_eq!(bench.plane.shadow_report(candidate).dropped, extra as u64);
+    assert_eq!(bench.plane.shadow_report(candidate).requests, 0);
+    drop(candidate_inside);
+    let all = shadow::SHADOW_QUEUE as u64 + 1;
+    eventually(|| bench.plane.shadow_report(candidate).requests == all).await;
+}
+
+#[tokio::test]
+async fn a_candidate_that_dies_is_reported_is_not_restarted_and_cannot_be_served() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let mut events = bench.plane.events();
+    let candidate = bench.load("3").await;
+    bench.plane.shadow(candidate).await.unwrap();
+    kill(bench.plane.worker_pids()[1].1);
+    let event = patiently(events.recv()).await.unwrap();
+    assert!(
+        matches!(event, PlaneEvent::CandidateDied { candidate: died, .. } if died == candidate),
+        "{event:?}"
+    );
+    assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
+    eventually(|| bench.plane.shadow_report(candidate).failures == 1).await;
+    let error = bench.plane.serve(candidate).await.unwrap_err();
+    assert!(
+        matches!(&error, PlaneError::WorkerGone { reason, .. } if reason.contains("signal 9")),
+        "{error}"
+    );
+    assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
+}
+
+#[tokio::test]
+async fn draining_answers_what_was_accepted_and_ends_the_workers() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let gate = bench.gate();
+    let plane = bench.plane.clone();
+    let request = tokio::spawn(async move { send(&plane, infer(fake::GATE)).await });
+    let (inside, _) = patiently(gate.accept()).await.unwrap();
+    let pid = bench.plane.worker_pids().remove(0).1;
+    let endpoints = bench.plane.endpoints();
+    let plane = bench.plane.clone();
+    let draining = tokio::spawn(async move { plane.drain(PATIENCE).await });
+    eventually(|| bench.plane.status()["draining"] == true).await;
+    drop(inside);
+    assert_eq!(patiently(request).await.unwrap().status, StatusCode::OK);
+    patiently(draining).await.unwrap();
+    assert!(!alive(pid));
+    assert!(TcpStream::connect(endpoints.http.unwrap()).await.is_err());
+    assert!(!endpoints.unix.unwrap().exists());
+    let bundle = bench.bundle("3");
+    let error = bench.plane.load("double", "3", &bundle).await.unwrap_err();
+    assert!(matches!(error, PlaneError::Draining));
+}
+
+#[tokio::test]
+async fn a_drain_that_takes_too_long_kills_the_workers() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let gate = bench.gate();
+    let plane = bench.plane.clone();
+    let request = tokio::spawn(async move {
+        let stream = TcpStream::connect(plane.endpoints().http.unwrap()).await.unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        sender.send_request(infer(fake::GATE)).await.is_err()
+    });
+    let (mut inside, _) = patiently(gate.accept()).await.unwrap();
+    patiently(bench.plane.drain(Duration::from_millis(10))).await;
+    assert!(patiently(request).await.unwrap(), "the connection was cut");
+    let end = patiently(inside.read(&mut [0; 1])).await.unwrap();
+    assert_eq!(end, 0, "the worker is gone");
+}
+
+#[tokio::test]
+async fn only_a_dead_socket_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run/oip.sock");
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let plane = Plane::start(fake::config(folder.path())).await.unwrap();
+    let error = Plane::start(fake::config(folder.path())).await.unwrap_err().to_string();
+    assert!(error.contains("another process listens"), "{error}");
+    plane.drain(PATIENCE).await;
+    std::fs::write(&path, "precious").unwrap();
+    let error = Plane::start(fake::config(folder.path())).await.unwrap_err().to_string();
+    assert!(error.contains("not a socket"), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+}

@@ -1,0 +1,153 @@
+#![allow(clippy::unwrap_used)]
+
+use std::thread::JoinHandle;
+
+use super::super::fake;
+use super::super::protocol::encode_run;
+use super::*;
+
+/// A worker on a thread of this process, and the agent's end of its socket.
+struct Rig {
+    socket: UnixStream,
+    worker: JoinHandle<i32>,
+    folder: tempfile::TempDir,
+}
+
+impl Rig {
+    fn start(mut hook: impl ComputeHook + Send + 'static) -> Self {
+        let (socket, theirs) = UnixStream::pair().unwrap();
+        Self {
+            socket,
+            worker: thread::spawn(move || serve_with(theirs, &mut hook, fake::load)),
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn loaded(hook: impl ComputeHook + Send + 'static) -> Self {
+        let mut rig = Self::start(hook);
+        let reply = rig.load("2");
+        assert!(matches!(reply, Message::Loaded(_)), "{reply:?}");
+        rig
+    }
+
+    fn load(&mut self, model: &str) -> Message {
+        let path = self.folder.path().join("model");
+        std::fs::write(&path, model).unwrap();
+        let load =
+            LoadRequest { model: path, engine: "fake".to_owned(), threads: 1, ort_library: None };
+        self.ask(&Message::Load(load).encode().unwrap()).unwrap()
+    }
+
+    fn ask(&mut self, frame: &[u8]) -> Option<Message> {
+        self.socket.write_all(frame).unwrap();
+        let body = read_frame(&mut self.socket).unwrap()?;
+        Some(Message::decode(&body).unwrap())
+    }
+
+    fn run(&mut self, first: f32) -> Message {
+        let frame = encode_run(5, &fake::row(first, 1.0)).unwrap();
+        self.ask(&frame).unwrap()
+    }
+
+    fn end(self) -> i32 {
+        drop(self.socket);
+        self.worker.join().unwrap()
+    }
+}
+
+struct Slow;
+
+impl ComputeHook for Slow {
+    fn after_run(&mut self, _: Duration) -> Duration {
+        Duration::from_micros(777)
+    }
+}
+
+#[test]
+fn a_model_is_loaded_and_run_and_the_worker_ends_with_its_socket() {
+    let mut rig = Rig::loaded(NoHook);
+    let Message::Ran { id, tensors, .. } = rig.run(4.0) else {
+        panic!("not an answer");
+    };
+    assert_eq!(id, 5);
+    assert_eq!(tensors[0].1.to_f32().unwrap(), [8.0, 2.0]);
+    assert_eq!(rig.end(), EXIT_CLOSED);
+}
+
+#[test]
+fn the_hook_says_which_compute_time_is_reported() {
+    let mut rig = Rig::loaded(Slow);
+    let answer = rig.run(4.0);
+    assert!(matches!(answer, Message::Ran { compute_us: 777, .. }), "{answer:?}");
+}
+
+#[test]
+fn a_failed_run_is_reported_and_the_next_one_works() {
+    let mut rig = Rig::loaded(NoHook);
+    let Message::Failed(failure) = rig.run(fake::FAIL) else {
+        panic!("not a failure");
+    };
+    assert_eq!((failure.id, failure.kind), (5, FailureKind::Engine));
+    assert_eq!(failure.error, "asked to fail");
+    assert!(matches!(rig.run(1.0), Message::Ran { .. }));
+}
+
+#[test]
+fn wrong_inputs_are_the_requests_fault() {
+    let mut rig = Rig::loaded(NoHook);
+    let frame = encode_run(5, &[]).unwrap();
+    let Some(Message::Failed(failure)) = rig.ask(&frame) else {
+        panic!("not a failure");
+    };
+    assert_eq!(failure.kind, FailureKind::Input);
+    assert!(failure.error.contains("\"x\" is missing"), "{}", failure.error);
+}
+
+#[test]
+fn a_panic_in_the_engine_is_reported_and_ends_the_worker() {
+    let mut rig = Rig::loaded(NoHook);
+    let Message::Failed(failure) = rig.run(fake::PANIC) else {
+        panic!("not a failure");
+    };
+    assert_eq!(failure.kind, FailureKind::Fatal);
+    assert_eq!(failure.error, "the engine panicked: asked to panic");
+    assert_eq!(rig.end(), EXIT_PANIC);
+}
+
+#[test]
+fn a_model_that_cannot_be_loaded_is_reported_and_ends_the_worker() {
+    for (model, reason) in [("rubbish", "`rubbish` is no model"), ("panic", "the engine panicked")]
+    {
+        let mut rig = Rig::start(NoHook);
+        let Message::LoadFailed(error) = rig.load(model) else {
+            panic!("not a failure");
+        };
+        assert!(error.contains(reason), "{error}");
+        assert_eq!(rig.end(), EXIT_LOAD);
+    }
+}
+
+#[test]
+fn a_run_before_a_model_is_loaded_ends_the_worker() {
+    let mut rig = Rig::start(NoHook);
+    assert!(matches!(rig.run(1.0), Message::Failed(_)));
+    assert_eq!(rig.end(), EXIT_PANIC);
+}
+
+#[test]
+fn hostile_frames_end_the_worker_with_the_protocols_exit_code() {
+    let answer = Message::LoadFailed(String::new()).encode().unwrap();
+    let frames: [&[u8]; 6] = [
+        &[0, 0, 0, 0],
+        &[255, 255, 255, 255, 1],
+        &[1, 0, 0, 0, 99],
+        &[5, 0, 0, 0, 1, b'{', b'}', b' ', b' '],
+        &[9, 0, 0, 0, 2, 1],
+        &answer,
+    ];
+    for frame in frames {
+        let rig = Rig::start(NoHook);
+        (&rig.socket).write_all(frame).unwrap();
+        assert_eq!(rig.end(), EXIT_PROTOCOL, "{frame:?}");
+    }
+}
