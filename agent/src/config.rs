@@ -1,1 +1,391 @@
-//! Configuration.
+//! Configuration: layers of text in, validated values or every error at once out.
+//!
+//! Layers, each over the one before: the file, `conf.d/*.toml` beside it in order of name, the
+//! environment (`ESPALIER__SECTION__KEY`), and `--set key=value`. Tables are merged key by key. An
+//! unknown key is an error: a mistyped budget must not pass for no budget. `docs/agent.md` lists the
+//! keys.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use runtime::{EngineKind, EngineOptions};
+use wire::{Budgets, Topics};
+
+use crate::core::{BreachRules, InstallRules, check_budgets};
+use crate::sys::PowerConfig;
+
+use layers::Layers;
+use reader::Reader;
+
+mod layers;
+mod reader;
+
+/// Where the configuration is looked for when no file is named.
+pub const DEFAULT_FILE: &str = "/etc/espalier/agent.toml";
+
+/// Where configuration comes from.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The file named on the command line.
+    pub file: Option<PathBuf>,
+    /// `key=value` pairs of the command line.
+    pub overrides: Vec<String>,
+    /// Environment variables.
+    pub environment: Vec<(String, String)>,
+}
+
+/// The validated configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Who the device is.
+    pub device: DeviceConfig,
+    /// Where everything durable lies.
+    pub state_dir: PathBuf,
+    /// The inference engine.
+    pub engine: EngineOptions,
+    /// The inference endpoints.
+    pub serve: ServeConfig,
+    /// The program that hosts one model.
+    pub worker: WorkerConfig,
+    /// The broker; none serves without one.
+    pub mqtt: Option<MqttConfig>,
+    /// The length of a telemetry window.
+    pub window: Duration,
+    /// The most bytes the spool takes.
+    pub spool_bytes: u64,
+    /// Budgets by model.
+    pub budgets: BTreeMap<String, Budgets>,
+    /// When a budget counts as broken.
+    pub breach: BreachRules,
+    /// How an install is judged.
+    pub install: InstallRules,
+    /// How power is to be had.
+    pub power: PowerConfig,
+    /// The prefix of `/proc` and `/sys`.
+    pub sys_root: PathBuf,
+}
+
+/// Who the device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// Its name on the broker.
+    pub id: String,
+    /// What bundles are made for.
+    pub class: String,
+    /// Whether it is emulated.
+    pub emulated: bool,
+}
+
+/// The inference endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServeConfig {
+    /// Where to serve HTTP; port 0 takes a free one.
+    pub http: Option<SocketAddr>,
+    /// The socket to serve HTTP on.
+    pub unix: Option<PathBuf>,
+    /// How many requests may wait for one model.
+    pub queue_depth: usize,
+    /// The largest request body.
+    pub max_request_bytes: usize,
+    /// How long a request may take in all.
+    pub request_deadline: Duration,
+    /// How long the end of the service waits for requests at hand.
+    pub drain_deadline: Duration,
+}
+
+/// The program that hosts one model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerConfig {
+    /// The program; this one if not given.
+    pub program: Option<PathBuf>,
+    /// Its arguments.
+    pub args: Vec<String>,
+}
+
+/// The broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MqttConfig {
+    /// Its host.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// What every topic begins with.
+    pub root: String,
+    /// How often an idle connection is checked.
+    pub keep_alive: Duration,
+    /// How long the broker remembers a disconnected device.
+    pub session_expiry: Duration,
+    /// How long the broker waits before it calls a silent device offline.
+    pub will_delay: Duration,
+    /// Messages sent and not yet acknowledged.
+    pub inflight: u16,
+    /// The user name, where the broker asks for one.
+    pub username: Option<String>,
+    /// The file with the password.
+    pub password_file: Option<PathBuf>,
+}
+
+/// One thing wrong with the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file, environment variable or flag.
+    pub origin: String,
+    /// The key, dotted.
+    pub key: String,
+    /// What is wrong and what would be right.
+    pub what: String,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { origin, key, what } = self;
+        if key.is_empty() {
+            write!(f, "{origin}: {what}")
+        } else {
+            write!(f, "{origin}: {key}: {what}")
+        }
+    }
+}
+
+/// Everything wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", self.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct ConfigError(pub Vec<Problem>);
+
+impl Sources {
+    /// The process's environment, beside what the command line names.
+    #[must_use]
+    pub fn with_environment(file: Option<PathBuf>, overrides: Vec<String>) -> Self {
+        Self {
+            file,
+            overrides,
+            environment: std::env::vars_os()
+                .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
+                .collect(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and validates.
+    ///
+    /// # Errors
+    /// Everything that is wrong, each with its origin and key.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let (layers, mut problems) = Layers::collect(sources);
+        let mut reader = Reader::new(&layers);
+        let config = read(&mut reader);
+        problems.extend(reader.finish());
+        match config {
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => Err(ConfigError(problems)),
+        }
+    }
+
+    /// The topics of this device, where there is a broker.
+    #[must_use]
+    pub fn topics(&self) -> Option<Topics> {
+        let mqtt = self.mqtt.as_ref()?;
+        Topics::new(&mqtt.root, &self.device.id).ok()
+    }
+
+    /// What differs from `other` and can only be taken over by a restart: everything but budgets.
+    #[must_use]
+    pub fn needs_restart(&self, other: &Self) -> bool {
+        let without = |config: &Self| {
+            let budgets = BTreeMap::new();
+            format!("{:?}", Self { budgets, ..config.clone() })
+        };
+        without(self) != without(other)
+    }
+}
+
+fn read(r: &mut Reader) -> Option<Config> {
+    // Everything is read before anything is given up, so that every problem is found.
+    let device = device(r);
+    let state_dir = r.path("state.dir");
+    let engine = engine(r);
+    let serve = serve(r);
+    let worker = WorkerConfig {
+        program: r.path("worker.program"),
+        args: r.strings("worker.args").unwrap_or_else(|| vec!["worker".to_owned()]),
+    };
+    let mqtt = mqtt(r);
+    let window = r.millis("telemetry.window_ms", 10_000, 100..=3_600_000);
+    let spool_bytes = r.integer("spool.max_bytes", 64 << 20, 1 << 20..=1 << 40);
+    let budgets = budgets(r);
+    let breach = breach(r);
+    let install = install(r);
+    let power = power(r);
+    let sys_root = r.path("sys.root").unwrap_or_else(|| PathBuf::from("/"));
+    Some(Config {
+        device: device?,
+        state_dir: state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/espalier")),
+        engine: engine?,
+        serve,
+        worker,
+        mqtt,
+        window,
+        spool_bytes,
+        budgets,
+        breach,
+        install,
+        power,
+        sys_root,
+    })
+}
+
+fn device(r: &mut Reader) -> Option<DeviceConfig> {
+    let id = r.required("device.id");
+    let class = r.string("device.class").unwrap_or_else(|| "any".to_owned());
+    let emulated = r.flag("device.emulated", false);
+    r.check("device.class", wire::check_name("device class", &class));
+    let id = id?;
+    r.check("device.id", wire::check_name("device", &id));
+    Some(DeviceConfig { id, class, emulated })
+}
+
+fn engine(r: &mut Reader) -> Option<EngineOptions> {
+    let kind = r.string("runtime.engine").unwrap_or_else(|| "tract".to_owned());
+    let threads = r.integer("runtime.threads", 1, 1..=256);
+    let ort_library = r.path("runtime.ort_library");
+    let kind: EngineKind = r.check("runtime.engine", kind.parse())?;
+    Some(EngineOptions {
+        threads: usize::try_from(threads).unwrap_or(1),
+        ort_library,
+        ..EngineOptions::new(kind)
+    })
+}
+
+fn serve(r: &mut Reader) -> ServeConfig {
+    let http = r.string("serve.http").filter(|text| !text.is_empty());
+    let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    ServeConfig {
+        http: http.and_then(|text| {
+            let parsed = text.parse::<SocketAddr>();
+            r.check("serve.http", parsed.map_err(|_| format!("{text:?} is no ADDRESS:PORT")))
+        }),
+        unix: r.path("serve.unix"),
+        queue_depth: size(r.integer("serve.queue_depth", 64, 1..=65_536)),
+        max_request_bytes: size(r.integer("serve.max_request_bytes", 16 << 20, 1024..=1 << 30)),
+        request_deadline: r.millis("serve.request_deadline_ms", 30_000, 1..=3_600_000),
+        drain_deadline: r.millis("serve.drain_deadline_ms", 10_000, 0..=600_000),
+    }
+}
+
+fn mqtt(r: &mut Reader) -> Option<MqttConfig> {
+    let host = r.string("mqtt.host").filter(|host| !host.is_empty());
+    let root = r.string("mqtt.root").unwrap_or_else(|| wire::DEFAULT_ROOT.to_owned());
+    r.check("mqtt.root", wire::requests_filter(&root));
+    let narrow = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
+    let config = MqttConfig {
+        host: host.clone().unwrap_or_default(),
+        port: narrow(r.integer("mqtt.port", 1883, 1..=65_535)),
+        root,
+        keep_alive: Duration::from_secs(r.integer("mqtt.keep_alive", 30, 5..=65_535)),
+        session_expiry: Duration::from_secs(r.integer(
+            "mqtt.session_expiry_s",
+            7 * 86_400,
+            0..=u64::from(u32::MAX),
+        )),
+        will_delay: Duration::from_secs(r.integer("mqtt.will_delay_s", 10, 0..=86_400)),
+        inflight: narrow(r.integer("mqtt.inflight", 16, 1..=1024)),
+        username: r.string("mqtt.username"),
+        password_file: r.path("mqtt.password_file"),
+    };
+    host.map(|_| config)
+}
+
+fn budgets(r: &mut Reader) -> BTreeMap<String, Budgets> {
+    let mut all = BTreeMap::new();
+    for model in r.names("budgets") {
+        let key = |field: &str| format!("budgets.{model}.{field}");
+        let any = 1..=u64::MAX;
+        let budgets = Budgets {
+            latency_p95_us: r.optional_integer(&key("latency_p95_us"), any.clone()),
+            memory_bytes: r.optional_integer(&key("memory_bytes"), any.clone()),
+            power_mw: r.optional_integer(&key("power_mw"), any),
+            energy_mj: r.optional_number(&key("energy_mj")),
+            agreement_min: r.optional_number(&key("agreement_min")),
+        };
+        let key = format!("budgets.{model}");
+        r.check(&key, wire::check_name("model", &model));
+        r.check(&key, check_budgets(&budgets));
+        all.insert(model, budgets);
+    }
+    all
+}
+
+fn breach(r: &mut Reader) -> BreachRules {
+    let d = BreachRules::default();
+    let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    let rules = BreachRules {
+        windows_over: narrow(r.integer("breach.windows_over", d.windows_over.into(), 1..=1000)),
+        windows_seen: narrow(r.integer("breach.windows_seen", d.windows_seen.into(), 1..=1000)),
+        min_requests: r.integer("breach.min_requests", d.min_requests, 1..=1 << 32),
+        cooldown_ms: r.integer("breach.cooldown_ms", d.cooldown_ms, 0..=1 << 40),
+        hysteresis: r.number("breach.hysteresis", d.hysteresis, 0.0..=0.9),
+        request_timeout_ms: r.integer(
+            "breach.request_timeout_ms",
+            d.request_timeout_ms,
+            1..=1 << 40,
+        ),
+        steal_percent: r.number("breach.steal_percent", d.steal_percent, 0.0..=100.0),
+        swap_in_pages: r.integer("breach.swap_in_pages", d.swap_in_pages, 1..=1 << 40),
+    };
+    if rules.windows_over > rules.windows_seen {
+        let (over, seen) = (rules.windows_over, rules.windows_seen);
+        let wrong: Result<(), String> =
+            Err(format!("{over} of breach.windows_seen = {seen} windows can never be reached"));
+        r.check("breach.windows_over", wrong);
+    }
+    rules
+}
+
+fn install(r: &mut Reader) -> InstallRules {
+    let d = InstallRules::default();
+    let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    InstallRules {
+        shadow_requests: r.integer("install.shadow_requests", d.shadow_requests, 0..=1 << 32),
+        shadow_timeout_ms: r.integer("install.shadow_timeout_ms", d.shadow_timeout_ms, 1..=1 << 40),
+        probation_windows: narrow(r.integer(
+            "install.probation_windows",
+            d.probation_windows.into(),
+            1..=1000,
+        )),
+        max_bundle_bytes: r.integer("install.max_bundle_bytes", d.max_bundle_bytes, 1..=1 << 40),
+        max_models: usize::try_from(r.integer("install.max_models", 8, 1..=64)).unwrap_or(8),
+        regress_ratio: r.number("install.regress_ratio", d.regress_ratio, 1.0..=100.0),
+        max_error_rate: r.number("install.max_error_rate", d.max_error_rate, 0.0..=1.0),
+        step_timeout_ms: r.integer("install.step_timeout_ms", d.step_timeout_ms, 1000..=1 << 40),
+        max_attempts: narrow(r.integer("install.max_attempts", d.max_attempts.into(), 1..=1000)),
+        max_restarts: narrow(r.integer("install.max_restarts", d.max_restarts.into(), 1..=1000)),
+    }
+}
+
+fn power(r: &mut Reader) -> PowerConfig {
+    let source = r.string("power.source").unwrap_or_else(|| "auto".to_owned());
+    let config = PowerConfig {
+        source: r.check("power.source", source.parse()).unwrap_or_default(),
+        idle_mw: r.optional_number("power.idle_mw"),
+        load_mw: r.optional_number("power.load_mw"),
+    };
+    for (key, value) in [("power.idle_mw", config.idle_mw), ("power.load_mw", config.load_mw)] {
+        if value.is_some_and(|mw| !mw.is_finite() || mw < 0.0) {
+            let wrong: Result<(), &str> = Err("must be 0 mW or more");
+            r.check(key, wrong);
+        }
+    }
+    config
+}
+
+/// The folder of configuration pieces beside a file.
+fn pieces(file: &Path) -> PathBuf {
+    file.parent().unwrap_or(Path::new(".")).join("conf.d")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
