@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,8 +32,13 @@ pub const EXIT_SOCKET: i32 = 74;
 /// The exit code when what arrived was not the protocol.
 pub const EXIT_PROTOCOL: i32 = 76;
 
-/// What a worker does after each inference, before it answers.
+/// What a worker does besides inference: before it loads, and after each inference before it answers.
 pub trait ComputeHook {
+    /// A model is about to be loaded. Called once.
+    fn loading(&mut self, model: &Path) {
+        let _ = model;
+    }
+
     /// Takes the time that the inference took and gives the time to report. It may take time
     /// itself: the answer waits for it.
     fn after_run(&mut self, compute: Duration) -> Duration;
@@ -134,6 +140,9 @@ fn answer_all(
                 return EXIT_PROTOCOL;
             }
             Event::Order(order) => {
+                if let Order::Load(request) = &order {
+                    hook.loading(&request.model);
+                }
                 if orders.send(order).is_err() {
                     return EXIT_PANIC;
                 }

@@ -224,16 +224,15 @@ impl PowerMeter {
     fn choose(&self, roots: &Roots, rapl: RaplPower, busy: Option<f64>) -> (Source, Option<f64>) {
         let wanted =
             |source| self.config.source == PowerSource::Auto || self.config.source == source;
-        let gauges: [(Source, PowerSource, fn(&Roots) -> Option<f64>); 2] = [
-            (Source::Hwmon, PowerSource::Hwmon, hwmon_mw),
-            (Source::Battery, PowerSource::Battery, battery_mw),
-        ];
-        for (source, name, gauge) in gauges {
-            if wanted(name)
-                && let Some(power) = gauge(roots)
-            {
-                return (source, Some(power));
-            }
+        if wanted(PowerSource::Hwmon)
+            && let Some(power) = hwmon_mw(roots)
+        {
+            return (Source::Hwmon, Some(power));
+        }
+        if wanted(PowerSource::Battery)
+            && let Some(power) = battery_mw(roots)
+        {
+            return (Source::Battery, Some(power));
         }
         if wanted(PowerSource::Rapl) && rapl.present {
             return (Source::Rapl, rapl.power_mw);

@@ -1,0 +1,248 @@
+//! The data plane with real engines, real worker processes and a real model.
+#![cfg(all(feature = "tract", feature = "ort"))]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bundle::{Draft, Source, TensorSpec};
+use bytes::Bytes;
+use espalier_agent::plane::{Plane, PlaneConfig, PlaneError, PlaneEvent};
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use runtime::{EngineKind, EngineOptions};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+/// Far beyond what any step here takes: a wait that reaches it is a failure.
+const PATIENCE: Duration = Duration::from_secs(120);
+const ENGINES: [EngineKind; 2] = [EngineKind::Tract, EngineKind::Ort];
+
+struct Rig {
+    plane: Plane,
+    folder: tempfile::TempDir,
+}
+
+impl Rig {
+    async fn start(engine: EngineKind) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let plane = Plane::start(PlaneConfig {
+            engine: EngineOptions {
+                kind: engine,
+                threads: 1,
+                ort_library: Some(environment("ORT_DYLIB_PATH")),
+            },
+            worker_program: env!("CARGO_BIN_EXE_espalier-agent").into(),
+            worker_args: vec!["worker".to_owned()],
+            http: Some("127.0.0.1:0".parse().unwrap()),
+            unix: None,
+            queue_depth: 256,
+            max_request_bytes: 1 << 20,
+            request_deadline: PATIENCE,
+            run_dir: folder.path().join("run"),
+        })
+        .await
+        .unwrap();
+        Self { plane, folder }
+    }
+
+    fn bundle(&self, name: &str, model: Vec<u8>) -> bundle::Bundle {
+        let mut draft = Draft::new("magika", name, Source::Bytes(model));
+        draft.inputs = vec![spec("bytes", "INT32", 2048)];
+        draft.outputs = vec![spec("target_label", "FP32", 214)];
+        draft.write(&self.folder.path().join(name)).unwrap()
+    }
+
+    async fn serve(&self, version: &str) {
+        let bundle = self.bundle(version, magika());
+        let digest = bundle.digest.to_string();
+        let candidate = self.plane.load("magika", &digest, &bundle).await.unwrap();
+        self.plane.serve(candidate).await.unwrap();
+    }
+}
+
+fn spec(name: &str, dtype: &str, width: i64) -> TensorSpec {
+    TensorSpec { name: name.to_owned(), dtype: dtype.to_owned(), dims: vec![-1, width] }
+}
+
+fn environment(name: &str) -> PathBuf {
+    std::env::var_os(name)
+        .unwrap_or_else(|| panic!("{name} is not set: run through `cargo xtask test`"))
+        .into()
+}
+
+fn magika() -> Vec<u8> {
+    let path = environment("ESPALIER_ASSETS").join("magika.onnx");
+    std::fs::read(&path)
+        .unwrap_or_else(|e| panic!("{}: {e}: run through `cargo xtask test`", path.display()))
+}
+
+/// The classifier's input for a text: its first and last bytes, padded with 256.
+fn preprocess(text: &[u8]) -> Vec<i32> {
+    let mut bytes = vec![256; 2048];
+    let head = &text[..text.len().min(1024)];
+    let tail = &text[text.len() - head.len()..];
+    for (slot, byte) in bytes.iter_mut().zip(head) {
+        *slot = i32::from(*byte);
+    }
+    for (slot, byte) in bytes.iter_mut().rev().zip(tail.iter().rev()) {
+        *slot = i32::from(*byte);
+    }
+    bytes
+}
+
+fn request(data: &[i32], shape: &[usize]) -> Value {
+    json!({ "inputs": [{ "name": "bytes", "datatype": "INT32", "shape": shape, "data": data }] })
+}
+
+async fn infer(plane: &Plane, body: &Value) -> (u16, Value) {
+    let stream = TcpStream::connect(plane.endpoints().http.unwrap()).await.unwrap();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post("/v2/models/magika/infer")
+        .header("host", "board")
+        .body(Full::new(Bytes::from(body.to_string())))
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, serde_json::from_slice(&body).unwrap())
+}
+
+fn scores(answer: &Value) -> Vec<f64> {
+    let data = answer["outputs"][0]["data"].as_array().unwrap();
+    data.iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+async fn patiently<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.expect("in time")
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+#[tokio::test]
+async fn both_engines_serve_a_real_classifier_and_give_the_same_scores() {
+    let source = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    let input = preprocess(&source);
+    let mut answers = Vec::new();
+    for engine in ENGINES {
+        let rig = Rig::start(engine).await;
+        rig.serve("one").await;
+        let (status, answer) = infer(&rig.plane, &request(&input, &[1, 2048])).await;
+        assert_eq!(status, 200, "{engine}: {answer}");
+        assert_eq!(answer["outputs"][0]["shape"], json!([1, 214]));
+        answers.push(scores(&answer));
+        let (status, answer) =
+            infer(&rig.plane, &request(&[input.clone(), input.clone()].concat(), &[2, 2048])).await;
+        assert_eq!((status, scores(&answer).len()), (200, 428), "{engine}: a batch of two");
+        rig.plane.drain(PATIENCE).await;
+    }
+    for (a, b) in answers[0].iter().zip(&answers[1]) {
+        assert!((a - b).abs() < 1e-3, "{a} and {b}");
+    }
+    assert!((answers[0].iter().sum::<f64>() - 1.0).abs() < 1e-3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_requests_at_once_all_succeed_across_a_switch() {
+    for engine in ENGINES {
+        let rig = Rig::start(engine).await;
+        rig.serve("one").await;
+        let input = preprocess(b"fn main() {}");
+        let mut clients = JoinSet::new();
+        for _ in 0..200 {
+            let (plane, body) = (rig.plane.clone(), request(&input, &[1, 2048]));
+            clients.spawn(async move { infer(&plane, &body).await });
+        }
+        rig.serve("two").await;
+        rig.plane.retire_standby("magika").await;
+        let mut versions = Vec::new();
+        while let Some(answer) = patiently(clients.join_next()).await {
+            let (status, answer) = answer.unwrap();
+            assert_eq!(status, 200, "{engine}: {answer}");
+            versions.push(answer["model_version"].clone());
+        }
+        assert_eq!(versions.len(), 200);
+        let (_, answer) = infer(&rig.plane, &request(&input, &[1, 2048])).await;
+        assert_eq!(answer["model_version"], "two");
+        let failed: u64 = rig.plane.take_window().iter().map(|w| w.errors + w.rejected).sum();
+        assert_eq!(failed, 0);
+        rig.plane.drain(PATIENCE).await;
+    }
+}
+
+#[tokio::test]
+async fn a_killed_worker_comes_back_with_its_model() {
+    for engine in ENGINES {
+        let rig = Rig::start(engine).await;
+        rig.serve("one").await;
+        let mut events = rig.plane.events();
+        kill(rig.plane.worker_pids().remove(0).1);
+        let died = patiently(events.recv()).await.unwrap();
+        assert!(
+            matches!(&died, PlaneEvent::WorkerDied { reason, .. } if reason.contains("SIGKILL")),
+            "{died:?}"
+        );
+        let back = patiently(events.recv()).await.unwrap();
+        assert_eq!(back, PlaneEvent::WorkerRestarted { model: "magika".to_owned() });
+        let body = request(&preprocess(b"#!/bin/sh\n"), &[1, 2048]);
+        let (status, answer) = infer(&rig.plane, &body).await;
+        assert_eq!(status, 200, "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn half_a_model_is_refused_and_the_whole_one_goes_on() {
+    for engine in ENGINES {
+        let rig = Rig::start(engine).await;
+        rig.serve("one").await;
+        let whole = magika();
+        let half = rig.bundle("half", whole[..whole.len() / 2].to_vec());
+        let error = rig.plane.load("magika", "half", &half).await.unwrap_err();
+        assert!(matches!(error, PlaneError::Load { .. }), "{engine}: {error}");
+        let body = request(&preprocess(b"#!/bin/sh\n"), &[1, 2048]);
+        assert_eq!(infer(&rig.plane, &body).await.0, 200);
+        assert_eq!(rig.plane.worker_pids().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_fit_is_refused_before_the_engine_sees_it() {
+    let rig = Rig::start(EngineKind::Tract).await;
+    rig.serve("one").await;
+    let (status, answer) = infer(&rig.plane, &request(&[0; 2047], &[1, 2047])).await;
+    assert_eq!(status, 400);
+    assert_eq!(answer["error"], "input \"bytes\" wants shape [?, 2048], got [1, 2047]");
+}
+
+#[tokio::test]
+async fn an_engine_library_that_is_not_there_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let rig = Rig::start(EngineKind::Tract).await;
+    let bundle = rig.bundle("one", magika());
+    let plane = Plane::start(PlaneConfig {
+        engine: EngineOptions {
+            kind: EngineKind::Ort,
+            threads: 1,
+            ort_library: Some("/nowhere/libonnxruntime.so".into()),
+        },
+        worker_program: env!("CARGO_BIN_EXE_espalier-agent").into(),
+        worker_args: vec!["worker".to_owned()],
+        http: None,
+        unix: None,
+        queue_depth: 1,
+        max_request_bytes: 1,
+        request_deadline: PATIENCE,
+        run_dir: folder.path().to_owned(),
+    })
+    .await
+    .unwrap();
+    let error = plane.load("magika", "one", &bundle).await.unwrap_err().to_string();
+    assert!(error.contains("/nowhere/libonnxruntime.so"), "{error}");
+}
