@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DType, Op, Tensor, proto};
+use crate::{DType, Op, Tensor, op::resolve::Context, proto};
 
 mod access;
 mod constant;
@@ -149,6 +149,8 @@ pub struct Graph {
     pub(crate) listed: Vec<ValueId>,
     pub(crate) outputs: Vec<ValueId>,
     pub(crate) names: HashMap<String, ValueId>,
+    /// What decoding a node depends on besides the graph; the model's, shared with the bodies.
+    pub(crate) context: Arc<Context>,
     /// Everything else the file said of this graph (documentation, metadata, quantization annotations, sparse
     /// initializers, `value_info` of unknown names).
     pub(crate) rest: Box<proto::GraphProto>,

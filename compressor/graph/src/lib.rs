@@ -6,18 +6,21 @@
 
 mod group;
 mod prune;
+mod edit;
 mod export;
 mod import;
 mod infer;
 mod ir;
 mod op;
 mod order;
+mod pass;
 mod proto;
 mod proto_walk;
 mod same;
 mod tensor;
 mod verify;
 
+pub use edit::{Applied, Cause, Edit, EditError, apply};
 pub use export::{EXTERNAL_ABOVE_BYTES, ExportError, MAX_FILE_BYTES, SaveOptions, Saved};
 pub use infer::{Conflict, Shapes, infer};
 pub use import::{ImportError, MAP_ABOVE_BYTES, limits};
@@ -28,6 +31,7 @@ pub use ir::{
 pub use op::{
     BinaryOp, ConvAttrs, GemmAttrs, NEWEST_OPSET, Op, PoolAttrs, PoolKind, ReduceKind, UnaryOp,
 };
+pub use pass::{DeadCode, Driver, Editor, Halt, LiftConstants, Pass, PassError, Step};
 pub use same::{Difference, same};
 pub use verify::Violation;
 pub use tensor::{DType, Tensor, TensorError};

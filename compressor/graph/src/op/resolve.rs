@@ -1,14 +1,15 @@
 //! Decodes every node of a model, bodies included.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use super::decode::decode;
 use crate::{
-    AttributeValue, Graph, Model, Node, NodeId, Op, Warning, import::limits, import::node_label,
+    AttributeValue, Graph, Model, Node, Op, Warning, import::limits, import::node_label,
     ir::canonical_domain,
 };
 
 /// What decoding depends on besides the node and its graph.
+#[derive(Debug, Default)]
 pub(crate) struct Context {
     opset: Option<i64>,
     functions: HashSet<(String, String)>,
@@ -39,7 +40,7 @@ impl Context {
 impl Model {
     /// Derives every node's `op` from its type and attributes, and lists what was not understood.
     pub(crate) fn decode_ops(&mut self) {
-        let context = Context::of(self);
+        let context = Arc::new(Context::of(self));
         let mut warnings = Vec::new();
         decode_graph(&context, &mut self.graph, "", &mut warnings);
         let kept = warnings.len().min(limits::WARNINGS);
@@ -53,7 +54,8 @@ impl Model {
 }
 
 /// In topological order, because a node may look at its constant inputs.
-fn decode_graph(context: &Context, graph: &mut Graph, place: &str, warnings: &mut Vec<Warning>) {
+fn decode_graph(context: &Arc<Context>, graph: &mut Graph, place: &str, warnings: &mut Vec<Warning>) {
+    graph.context = Arc::clone(context);
     for id in graph.order.clone() {
         let node = graph.node(id);
         let label = format!("{place}{}", node_label(node));
@@ -62,7 +64,7 @@ fn decode_graph(context: &Context, graph: &mut Graph, place: &str, warnings: &mu
             warnings.push(Warning { place: label.clone(), reason });
             Op::Opaque
         });
-        let node = node_mut(graph, id);
+        let Some(node) = graph.node_mut(id) else { continue };
         node.op = op;
         for attribute in &mut node.attributes {
             let place = format!("{label}, {}: ", attribute.name);
@@ -77,8 +79,4 @@ fn decode_graph(context: &Context, graph: &mut Graph, place: &str, warnings: &mu
             }
         }
     }
-}
-
-fn node_mut(graph: &mut Graph, id: NodeId) -> &mut Node {
-    graph.nodes[id.0 as usize].as_mut().expect("the order names live nodes")
 }
