@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::engine::LoadOptions;
 use crate::error::{EngineError, ErrorKind};
 
 /// The largest model, without its external data: protobuf ends there.
@@ -27,6 +28,14 @@ pub(crate) fn check_file(path: &Path) -> Result<(), EngineError> {
 /// Checks a model held in memory as [`check_file`] checks a file.
 pub(crate) fn check_bytes(bytes: &[u8]) -> Result<(), EngineError> {
     check_length("the model", u64::try_from(bytes.len()).unwrap_or(u64::MAX))
+}
+
+/// Checks what makes no sense for any model.
+pub(crate) fn check_options(options: &LoadOptions) -> Result<(), EngineError> {
+    if options.batch == Some(0) {
+        return Err(EngineError::input("a batch of 0 computes nothing"));
+    }
+    Ok(())
 }
 
 fn check_length(what: &str, length: u64) -> Result<(), EngineError> {

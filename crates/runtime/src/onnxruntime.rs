@@ -17,7 +17,7 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
 use crate::engine::{Engine, EngineKind, EngineOptions, LoadOptions, Session};
 use crate::error::{EngineError, ErrorKind, guard};
-use crate::model_file::{check_bytes, check_file, shorten};
+use crate::model_file::{check_bytes, check_file, check_options, shorten};
 
 use environment::Loaded;
 use session::OrtSession;
@@ -51,17 +51,14 @@ impl OrtEngine {
         options: &LoadOptions,
         commit: impl FnOnce(&mut SessionBuilder) -> ort::Result<ort::session::Session>,
     ) -> Result<Box<dyn Session>, EngineError> {
+        check_options(options)?;
         guard(ErrorKind::Load, what, || {
             let optimized = options.optimized_model_path.as_ref();
             let session = builder(&self.loaded, self.threads, optimized)
                 .and_then(|mut builder| commit(&mut builder))
                 .map_err(|e| {
-                    let kind = match e.code() {
-                        ort::ErrorCode::NotImplemented => ErrorKind::Unsupported,
-                        _ => ErrorKind::Load,
-                    };
                     EngineError::new(
-                        kind,
+                        load_error_kind(&e),
                         format!("ONNX Runtime cannot load {what}: {}", shorten(e.to_string())),
                     )
                 })?;
@@ -96,6 +93,17 @@ impl Engine for OrtEngine {
     ) -> Result<Box<dyn Session>, EngineError> {
         check_bytes(bytes)?;
         self.commit("the model", options, |builder| builder.commit_from_memory(bytes))
+    }
+}
+
+/// An operator without a kernel has a code of its own; one that is not known at all has not.
+fn load_error_kind(error: &ort::Error) -> ErrorKind {
+    const UNKNOWN: [&str; 2] = ["is not a registered function/op", "No Op registered for"];
+    let unknown = UNKNOWN.iter().any(|text| error.message().contains(text));
+    if unknown || error.code() == ort::ErrorCode::NotImplemented {
+        ErrorKind::Unsupported
+    } else {
+        ErrorKind::Load
     }
 }
 

@@ -93,13 +93,9 @@ impl Declared {
 }
 
 /// Makes the first axis of each of `inputs` `batch` long where it is not fixed, and with it every
-/// axis of the same name in `inputs` and `outputs`. Gives the names that are fixed by this.
+/// axis of the same name in `inputs` and `outputs`.
 #[cfg(any(test, feature = "tract", feature = "ort"))]
-pub(crate) fn fix_batch(
-    inputs: &mut [Declared],
-    outputs: &mut [Declared],
-    batch: usize,
-) -> Vec<String> {
+pub(crate) fn fix_batch(inputs: &mut [Declared], outputs: &mut [Declared], batch: usize) {
     let mut names = Vec::new();
     for first in inputs.iter_mut().filter_map(|d| d.axes.first_mut()) {
         match first {
@@ -116,7 +112,6 @@ pub(crate) fn fix_batch(
             }
         }
     }
-    names
 }
 
 fn pick<'t>(spec: &IoSpec, inputs: &[(&str, &'t Tensor)]) -> Result<&'t Tensor, EngineError> {
@@ -226,7 +221,7 @@ mod tests {
             declared("rate", &[]),
         ];
         let mut outputs = [declared("output", &[named("batch"), named("time")])];
-        assert_eq!(fix_batch(&mut inputs, &mut outputs, 3), vec!["batch"]);
+        fix_batch(&mut inputs, &mut outputs, 3);
         let dims: Vec<_> = inputs.into_iter().map(|d| d.into_spec().dims).collect();
         assert_eq!(
             dims,

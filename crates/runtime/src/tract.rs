@@ -1,9 +1,11 @@
 //! tract: pure Rust, part of the binary.
 //!
 //! A model is parsed once, its batch fixed where that is asked for, and optimized into a plan that
-//! every run shares. Axes that stay free become symbols; where tract cannot carry one through, the
-//! load is an error that says to fix the batch. It computes on the caller's thread: the build
-//! leaves out its multi-threaded matrix product, which is a feature of tract-linalg.
+//! every run shares. Axes that stay free become symbols. Where tract cannot carry one through, the
+//! session makes a plan per combination of input shapes when it first comes and keeps the last
+//! four: then the first run of a shape takes as long as a load, and only that run finds out what
+//! tract does not support. It computes on the caller's thread: the build leaves out its
+//! multi-threaded matrix product, which is a feature of tract-linalg.
 //!
 //! tract panics on some broken models, so loading and running stop the unwinding. A stack overflow
 //! or an abort is not stopped by that: whoever loads models of others gives them a process.
@@ -17,7 +19,7 @@ use tract_onnx::prelude::{Framework, TractResult};
 
 use crate::engine::{Engine, EngineKind, LoadOptions, Session};
 use crate::error::{EngineError, ErrorKind, guard};
-use crate::model_file::{check_bytes, check_file, shorten};
+use crate::model_file::{check_bytes, check_file, check_options, shorten};
 
 use session::TractSession;
 
@@ -66,6 +68,7 @@ fn prepare(
     folder: Option<&str>,
     decode: impl FnOnce() -> TractResult<pb::ModelProto>,
 ) -> Result<Box<dyn Session>, EngineError> {
+    check_options(options)?;
     if options.optimized_model_path.is_some() {
         return Err(EngineError::unsupported("tract cannot write its optimized model as ONNX"));
     }

@@ -1,6 +1,5 @@
 //! A model in tract.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use tract_onnx::pb;
@@ -8,11 +7,12 @@ use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::tensor_shape_proto::dimension::Value as DimValue;
 use tract_onnx::pb::type_proto::Value as TypeValue;
 use tract_onnx::prelude::{
-    DatumType, InferenceModel, InferenceModelExt, IntoRunnable, TValue, TVec, TractResult,
-    TypedSimplePlan,
+    DatumType, InferenceModel, InferenceModelExt, IntoRunnable, TValue, TVec, TractError,
+    TractResult, TypedSimplePlan,
 };
 use tract_onnx::tract_hir::infer::{Factoid, InferenceFact, ShapeFactoid};
 use tract_onnx::tract_hir::internal::{DimLike, ToDim};
+use tract_onnx::tract_hir::ops::unimpl::UnimplementedOp;
 
 use crate::engine::Session;
 use crate::error::{EngineError, ErrorKind, guard};
@@ -20,12 +20,31 @@ use crate::model_file::shorten;
 use crate::spec::{Axis, Declared, IoSpec, check_inputs, fix_batch};
 use crate::tensor::{ElementType, Tensor};
 
-/// A plan with what its model takes and gives.
+/// The most plans that a session keeps of a model whose free axes tract cannot carry through.
+const MAX_PLANS: usize = 4;
+
+/// A model with what it takes and gives.
 pub(super) struct TractSession {
-    plan: Arc<TypedSimplePlan>,
+    plans: Plans,
     inputs: Vec<IoSpec>,
     outputs: Vec<IoSpec>,
 }
+
+enum Plans {
+    /// One plan for every shape.
+    One(Arc<TypedSimplePlan>),
+    /// A plan for each combination of input shapes, made when it first comes.
+    PerShape(PerShape),
+}
+
+/// The model before optimization, and the plans of the shapes seen last, the latest at the end.
+struct PerShape {
+    what: String,
+    model: InferenceModel,
+    plans: Vec<(Shapes, Arc<TypedSimplePlan>)>,
+}
+
+type Shapes = Vec<Vec<usize>>;
 
 impl TractSession {
     pub(super) fn new(
@@ -39,23 +58,26 @@ impl TractSession {
             .as_ref()
             .ok_or_else(|| EngineError::load(format!("{what} is not an ONNX model: no graph")))?;
         let mut inputs = declared_inputs(graph)?;
-        let mut names = Vec::new();
+        let mut outputs = declared_outputs(graph)?;
         if let Some(batch) = batch {
-            names = fix_batch(&mut inputs, &mut [], batch);
+            fix_batch(&mut inputs, &mut outputs, batch);
         }
-        let plan = plan(proto, folder, &inputs, &names, batch).map_err(|e| {
-            let hint = if inputs.iter().any(is_free) {
-                " (some of its axes are free; a fixed batch may help)"
-            } else {
-                ""
-            };
-            EngineError::unsupported(format!(
-                "tract cannot run {what}: {}{hint}",
-                shorten(format!("{e:#}"))
-            ))
-        })?;
-        let outputs = outputs(graph, &plan)?;
-        Ok(Self { plan, inputs: inputs.into_iter().map(Declared::into_spec).collect(), outputs })
+        let model = parse(proto, folder).map_err(|e| refused(what, &e))?;
+        let free = inputs.iter().any(is_free);
+        let (plans, outputs) = match plan(model.clone(), &inputs) {
+            Ok(plan) => {
+                let outputs = planned_outputs(graph, &plan)?;
+                (Plans::One(plan), outputs)
+            }
+            Err(_) if free && !has_unknown_operators(&model) => {
+                let what = what.to_owned();
+                let plans = Vec::new();
+                let per_shape = PerShape { what, model, plans };
+                (Plans::PerShape(per_shape), outputs.into_iter().map(Declared::into_spec).collect())
+            }
+            Err(e) => return Err(refused(what, &e)),
+        };
+        Ok(Self { plans, inputs: inputs.into_iter().map(Declared::into_spec).collect(), outputs })
     }
 }
 
@@ -71,8 +93,12 @@ impl Session for TractSession {
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError> {
         let ordered = check_inputs(&self.inputs, inputs)?;
         guard(ErrorKind::Run, "tract", || {
+            let plan = match &mut self.plans {
+                Plans::One(plan) => Arc::clone(plan),
+                Plans::PerShape(plans) => plans.for_inputs(&self.inputs, &ordered)?,
+            };
             let values = ordered.into_iter().map(to_value).collect::<Result<TVec<_>, _>>()?;
-            let results = self.plan.run(values).map_err(|e| {
+            let results = plan.run(values).map_err(|e| {
                 EngineError::run(format!("tract failed: {}", shorten(format!("{e:#}"))))
             })?;
             self.outputs
@@ -82,6 +108,53 @@ impl Session for TractSession {
                 .collect()
         })
     }
+}
+
+impl PerShape {
+    fn for_inputs(
+        &mut self,
+        specs: &[IoSpec],
+        inputs: &[&Tensor],
+    ) -> Result<Arc<TypedSimplePlan>, EngineError> {
+        let shapes: Shapes = inputs.iter().map(|t| t.shape.clone()).collect();
+        let kept = self.plans.iter().position(|(known, _)| *known == shapes);
+        let entry = match kept {
+            Some(at) => self.plans.remove(at),
+            None => {
+                let plan = self.build(specs, &shapes)?;
+                (shapes, plan)
+            }
+        };
+        let plan = Arc::clone(&entry.1);
+        if self.plans.len() == MAX_PLANS {
+            self.plans.remove(0);
+        }
+        self.plans.push(entry);
+        Ok(plan)
+    }
+
+    fn build(
+        &self,
+        specs: &[IoSpec],
+        shapes: &Shapes,
+    ) -> Result<Arc<TypedSimplePlan>, EngineError> {
+        let inputs: Vec<Declared> = specs
+            .iter()
+            .zip(shapes)
+            .map(|(spec, shape)| Declared {
+                name: spec.name.clone(),
+                dtype: spec.dtype,
+                axes: shape.iter().map(|n| Axis::Fixed(*n)).collect(),
+            })
+            .collect();
+        plan(self.model.clone(), &inputs)
+            .map_err(|e| refused(&format!("{} for shapes {shapes:?}", self.what), &e))
+    }
+}
+
+fn refused(what: &str, cause: &TractError) -> EngineError {
+    let cause = shorten(format!("{cause:#}"));
+    EngineError::unsupported(format!("tract cannot run {what}: {cause}"))
 }
 
 fn is_free(declared: &Declared) -> bool {
@@ -96,6 +169,11 @@ fn declared_inputs(graph: &pb::GraphProto) -> Result<Vec<Declared>, EngineError>
         .filter(|input| graph.initializer.iter().all(|i| i.name != input.name))
         .map(|input| declare(input, "input"))
         .collect()
+}
+
+/// What the graph says that it gives.
+fn declared_outputs(graph: &pb::GraphProto) -> Result<Vec<Declared>, EngineError> {
+    graph.output.iter().map(|o| declare(o, "output")).collect()
 }
 
 fn declare(value: &pb::ValueInfoProto, role: &str) -> Result<Declared, EngineError> {
@@ -151,28 +229,26 @@ fn declared_type(number: i32) -> Result<ElementType, String> {
     }
 }
 
-fn plan(
-    proto: &pb::ModelProto,
-    folder: Option<&str>,
-    inputs: &[Declared],
-    fixed_names: &[String],
-    batch: Option<usize>,
-) -> TractResult<Arc<TypedSimplePlan>> {
-    let parsed = tract_onnx::onnx().parse(proto, folder)?;
+/// The model as tract reads it. What the file says of the shapes between its nodes is left out:
+/// exporters write names there that contradict a fixed batch, and tract infers them anyway.
+fn parse(proto: &pb::ModelProto, folder: Option<&str>) -> TractResult<InferenceModel> {
+    let parsed = tract_onnx::onnx().with_ignore_value_info(true).parse(proto, folder)?;
     if !parsed.unresolved_inputs.is_empty() {
-        return Err(tract_onnx::prelude::TractError::msg(format!(
+        return Err(TractError::msg(format!(
             "nothing gives the values {:?}",
             parsed.unresolved_inputs
         )));
     }
-    let mut model = parsed.model;
-    if let Some(batch) = batch {
-        let fixed: HashMap<_, _> = fixed_names
-            .iter()
-            .filter_map(|name| Some((model.symbols.get(name)?, batch.to_dim())))
-            .collect();
-        model.set_symbols(&fixed)?;
-    }
+    Ok(parsed.model)
+}
+
+/// Whether no shape would help.
+fn has_unknown_operators(model: &InferenceModel) -> bool {
+    model.nodes().iter().any(|node| node.op_is::<UnimplementedOp>())
+}
+
+/// Optimizes `model` for the axes of `inputs`.
+fn plan(mut model: InferenceModel, inputs: &[Declared]) -> TractResult<Arc<TypedSimplePlan>> {
     for (at, declared) in inputs.iter().enumerate() {
         let fact = fact(&model, at, declared)?;
         model.set_input_fact(at, fact)?;
@@ -201,7 +277,10 @@ fn fact(model: &InferenceModel, at: usize, declared: &Declared) -> TractResult<I
 }
 
 /// What the optimized model gives, by the names that the graph declares.
-fn outputs(graph: &pb::GraphProto, plan: &TypedSimplePlan) -> Result<Vec<IoSpec>, EngineError> {
+fn planned_outputs(
+    graph: &pb::GraphProto,
+    plan: &TypedSimplePlan,
+) -> Result<Vec<IoSpec>, EngineError> {
     let lost = |e| EngineError::load(format!("tract lost an output: {e:#}"));
     graph
         .output
