@@ -243,18 +243,21 @@ impl Broker {
 pub fn run_embedded(listen: SocketAddr) -> Result<(), BrokerError> {
     // rumqttd reports a port that is taken only in its log: ask first.
     drop(TcpListener::bind(listen).map_err(io(format!("listening on {listen}")))?);
+    let (end, ended) = std::sync::mpsc::channel();
+    let failed = end.clone();
     let mut broker = rumqttd::Broker::new(embedded_config(listen));
-    std::thread::Builder::new()
-        .name("rumqttd".to_owned())
-        .spawn(move || {
-            if let Err(error) = broker.start() {
-                tracing::error!(%error, "the broker ended");
-            }
-            std::process::exit(1);
-        })
-        .map_err(io("starting the broker's thread".to_owned()))?;
-    let _ = std::io::stdin().read_to_end(&mut Vec::new());
-    Ok(())
+    std::thread::spawn(move || {
+        let why = broker.start().err().map_or("it ended".to_owned(), |error| error.to_string());
+        let _ = failed.send(Some(why));
+    });
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        let _ = end.send(None);
+    });
+    match ended.recv() {
+        Ok(Some(why)) => Err(BrokerError::Unreachable { address: listen.to_string(), why }),
+        Ok(None) | Err(_) => Ok(()),
+    }
 }
 
 fn embedded_config(listen: SocketAddr) -> rumqttd::Config {

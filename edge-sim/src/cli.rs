@@ -205,7 +205,7 @@ fn scenario_of(args: &DemoArgs) -> Scenario {
 }
 
 fn run_scenario(scenario: Scenario, common: &CommonArgs) -> ExitCode {
-    let options = binaries(common).map_err(anyhow::Error::from).and_then(|binaries| {
+    let options = binaries(common).and_then(|binaries| {
         let out = common.out.clone().unwrap_or_else(demo::default_run_dir);
         Ok(scenario.options(binaries, &out)?)
     });

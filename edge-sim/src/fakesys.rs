@@ -2,7 +2,8 @@
 //! code, and the thread that keeps them up to date.
 //!
 //! ```text
-//! {dir}/root/sys/class/thermal/thermal_zone0/{type,temp}
+//! {dir}/root/sys/class/thermal/thermal_zone0/{type,temp,trip_point_0_…}
+//! {dir}/root/sys/class/thermal/cooling_device0/{type,cur_state}   1 while throttled
 //! {dir}/root/sys/devices/system/cpu/cpu{N}/cpufreq/{scaling_cur_freq,cpuinfo_max_freq,…}
 //! {dir}/root/proc/{stat,meminfo,vmstat,loadavg,cpuinfo,uptime}
 //! {dir}/root/proc/{self,PID}   links to the host's: the agent's and its workers' memory is real
@@ -80,6 +81,12 @@ impl BoardFiles {
         let zone = self.root().join("sys/class/thermal/thermal_zone0");
         put(&zone.join("type"), "cpu-thermal\n")?;
         put(&zone.join("temp"), &format!("{:.0}\n", state.temperature_c * 1000.0))?;
+        put(&zone.join("trip_point_0_type"), "passive\n")?;
+        let trip = format!("{:.0}\n", profile.thermal.throttle_c * 1000.0);
+        put(&zone.join("trip_point_0_temp"), &trip)?;
+        let cooling = self.root().join("sys/class/thermal/cooling_device0");
+        put(&cooling.join("type"), "cpufreq-cpu0\n")?;
+        put(&cooling.join("cur_state"), if state.throttled { "1\n" } else { "0\n" })?;
         for core in 0..profile.cores {
             let cpu = self.cpufreq(core);
             put(&cpu.join("scaling_cur_freq"), &format!("{}\n", state.freq_khz))?;
@@ -437,5 +444,65 @@ mod tests {
         let group = group_of(me).unwrap();
         assert!(group_members(group).contains(&me));
         assert!(group_members(0).is_empty());
+    }
+
+    /// The agent's reader, started on an idle board.
+    fn agent_reader(files: &BoardFiles, start: Instant) -> espalier_agent::sys::Sampler {
+        use espalier_agent::sys::{PowerConfig, PowerSource, Roots, Sampler};
+        let config =
+            PowerConfig { source: PowerSource::Auto, idle_mw: Some(1600.0), load_mw: Some(5000.0) };
+        Sampler::new(Roots::under(files.root()), config, start)
+    }
+
+    #[test]
+    fn the_agent_reads_the_board_through_its_ordinary_code() {
+        let dir = tempfile::tempdir().unwrap();
+        let profile = profiles::find("raspberry-pi-4").unwrap();
+        let files = BoardFiles::new(dir.path());
+        let idle = BoardState::idle(profile);
+        files.write(profile, &idle, &Counters::default()).unwrap();
+        let me = std::process::id();
+        files.show_processes(&[me]).unwrap();
+        let start = Instant::now();
+        let mut reader = agent_reader(&files, start);
+        let mut busy = Counters { busy_s: 1.0, idle_s: 3.0, load1: 0.25, used_bytes: 1 << 20 };
+        let state = idle.step(profile, 0.25, Duration::from_secs(1));
+        files.write(profile, &state, &busy).unwrap();
+        reader.tick(start + Duration::from_secs(1));
+        (busy.busy_s, busy.idle_s) = (2.0, 6.0);
+        files.write(profile, &state, &busy).unwrap();
+        let sample = reader.sample(start + Duration::from_secs(2), &[me], 4);
+        assert_eq!(sample.cpu_percent, Some(25.0));
+        assert_eq!(sample.steal_percent, Some(0.0));
+        assert_eq!(sample.swap_in_pages, Some(0));
+        assert_eq!(sample.load1, Some(0.25));
+        assert_eq!(sample.memory_total_bytes, Some(4 << 30));
+        let left = (4 << 30) - SYSTEM_BYTES - (1 << 20);
+        assert_eq!(sample.memory_available_bytes, Some(left));
+        assert_eq!(sample.freq_khz, Some(1_800_000));
+        let milli_c = sample.temperature_mc.unwrap();
+        assert!((milli_c as f64 - state.temperature_c * 1000.0).abs() <= 1.0, "{milli_c}");
+        assert!(!sample.throttled);
+        assert!(sample.workers_pss_bytes.unwrap() > 100_000, "this process's own memory");
+        assert_eq!(sample.power.quality, wire::Quality::Modelled);
+        assert!((sample.power.power_mw.unwrap() - 2450.0).abs() < 1.0);
+        // 850 mW above idle for the second that two readings span, over four inferences.
+        assert!((sample.power.energy_per_inference_mj.unwrap() - 212.5).abs() < 1.0);
+    }
+
+    #[test]
+    fn the_agent_sees_a_throttled_board_as_throttled_though_one_core_is_busy() {
+        let dir = tempfile::tempdir().unwrap();
+        let profile = profiles::find("raspberry-pi-4").unwrap();
+        let files = BoardFiles::new(dir.path());
+        let hot = BoardState { temperature_c: 81.0, ..BoardState::idle(profile) };
+        let hot = hot.step(profile, 0.25, Duration::from_millis(1));
+        assert!(hot.throttled);
+        files.write(profile, &hot, &Counters::default()).unwrap();
+        let start = Instant::now();
+        let mut reader = agent_reader(&files, start);
+        let sample = reader.sample(start + Duration::from_secs(1), &[], 0);
+        assert!(sample.throttled);
+        assert_eq!(sample.freq_khz, Some(1_000_000));
     }
 }

@@ -169,7 +169,6 @@ impl Stack {
         let args = serde_json::json!({
             "model": self.options.model,
             "latency_p95_us": latency_p95_us,
-            "agreement_min": self.options.agreement_min,
         });
         let result = self.command(CommandKind::SetBudget, args, COMMAND_DEADLINE)?;
         if result.ok {

@@ -262,7 +262,7 @@ mod tests {
         // The magic's first byte is not UTF-8: put the header back behind the original prefix.
         let at = text.find('{').unwrap();
         fortran.truncate(10);
-        fortran.extend(text[at..].as_bytes());
+        fortran.extend(&text.as_bytes()[at..]);
         assert!(error(&npz(&[("a.npy", fortran)])).contains("Fortran order"));
         assert!(error(&npz(&[("a.npy", npy("|O", "1,", &[0; 8]))])).contains("\"|O\""));
         assert!(error(&npz(&[("a.npy", npy("<i4", "minus one", &[]))])).contains("no shape"));

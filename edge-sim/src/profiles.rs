@@ -355,11 +355,11 @@ mod tests {
     }
 
     #[test]
-    fn published_boards_are_predicted_within_half_and_say_by_how_much_they_miss() {
+    fn a_net_that_was_left_out_is_predicted_within_a_factor_of_two_on_every_board() {
         for profile in all() {
             for fit in profile.fits() {
                 assert!(fit.factor > 1.0, "{} {fit:?}", profile.slug);
-                assert!(fit.held_out_worst < 0.6, "{} {fit:?}", profile.slug);
+                assert!(fit.held_out_worst < 0.85, "{} {fit:?}", profile.slug);
                 assert!(!fit.held_out.is_empty());
             }
         }
