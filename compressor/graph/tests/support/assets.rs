@@ -27,3 +27,10 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
         }
     }
 }
+
+/// The Python that has `onnx` and `onnxruntime`.
+#[allow(dead_code)]
+pub(crate) fn python() -> PathBuf {
+    let python = std::env::var_os("ESPALIER_PYTHON");
+    python.expect("ESPALIER_PYTHON is not set: run through `cargo xtask test`").into()
+}
