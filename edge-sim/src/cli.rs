@@ -319,10 +319,10 @@ fn board_json(profile: &Profile, host_speed: f64) -> serde_json::Value {
 fn profiles_text(host_speed: f64) -> String {
     use std::fmt::Write as _;
     let mut text = format!(
-        "How many times slower than this host's core a board computes. All factors are modelled:\n\
-         geometric means of published figures relative to {}. This host's core is taken to be\n\
-         {host_speed} times as fast as that one; correct it with --host-speed. (..%) is the largest\n\
-         error for a net that was left out of the fit.\n\n",
+        "How many times slower than this host's core a board computes. Every factor is modelled: the\n\
+         geometric mean of published figures relative to those of {}.\n\
+         This host's core is taken to be {host_speed} times as fast as that one; correct it with\n\
+         --host-speed. In brackets the largest error for a net that was left out of the fit.\n\n",
         profiles::reference_title()
     );
     let _ = writeln!(

@@ -513,22 +513,18 @@ fn install_line(event: &InstallEvent) -> String {
     format!("{}{}{}", event.phase, compared.unwrap_or_default(), reason.unwrap_or_default())
 }
 
-/// Shows what the newest job is doing; a job that failed ends the demonstration.
-fn look_at_jobs(jobs: &Value, display: &mut dyn Display) -> Result<(), Failure> {
-    let list = jobs.get("jobs").unwrap_or(jobs).as_array();
-    let Some(job) = list.and_then(|jobs| jobs.iter().max_by_key(|job| job["id"].as_i64())) else {
-        return Ok(());
-    };
-    let text = |keys: &[&str]| {
-        keys.iter().find_map(|key| job.get(*key)?.as_str()).unwrap_or_default().to_owned()
-    };
-    let state = text(&["state", "status"]);
-    let doing = text(&["progress", "stage", "message"]);
-    if state == "failed" {
-        let why = text(&["error", "reason", "message"]);
-        return Err(Failure::Result(format!("the compression job failed: {why}")));
+/// Shows what the newest job is doing; a job or request that failed ends the demonstration.
+fn look_at_jobs(table: &Value, display: &mut dyn Display) -> Result<(), Failure> {
+    let rows = |key: &str| table[key].as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut all = rows("jobs").iter().chain(rows("requests"));
+    if let Some(row) = all.find(|row| row["state"] == "failed") {
+        let why = row["reason"].as_str().unwrap_or("no reason given");
+        return Err(Failure::Result(format!("the compressor gave up: {why}")));
     }
-    display.note(&format!("job {state}: {doing}"));
+    if let Some(job) = rows("jobs").iter().max_by_key(|job| job["id"].as_i64()) {
+        let stage = table["stage"].as_str().unwrap_or_default();
+        display.note(&format!("job {}: {stage}", job["state"].as_str().unwrap_or_default()));
+    }
     Ok(())
 }
 
@@ -575,15 +571,21 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_job_ends_the_wait_for_an_offer_with_its_reason() {
-        let jobs = serde_json::json!({"jobs": [
+    fn a_failed_job_or_request_ends_the_wait_for_an_offer_with_its_reason() {
+        let table = serde_json::json!({"stage": "pruning", "requests": [], "jobs": [
             {"id": 1, "state": "done"},
-            {"id": 2, "state": "failed", "error": "no candidate reaches 0.85"},
+            {"id": 2, "state": "failed", "reason": "no candidate reaches 0.85"},
         ]});
-        let error = look_at_jobs(&jobs, &mut Silent).unwrap_err().to_string();
+        let error = look_at_jobs(&table, &mut Silent).unwrap_err().to_string();
         assert!(error.contains("no candidate reaches 0.85"), "{error}");
-        assert!(look_at_jobs(&serde_json::json!([]), &mut Silent).is_ok());
-        assert!(look_at_jobs(&serde_json::json!("nonsense"), &mut Silent).is_ok());
+        let table = serde_json::json!({"jobs": [], "requests": [
+            {"state": "failed", "reason": "there is no model of this name"},
+        ]});
+        let error = look_at_jobs(&table, &mut Silent).unwrap_err().to_string();
+        assert!(error.contains("no model of this name"), "{error}");
+        for harmless in [serde_json::json!({"jobs": []}), serde_json::json!("nonsense")] {
+            assert!(look_at_jobs(&harmless, &mut Silent).is_ok());
+        }
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub const START_DEADLINE: Duration = Duration::from_secs(60);
 pub const STOP_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a command's result may take.
 pub const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
-const HTTP_TIMEOUT: Duration = Duration::from_secs(30);
+const HTTP_TIMEOUT: Duration = Duration::from_secs(60);
 const LOG_LINES: usize = 15;
 /// How often a wait looks whether everything still runs.
 const LOOK: Duration = Duration::from_millis(250);
