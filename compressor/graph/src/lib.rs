@@ -6,6 +6,7 @@
 
 mod group;
 mod prune;
+mod builder;
 mod edit;
 mod export;
 mod import;
@@ -20,6 +21,7 @@ mod same;
 mod tensor;
 mod verify;
 
+pub use builder::Builder;
 pub use edit::{Applied, Cause, Edit, EditError, apply};
 pub use export::{EXTERNAL_ABOVE_BYTES, ExportError, MAX_FILE_BYTES, SaveOptions, Saved};
 pub use infer::{Conflict, Shapes, infer};
