@@ -24,6 +24,9 @@ pub(super) const LOAD_DEADLINE: Duration = Duration::from_secs(180);
 /// How long a worker whose socket closed may take to end before it is killed.
 const EXIT_GRACE: Duration = Duration::from_secs(2);
 
+/// What workers add to their score when the kernel looks for a process to kill, of at most 1000.
+const OOM_SCORE_ADJ: &str = "500";
+
 /// Everything needed to start a worker, again and again.
 #[derive(Debug, Clone)]
 pub(super) struct WorkerSpec {
@@ -159,10 +162,15 @@ impl WorkerProcess {
             .current_dir(&spec.working_dir)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
+            // A Ctrl-C in a terminal is for the agent, which then drains its workers.
+            .process_group(0)
             .env_remove("NOTIFY_SOCKET")
             .env_remove("WATCHDOG_USEC")
             .kill_on_drop(true)
             .spawn()?;
+        if let Some(pid) = child.id() {
+            prefer_for_oom_kill(pid);
+        }
         Ok(Self { child, socket, run_limit: spec.run_limit, next_id: 0 })
     }
 
@@ -179,6 +187,13 @@ impl WorkerProcess {
             Message::LoadFailed(error) => Err(WorkerError::Load(error)),
             _ => Err(broken(FrameError::Malformed("not an answer to loading".to_owned()))),
         }
+    }
+}
+
+/// When memory runs out the kernel had better take a worker, which is started again, than the agent.
+fn prefer_for_oom_kill(pid: u32) {
+    if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ) {
+        tracing::debug!(pid, %error, "cannot prefer the worker for an out-of-memory kill");
     }
 }
 

@@ -286,6 +286,18 @@ async fn a_killed_worker_costs_its_request_a_clear_error_and_is_started_again() 
 }
 
 #[tokio::test]
+async fn the_kernel_would_rather_kill_a_worker_and_the_terminal_would_not() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let pid = bench.plane.worker_pids().remove(0).1;
+    let score = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+    assert_eq!(score.trim(), "500");
+    let raw = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap());
+    let group = rustix::process::getpgid(raw).unwrap();
+    assert_ne!(group, rustix::process::getpgrp());
+}
+
+#[tokio::test]
 async fn however_a_worker_ends_the_reason_is_told() {
     let bench = Bench::start().await;
     bench.serve("2").await;

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
 
 use super::super::fake;
@@ -156,4 +158,25 @@ fn hostile_frames_end_the_worker_with_the_protocols_exit_code() {
         (&rig.socket).write_all(frame).unwrap();
         assert_eq!(rig.end(), EXIT_PROTOCOL, "{frame:?}");
     }
+}
+
+#[test]
+fn a_worker_in_the_middle_of_an_inference_ends_with_its_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = fake::config(folder.path());
+    let gate = std::os::unix::net::UnixListener::bind(folder.path().join("gate")).unwrap();
+    let (socket, theirs) = UnixStream::pair().unwrap();
+    let mut child = Command::new(&config.worker_program)
+        .args(&config.worker_args)
+        .current_dir(folder.path())
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut rig = Rig { socket, worker: thread::spawn(|| 0), folder };
+    assert!(matches!(rig.load("2"), Message::Loaded(_)));
+    rig.socket.write_all(&encode_run(5, &fake::row(fake::GATE, 1.0)).unwrap()).unwrap();
+    let _inside = gate.accept().unwrap();
+    drop(rig.socket);
+    assert_eq!(child.wait().unwrap().code(), Some(EXIT_CLOSED));
 }
