@@ -26,5 +26,6 @@ pub mod report;
 pub mod score;
 pub mod search;
 pub mod serve;
+pub(crate) mod structure;
 
 pub use error::CompressError;

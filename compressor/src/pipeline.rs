@@ -4,10 +4,26 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+mod finish;
+mod hunt;
+mod judge;
+mod repair;
+mod select;
+pub mod single;
+pub(crate) mod shop;
+
+use finish::Label;
+use hunt::Hunt;
+use shop::{Bench, Shop, Source};
+
+use crate::calibrate::WorkDir;
+use crate::data::Dataset;
 use crate::error::CompressError;
 use crate::latency::HostLatency;
-use crate::plan::{Plan, Refusal};
-use crate::quality::QualityReport;
+use crate::plan::{Plan, Refusal, ScoreKind};
+use crate::quality::{QualityReport, Share};
+use crate::report::{self, Story};
+use crate::search::Unreachable;
 
 /// What a bundle of the unmodified source is made from: the first deployment.
 #[derive(Debug, Clone)]
@@ -183,8 +199,45 @@ impl Progress for Silent {}
 /// # Errors
 /// See [`CompressError`]. Nothing is left at `out_dir` on any of them.
 pub fn compress(job: &CompressJob, progress: &dyn Progress) -> Result<Outcome, CompressError> {
-    let _ = (job, progress);
-    Err(CompressError::Cancelled("start".into()))
+    check(job)?;
+    let shop = Shop::open(job, progress)?;
+    let mut bench = Bench::open(&shop)?;
+    let mut hunt = hunt::hunt(&shop, &mut bench)?;
+    hunt.refused.extend(locked_dims(&shop.source));
+    if hunt.shortlist.is_empty() {
+        return Err(unreachable(&shop, &hunt));
+    }
+    let (value, output) = judge::compared_output(&shop)?;
+    let answers = judge::answers(&shop, &job.source, &shop.heldout, &output)?;
+    let reference = judge::Reference {
+        data: &shop.heldout,
+        output: &output,
+        answers: &answers,
+        row: judge::row(&shop, &output, &answers),
+    };
+    let chosen = if hunt.trials[hunt.shortlist[0]].label == hunt.trials[0].label {
+        keep_original(&shop, &mut hunt, &reference)?
+    } else {
+        let (sites, refused) = repair::sites(&shop);
+        hunt.refused.extend(refused);
+        let (deviations, refused) = repair::deviations(&shop)?;
+        hunt.refused.extend(refused);
+        let targets = repair::targets(&shop, sites, value)?;
+        let craft = select::Craft {
+            shop: &shop,
+            targets: &targets,
+            deviations: &deviations,
+            score: ScoreKind::Activation,
+            output: &output,
+            row: reference.row,
+        };
+        craft.screen(&mut hunt)?;
+        match craft.finals(&mut hunt, &mut bench, &reference)? {
+            Some(chosen) => chosen,
+            None => return Err(unreachable(&shop, &hunt)),
+        }
+    };
+    write_outcome(&shop, &hunt, chosen)
 }
 
 /// Writes a bundle of the unmodified source.
@@ -195,6 +248,207 @@ pub fn bundle_original(
     job: &OriginalJob,
     progress: &dyn Progress,
 ) -> Result<OriginalOutcome, CompressError> {
-    let _ = (job, progress);
-    Err(CompressError::Cancelled("start".into()))
+    progress.stage("bundling the original", 0);
+    let source = Source::load(&job.source)?;
+    let engine = runtime::open(&job.engine)
+        .map_err(CompressError::engine(format!("opening the engine {}", job.engine.kind)))?;
+    let specs = engine
+        .load(&job.source, &runtime::LoadOptions::default())
+        .map_err(CompressError::engine(format!("loading {}", job.source.display())))?
+        .inputs()
+        .to_vec();
+    let heldout = Dataset::load(&job.heldout, &specs)?;
+    let size = shop::file_size(&job.source)?;
+    let label = Label {
+        predicted: bundle::Predicted {
+            memory_bytes: Some(hunt::memory(job.engine.kind, size)),
+            agreement: Some(bundle::Estimate {
+                value: 1.0,
+                low: 1.0,
+                high: 1.0,
+                quality: bundle::Quality::Measured,
+            }),
+            ..bundle::Predicted::default()
+        },
+        lineage: bundle::Lineage {
+            source_sha256: Some(source.digest.clone()),
+            recipe: serde_json::json!({ "kind": "original" }),
+            data_sha256: Some(heldout.digest()),
+            parent: None,
+            tool: finish::TOOL.to_owned(),
+        },
+        report_html: None,
+    };
+    let work = WorkDir::new()?;
+    let file = source.file(&work)?;
+    let bundle = finish::write(job, &file, engine.as_ref(), &heldout, label)?;
+    Ok(OriginalOutcome {
+        size_bytes: bundle.size_bytes(),
+        bundle_dir: bundle.dir.clone(),
+        digest: bundle.digest,
+    })
+}
+
+fn check(job: &CompressJob) -> Result<(), CompressError> {
+    let goal = &job.goal;
+    if !(0.0..=1.0).contains(&goal.agreement_min) {
+        return Err(CompressError::Goal(format!(
+            "agreement_min is {}, and must lie between 0 and 1",
+            goal.agreement_min
+        )));
+    }
+    let budgets = [goal.latency_p95_us, goal.memory_bytes, goal.size_bytes];
+    if budgets.iter().all(Option::is_none) {
+        return Err(CompressError::Goal(
+            "there is no budget; give one for latency, memory or size".into(),
+        ));
+    }
+    if budgets.contains(&Some(0)) {
+        return Err(CompressError::Goal("a budget of zero cannot be met".into()));
+    }
+    if job.baseline.is_some_and(|b| b.p95_us == 0) {
+        return Err(CompressError::Goal(
+            "the device's p95 is zero: it measured nothing".into(),
+        ));
+    }
+    if std::fs::symlink_metadata(&job.out_dir).is_ok() {
+        return Err(CompressError::Bundle {
+            path: job.out_dir.clone(),
+            what: "exists already; nothing is overwritten".into(),
+        });
+    }
+    Ok(())
+}
+
+/// What the model's structure keeps from being narrowed.
+fn locked_dims(source: &Source) -> Vec<Refusal> {
+    let graph = &source.model.graph;
+    let locked = source.grouping.locked.iter();
+    locked
+        .map(|l| {
+            let what = format!("{} (axis {}, width {})", graph.value(l.value).name, l.axis, l.width);
+            Refusal::new("prune", what, l.why.clone())
+        })
+        .collect()
+}
+
+/// The source meets the goal as it is.
+fn keep_original(
+    shop: &Shop<'_>,
+    hunt: &mut Hunt,
+    reference: &judge::Reference<'_>,
+) -> Result<usize, CompressError> {
+    shop.progress.note("the original meets the goal as it is");
+    let all = 0..shop.heldout.len();
+    let trial = &mut hunt.trials[0];
+    trial.quality = Some(judge::judge(shop, &trial.path, reference, all, None)?);
+    trial.verdict = Verdict::Chosen;
+    Ok(0)
+}
+
+fn unreachable(shop: &Shop<'_>, hunt: &Hunt) -> CompressError {
+    if shop.source.grouping.groups.is_empty() {
+        return CompressError::NothingToPrune {
+            path: shop.source.path.clone(),
+            reasons: shop.source.locked(),
+        };
+    }
+    let engine = shop.job.engine.kind;
+    let mut tried: Vec<_> = hunt.trials.iter().map(|t| t.measured(engine)).collect();
+    if let Some(original) = tried.first_mut() {
+        original.agreement = Some(Share {
+            value: 1.0,
+            low: 1.0,
+            high: 1.0,
+        });
+    }
+    CompressError::GoalUnreachable(Box::new(Unreachable {
+        goal: shop.job.goal.clone(),
+        tried,
+        refused: hunt
+            .refused
+            .iter()
+            .map(|r| format!("{}: {}: {}", r.stage, r.what, r.why))
+            .collect(),
+    }))
+}
+
+fn write_outcome(
+    shop: &Shop<'_>,
+    hunt: &Hunt,
+    chosen: usize,
+) -> Result<Outcome, CompressError> {
+    let job = shop.job;
+    shop.progress.stage("writing the bundle", 0);
+    let kind = job.engine.kind;
+    let candidates: Vec<CandidateReport> =
+        hunt.trials.iter().map(|t| t.report(kind, job.seed)).collect();
+    let (original, taken) = (&candidates[0], &candidates[chosen]);
+    let report_html = report::render(&Story {
+        job,
+        engine: shop.runner.describe(),
+        original,
+        chosen: taken,
+        candidates: &candidates,
+        refused: &hunt.refused,
+        calibration_samples: shop.calibration.len(),
+        source_digest: shop.source.digest.to_string(),
+        notes: &[],
+    })?;
+    let label = Label {
+        predicted: bundle::Predicted {
+            latency_p95_us: Some(taken.latency_p95_us),
+            memory_bytes: Some(taken.memory_bytes),
+            energy_mj: None,
+            agreement: taken.quality.as_ref().map(|q| finish::measured(q.agreement)),
+        },
+        lineage: bundle::Lineage {
+            source_sha256: Some(shop.source.digest.clone()),
+            recipe: serde_json::to_value(&taken.plan)
+                .map_err(|e| CompressError::Report(e.to_string()))?,
+            data_sha256: Some(shop.calibration.digest()),
+            parent: None,
+            tool: finish::TOOL.to_owned(),
+        },
+        report_html: Some(report_html),
+    };
+    let engine = runtime::open(&job.engine)
+        .map_err(CompressError::engine(format!("opening the engine {kind}")))?;
+    let file = if chosen == 0 {
+        shop.source.file(&shop.work)?
+    } else {
+        // Written anew, because the search only remembers the main file.
+        let model = graph::Model::load(&hunt.trials[chosen].path).map_err(|e| CompressError::Graph {
+            stage: "export",
+            what: e.to_string(),
+        })?;
+        shop::save_as(&model, &shop.work.join("chosen.onnx"))?
+    };
+    let bundle = finish::write(&job.bundle_job(), &file, engine.as_ref(), &shop.heldout, label)?;
+    Ok(Outcome {
+        report: bundle.dir.join(bundle::REPORT_FILE),
+        bundle_dir: bundle.dir.clone(),
+        digest: bundle.digest,
+        original: original.clone(),
+        chosen: taken.clone(),
+        refused: hunt.refused.clone(),
+        candidates,
+    })
+}
+
+impl CompressJob {
+    /// The part of the job that a bundle's folder needs.
+    fn bundle_job(&self) -> OriginalJob {
+        OriginalJob {
+            name: self.name.clone(),
+            source: self.source.clone(),
+            heldout: self.heldout.clone(),
+            engine: self.engine.clone(),
+            device_class: self.device_class.clone(),
+            sequence: self.sequence,
+            version: self.version.clone(),
+            out_dir: self.out_dir.clone(),
+            seed: self.seed,
+        }
+    }
 }

@@ -60,6 +60,9 @@ pub struct Accuracy {
 /// What was measured of a candidate on held-out samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct QualityReport {
+    /// Whether this is a rough comparison on calibration samples that were not fitted, made to rank
+    /// candidates, and not the verdict on held-out samples.
+    pub screening: bool,
     /// The output that was compared.
     pub output: String,
     /// Samples compared.
@@ -116,6 +119,7 @@ impl Judge {
     pub fn report(&self, output: &str, samples: u64, stopped_early: bool) -> QualityReport {
         let n = self.rows.max(1) as f64;
         QualityReport {
+            screening: false,
             output: output.to_owned(),
             samples,
             stopped_early,

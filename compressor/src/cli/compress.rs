@@ -1,0 +1,152 @@
+//! `espalier compress`: the search for the best model under the budgets.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args as ClapArgs;
+use serde_json::json;
+
+use super::common::{Common, duration, share, size};
+use super::terminal::Terminal;
+use crate::pipeline::{self, CompressJob, DeviceBaseline, Goal, Outcome};
+use crate::search::{mebibytes, milliseconds};
+
+/// Arguments of `compress`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  espalier compress model.onnx -o small --data calib.npz --heldout heldout.npz --latency-p95 20ms
+  espalier compress model.onnx -o small --data calib.npz --heldout heldout.npz \\
+      --runtime ort --threads 2 --size 2MiB --accuracy-drop 2%")]
+pub struct Args {
+    /// The original model.
+    model: PathBuf,
+    /// Folder to write: a bundle with its report. It must not exist.
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Calibration samples (`.npz`, arrays named after the model's inputs).
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Held-out samples that judge; not the calibration samples.
+    #[arg(long, value_name = "FILE")]
+    heldout: PathBuf,
+    /// Budget for the 95th percentile of one inference, such as 20ms.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    latency_p95: Option<Duration>,
+    /// Budget for the serving process's memory, such as 64MiB.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
+    /// Budget for the model file, such as 2MiB.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    size: Option<u64>,
+    /// Share of held-out answers that may differ from the original's.
+    #[arg(long, value_name = "SHARE", value_parser = share, default_value = "0.1")]
+    accuracy_drop: f64,
+    /// The device's own p95 of the model it runs now; the budget then holds on the device.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    device_p95: Option<Duration>,
+    /// The model that the device runs now, if it is not MODEL.
+    #[arg(long, value_name = "FILE", requires = "device_p95")]
+    current: Option<PathBuf>,
+    /// Name under which devices serve the model; the file's name without it.
+    #[arg(long)]
+    name: Option<String>,
+    /// Device class that the bundle is for.
+    #[arg(long, value_name = "CLASS", default_value = "any")]
+    device: String,
+    /// Version for people.
+    #[arg(long = "bundle-version", default_value = "1")]
+    version: String,
+    /// Sequence number of the bundle.
+    #[arg(long, default_value_t = 1)]
+    sequence: u64,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl Args {
+    fn job(&self) -> CompressJob {
+        let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+        let stem = || {
+            let stem = self.model.file_stem();
+            stem.map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned())
+        };
+        CompressJob {
+            name: self.name.clone().unwrap_or_else(stem),
+            source: self.model.clone(),
+            calibration: self.data.clone(),
+            heldout: self.heldout.clone(),
+            engine: self.common.engine(),
+            goal: Goal {
+                latency_p95_us: self.latency_p95.map(micros),
+                memory_bytes: self.memory,
+                size_bytes: self.size,
+                agreement_min: 1.0 - self.accuracy_drop,
+            },
+            baseline: self.device_p95.map(micros).map(|p95_us| DeviceBaseline {
+                p50_us: p95_us,
+                p95_us,
+            }),
+            current_model: self.current.clone(),
+            device_class: self.device.clone(),
+            sequence: self.sequence,
+            version: self.version.clone(),
+            out_dir: self.output.clone(),
+            seed: self.common.seed,
+        }
+    }
+}
+
+/// Runs `compress`.
+///
+/// # Errors
+/// See [`crate::CompressError`].
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let outcome = {
+        let terminal = Terminal::new();
+        pipeline::compress(&args.job(), &terminal)?
+    };
+    if args.common.json {
+        println!("{}", object(&outcome));
+    } else {
+        print(&outcome);
+    }
+    Ok(())
+}
+
+fn object(outcome: &Outcome) -> serde_json::Value {
+    json!({
+        "bundle": outcome.bundle_dir, "digest": outcome.digest.to_string(),
+        "report": outcome.report, "original": outcome.original, "chosen": outcome.chosen,
+        "candidates": outcome.candidates, "refused": outcome.refused,
+    })
+}
+
+fn print(outcome: &Outcome) {
+    let (before, after) = (&outcome.original, &outcome.chosen);
+    println!("chosen     {}", after.label);
+    println!(
+        "p95        {} → {} ({})",
+        milliseconds(before.latency_p95_us.value),
+        milliseconds(after.latency_p95_us.value),
+        match after.latency_p95_us.quality {
+            bundle::Quality::Measured => "measured",
+            bundle::Quality::Modelled => "modelled",
+        }
+    );
+    println!(
+        "size       {} → {}",
+        mebibytes(before.size_bytes as f64),
+        mebibytes(after.size_bytes as f64)
+    );
+    if let Some(q) = &after.quality {
+        println!(
+            "agreement  {:.1} % (95 % interval {:.1} to {:.1}) on {} held-out samples",
+            q.agreement.value * 100.0,
+            q.agreement.low * 100.0,
+            q.agreement.high * 100.0,
+            q.samples
+        );
+    }
+    println!("bundle     {}", outcome.bundle_dir.display());
+    println!("report     {}", outcome.report.display());
+}

@@ -1,0 +1,104 @@
+//! `espalier prune`: narrows every group of a model and repairs what reads it.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, ValueEnum};
+
+use super::common::{Common, share};
+use super::terminal::Terminal;
+use crate::pipeline::single::{self, PruneJob};
+use crate::plan::ScoreKind;
+
+/// How units are rated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Score {
+    /// Activations where there are samples, else magnitude.
+    Auto,
+    /// L2 norm of a unit's weights.
+    Magnitude,
+    /// Deviation of a unit's activation times what its consumers do with it.
+    Activation,
+    /// At random, from the seed.
+    Random,
+}
+
+/// How consumers are repaired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Repair {
+    /// Regularised least squares on the samples.
+    Ls,
+    /// Not at all.
+    None,
+}
+
+/// Arguments of `prune`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  espalier prune model.onnx -o half.onnx --ratio 0.5
+  espalier prune model.onnx -o half.onnx --ratio 50% --data calib.npz --score activation --repair ls")]
+pub struct Args {
+    /// The model.
+    model: PathBuf,
+    /// Where the narrowed model is written.
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Share of units to keep in every group, rounded up to what engines like.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    ratio: f64,
+    /// Calibration samples (`.npz`, arrays named after the model's inputs).
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// How units are rated.
+    #[arg(long, value_enum, default_value_t = Score::Auto)]
+    score: Score,
+    /// How consumers are repaired; needs --data. Without --data nothing is.
+    #[arg(long, value_enum)]
+    repair: Option<Repair>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Runs `prune`.
+///
+/// # Errors
+/// See [`crate::CompressError`].
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let needs_data = args.score == Score::Activation || args.repair == Some(Repair::Ls);
+    anyhow::ensure!(
+        args.data.is_some() || !needs_data,
+        "--score activation and --repair ls need samples; give them with --data"
+    );
+    let job = PruneJob {
+        source: args.model.clone(),
+        output: args.output.clone(),
+        ratio: args.ratio,
+        score: match (args.score, &args.data) {
+            (Score::Magnitude, _) | (Score::Auto, None) => ScoreKind::Magnitude,
+            (Score::Random, _) => ScoreKind::Random,
+            (Score::Auto | Score::Activation, _) => ScoreKind::Activation,
+        },
+        data: args.data.clone(),
+        repair: args.repair != Some(Repair::None),
+        engine: args.common.engine(),
+        seed: args.common.seed,
+    };
+    let outcome = {
+        let terminal = Terminal::new();
+        single::prune(&job, &terminal)?
+    };
+    if args.common.json {
+        println!("{}", serde_json::to_string(&outcome)?);
+        return Ok(());
+    }
+    println!("parameters {} → {}", outcome.params_before, outcome.params_after);
+    if let (Some(before), Some(after)) = (outcome.macs_before, outcome.macs_after) {
+        println!("multiply-accumulates {before} → {after}");
+    }
+    for group in &outcome.groups {
+        println!("  {:5} → {:5}  {}", group.width, group.keep.len(), group.label);
+    }
+    for refusal in &outcome.refused {
+        println!("  not done: {}: {}: {}", refusal.stage, refusal.what, refusal.why);
+    }
+    Ok(())
+}

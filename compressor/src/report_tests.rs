@@ -1,0 +1,139 @@
+use std::path::PathBuf;
+
+use bundle::{Estimate, Quality};
+use runtime::{EngineKind, EngineOptions};
+
+use super::*;
+use crate::latency::HostLatency;
+use crate::plan::{GroupChoice, Plan, RefitStep, ScoreKind};
+use crate::quality::Judge;
+
+fn job() -> CompressJob {
+    CompressJob {
+        name: "magika".into(),
+        source: PathBuf::from("/models/magika.onnx"),
+        calibration: PathBuf::new(),
+        heldout: PathBuf::new(),
+        engine: EngineOptions::new(EngineKind::Tract),
+        goal: Goal {
+            latency_p95_us: Some(20_000),
+            memory_bytes: None,
+            size_bytes: None,
+            agreement_min: 0.9,
+        },
+        baseline: None,
+        current_model: None,
+        device_class: "raspberry-pi-4".into(),
+        sequence: 2,
+        version: "2".into(),
+        out_dir: PathBuf::new(),
+        seed: 7,
+    }
+}
+
+fn candidate(label: &str, p95: f64, judged: bool, verdict: Verdict) -> CandidateReport {
+    let mut judge = Judge::default();
+    judge.push(&[0.1, 0.9], &[0.2, 0.8], None);
+    CandidateReport {
+        label: label.into(),
+        plan: Plan {
+            keep_ratio: 0.5,
+            score: ScoreKind::Activation,
+            seed: 7,
+            groups: vec![GroupChoice {
+                group: 0,
+                label: "conv<1>".into(),
+                width: 512,
+                keep: (0..256).collect(),
+                alignment: 16,
+            }],
+            refits: vec![RefitStep {
+                node: "dense".into(),
+                ridge: 0.1,
+                residual_before: 0.5,
+                residual_after: 0.2,
+                rows: 512,
+                note: Some("512 rows for 513 inputs".into()),
+            }],
+            quantize: None,
+        },
+        params: 10,
+        macs: Some(1_000_000),
+        size_bytes: 1 << 20,
+        host: HostLatency {
+            p50_us: p95,
+            p95_us: p95,
+            ratio: 0.5,
+            ratio_low: 0.4,
+            ratio_high: 0.6,
+            rounds: 9,
+        },
+        latency_p95_us: Estimate {
+            value: p95,
+            low: p95,
+            high: p95,
+            quality: Quality::Modelled,
+        },
+        memory_bytes: Estimate {
+            value: 1e7,
+            low: 1e7,
+            high: 1e7,
+            quality: Quality::Modelled,
+        },
+        quality: judged.then(|| judge.report("y", 1, false)),
+        verdict,
+    }
+}
+
+fn html() -> String {
+    let job = job();
+    let candidates = [
+        candidate("original", 40_000.0, false, Verdict::Refused("p95 is over".into())),
+        candidate("half", 18_000.0, true, Verdict::Chosen),
+    ];
+    render(&Story {
+        job: &job,
+        engine: "tract 0.23".into(),
+        original: &candidates[0],
+        chosen: &candidates[1],
+        candidates: &candidates,
+        refused: &[Refusal::new("prune", "embedding <b>", "it is an input of the model")],
+        calibration_samples: 512,
+        source_digest: "sha256:00".into(),
+        notes: &["a remark".into()],
+    })
+    .unwrap()
+}
+
+#[test]
+fn everything_refused_stands_in_the_report_with_its_reason() {
+    let html = html();
+    assert!(html.contains("it is an input of the model"));
+    assert!(html.contains("p95 is over"));
+    assert!(html.contains("512 rows for 513 inputs"));
+}
+
+#[test]
+fn names_from_a_model_are_escaped() {
+    let html = html();
+    assert!(html.contains("embedding &lt;b&gt;"), "{html}");
+    assert!(!html.contains("embedding <b>") && !html.contains("conv<1>"));
+}
+
+#[test]
+fn before_and_after_widths_and_their_source_are_shown() {
+    let html = html();
+    for part in ["512 → 256", "width: 50", "40.00 ms", "18.00 ms", "-55 %", "modelled", "raspberry-pi-4"] {
+        assert!(html.contains(part), "{part} is missing");
+    }
+}
+
+#[test]
+fn the_report_needs_no_other_file() {
+    let html = html();
+    for part in ["http://", "https://", "<script", "<link", "<img", "url("] {
+        assert!(!html.contains(part), "{part} is in the report");
+    }
+    assert!(html.contains("name=\"viewport\""));
+    assert_eq!(html.matches("<circle").count(), 1);
+}
