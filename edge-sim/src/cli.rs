@@ -36,7 +36,7 @@ const EXAMPLES: &str = "Examples:
   edge-sim profiles
   edge-sim demo --assets assets --device raspberry-pi-zero-2-w
   edge-sim demo --assets assets --runtime ort --broker mosquitto --budget-p95 40 --json
-  edge-sim run scenario.toml";
+  edge-sim run scenario.toml --assets assets";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -115,6 +115,9 @@ pub struct DemoArgs {
 pub struct RunArgs {
     /// The scenario
     pub scenario: PathBuf,
+    /// Folder with magika.onnx, calib.npz and heldout.npz [default: the scenario's]
+    #[arg(long, value_name = "DIR")]
+    pub assets: Option<PathBuf>,
     /// Programs and output
     #[command(flatten)]
     pub common: CommonArgs,
@@ -164,7 +167,10 @@ pub fn main() -> ExitCode {
             run_scenario(scenario, &args.common)
         }
         Mode::Run(args) => match Scenario::read(&args.scenario) {
-            Ok(scenario) => run_scenario(scenario, &args.common),
+            Ok(scenario) => {
+                let assets = args.assets.or(scenario.assets);
+                run_scenario(Scenario { assets, ..scenario }, &args.common)
+            }
             Err(error) => misconfigured(&error),
         },
         Mode::Profiles(args) => show_profiles(&args),
@@ -190,7 +196,7 @@ fn log_to_stderr() {
 
 fn scenario_of(args: &DemoArgs) -> Scenario {
     Scenario {
-        assets: args.assets.clone(),
+        assets: Some(args.assets.clone()),
         board: Some(args.device.clone()),
         threads: Some(args.threads),
         host_speed: Some(args.host_speed),

@@ -272,12 +272,21 @@ impl Driver {
         deployed.client.set_phase(DURING);
         self.stack.set_latency_budget(budget_us)?;
         display.note(&format!("the p95 budget is {} now", ms(budget_us)));
-        let (breach, breach_at_ms) =
-            self.wait("budget_breach", |record| match &record.message {
-                Message::Breach(breach) if breach.recompress => {
-                    Some((breach.clone(), record.at_ms))
+        // The two leave the device together, in either order.
+        let (mut breach, mut request) = (None, None);
+        let (breach, breach_at_ms, request) =
+            self.wait("budget_breach and the re-compression request", |record| {
+                match &record.message {
+                    Message::Breach(event) if event.recompress => {
+                        breach.get_or_insert((event.clone(), record.at_ms));
+                    }
+                    Message::Request(wanted) => {
+                        request.get_or_insert(wanted.clone());
+                    }
+                    _ => {}
                 }
-                _ => None,
+                let (breach, at_ms) = breach.clone()?;
+                Some((breach, at_ms, request.clone()?))
             })?;
         display.note(&format!(
             "breach: {} of {} windows over, p95 {:.0} ms, cause: {}",
@@ -286,20 +295,6 @@ impl Driver {
             breach.observed / 1000.0,
             breach.cause
         ));
-        let mut mark = 0;
-        let stack = &mut self.stack;
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        // It may stand before the breach in the recording: both leave the device together.
-        let request =
-            stack.wait_from(
-                &mut mark,
-                "the re-compression request",
-                left,
-                |record| match &record.message {
-                    Message::Request(request) => Some(request.clone()),
-                    _ => None,
-                },
-            )?;
         display.done(&format!(
             "{} asks for p95 {} (has {})",
             request.device,

@@ -77,6 +77,7 @@ pub struct Stack {
     inputs: Vec<npz::Array>,
     service_port: u16,
     mark: usize,
+    started_ms: u64,
     cancel: Arc<AtomicBool>,
     sent: AtomicU64,
 }
@@ -100,8 +101,7 @@ impl Stack {
         cancel: Arc<AtomicBool>,
     ) -> Result<Self, StackError> {
         options.binaries.check()?;
-        let run = std::path::absolute(&options.run_dir).map_err(StackError::io("run folder"))?;
-        let options = StackOptions { run_dir: run, ..options };
+        let options = options.absolute().map_err(StackError::io("a path"))?;
         let inputs = npz::read(&options.assets.heldout)?;
         let slowdown = Slowdown {
             fp32: options.board.slowdown(options.threads, DataType::Fp32, options.host_speed)?,
@@ -111,6 +111,7 @@ impl Stack {
             let dir = options.run_dir.join(dir);
             fs::create_dir_all(&dir).map_err(StackError::io(dir.display()))?;
         }
+        let started_ms = unix_ms();
         let broker = Broker::start(
             options.broker.clone(),
             &options.run_dir.join("broker"),
@@ -131,6 +132,7 @@ impl Stack {
             inputs,
             service_port: broker::free_port()?,
             mark: 0,
+            started_ms,
             cancel,
             sent: AtomicU64::new(0),
             options,
@@ -291,8 +293,12 @@ impl Stack {
     /// # Errors
     /// As [`Stack::wait_for`].
     pub fn wait_online(&mut self, patience: Duration) -> Result<(), StackError> {
+        let started_ms = self.started_ms;
         self.wait_for("the device to be online", patience, |record| match &record.message {
-            Message::State(state) => (state.state == wire::DeviceState::Online).then_some(()),
+            // What the broker kept from before this run says nothing.
+            Message::State(state) if !record.retained || state.header.ts >= started_ms => {
+                (state.state == wire::DeviceState::Online).then_some(())
+            }
             _ => None,
         })
     }

@@ -1,7 +1,7 @@
 //! A run described in a file: the demonstration's parameters, and what goes wrong on the way.
 //!
 //! ```toml
-//! assets = "../assets"          # relative to this file
+//! assets = "../assets"          # relative to this file; `--assets` wins
 //! board = "raspberry-pi-4"
 //! runtime = "tract"
 //! broker = "mosquitto"
@@ -28,7 +28,7 @@ use crate::profiles::{self, ProfileError};
 #[serde(deny_unknown_fields)]
 pub struct Scenario {
     /// Folder with `magika.onnx`, `calib.npz` and `heldout.npz`.
-    pub assets: PathBuf,
+    pub assets: Option<PathBuf>,
     /// Slug of the board's profile.
     pub board: Option<String>,
     /// Threads on the board.
@@ -71,6 +71,9 @@ pub enum ScenarioError {
         /// Where and why.
         source: Box<toml::de::Error>,
     },
+    /// Nobody said where model and data are.
+    #[error("where are the model and its data? Say --assets DIR, or `assets` in the scenario")]
+    NoAssets,
     /// No such board, or no figures for its thread count.
     #[error(transparent)]
     Board(#[from] ProfileError),
@@ -105,7 +108,7 @@ impl Scenario {
             source: Box::new(source),
         })?;
         let beside = path.parent().unwrap_or(Path::new("."));
-        scenario.assets = beside.join(&scenario.assets);
+        scenario.assets = scenario.assets.map(|assets| beside.join(assets));
         scenario.ort_library = scenario.ort_library.map(|library| beside.join(library));
         Ok(scenario)
     }
@@ -118,7 +121,8 @@ impl Scenario {
         if std::fs::read_dir(run_dir).is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(ScenarioError::NotEmpty(run_dir.to_owned()));
         }
-        let mut stack = StackOptions::new(binaries, &self.assets, run_dir);
+        let assets = self.assets.as_deref().ok_or(ScenarioError::NoAssets)?;
+        let mut stack = StackOptions::new(binaries, assets, run_dir);
         if let Some(slug) = &self.board {
             stack.board = profiles::find(slug)?;
         }
@@ -197,8 +201,27 @@ mod tests {
 
     #[test]
     fn assets_are_relative_to_the_file() {
-        let scenario = read("assets = 'data'").unwrap();
-        assert!(scenario.assets.is_absolute() && scenario.assets.ends_with("data"));
+        let assets = read("assets = 'data'").unwrap().assets.unwrap();
+        assert!(assets.is_absolute() && assets.ends_with("data"));
+    }
+
+    #[test]
+    fn without_assets_there_is_no_run() {
+        assert!(matches!(options("threads = 4").unwrap_err(), ScenarioError::NoAssets));
+    }
+
+    #[test]
+    fn the_scenarios_that_come_with_the_program_are_possible() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+        let mut seen = 0;
+        for file in std::fs::read_dir(folder).unwrap() {
+            let dir = tempfile::tempdir().unwrap();
+            let mut scenario = Scenario::read(&file.unwrap().path()).unwrap();
+            scenario.assets = Some(PathBuf::from("assets"));
+            scenario.options(Binaries::in_dir(Path::new("/bin")), dir.path()).unwrap();
+            seen += 1;
+        }
+        assert!(seen >= 3);
     }
 
     #[test]

@@ -27,9 +27,10 @@ use crate::profiles::DataType;
 const MAX_SEARCHED_BYTES: u64 = 4 << 30;
 /// The longest order to load a model that is looked into.
 const MAX_LOAD_BYTES: usize = 16 * 1024;
-/// Operators whose presence makes a model count as int8.
+/// Operators whose presence makes a model count as int8. `DequantizeLinear` is none: weights that are
+/// only stored in int8 are computed with in fp32.
 const INTEGER_OPS: [&[u8]; 5] =
-    [b"MatMulInteger", b"ConvInteger", b"QLinearMatMul", b"QLinearConv", b"DequantizeLinear"];
+    [b"MatMulInteger", b"ConvInteger", b"QLinearMatMul", b"QLinearConv", b"QuantizeLinear"];
 
 /// How much slower than the host the board is.
 #[derive(Debug, Clone, Copy, PartialEq)]

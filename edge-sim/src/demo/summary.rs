@@ -25,6 +25,8 @@ pub struct Measured {
     pub p95_us: Option<u64>,
     /// Proportional set size of all workers; measured on the host.
     pub workers_pss_bytes: Option<u64>,
+    /// Proportional set size of the agent's own process; measured on the host.
+    pub agent_pss_bytes: Option<u64>,
     /// Energy of one inference.
     pub energy_per_inference_mj: Option<f64>,
     /// Whether that was measured.
@@ -54,6 +56,7 @@ impl Measured {
         for record in watcher.records(0) {
             match &record.message {
                 Message::Resources(window) if window.header.ts >= since => {
+                    measured.agent_pss_bytes = window.agent_pss_bytes.or(measured.agent_pss_bytes);
                     measured.workers_pss_bytes =
                         window.workers_pss_bytes.or(measured.workers_pss_bytes);
                 }
@@ -195,6 +198,8 @@ impl Summary {
         row("p95 latency", &time(self.before.p95_us), &time(self.after.p95_us), &budget);
         let memory = |m: &Measured| megabytes(m.workers_pss_bytes);
         row("worker memory (PSS)", &memory(&self.before), &memory(&self.after), "measured");
+        let agent = |m: &Measured| megabytes(m.agent_pss_bytes);
+        row("agent memory (PSS)", &agent(&self.before), &agent(&self.after), "measured");
         let size = |m: &Measured| megabytes(m.model_bytes);
         row("model file", &size(&self.before), &size(&self.after), "measured");
         let energy = |m: &Measured| {
@@ -244,6 +249,7 @@ mod tests {
             p50_us: Some(p95_us / 2),
             p95_us: Some(p95_us),
             workers_pss_bytes: Some(40_000_000),
+            agent_pss_bytes: Some(12_000_000),
             energy_per_inference_mj: Some(120.4),
             energy_quality: Some(Quality::Modelled),
             model_bytes: Some(3_160_000),

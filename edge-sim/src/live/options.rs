@@ -29,6 +29,15 @@ impl Binaries {
         }
     }
 
+    /// With absolute paths: children run in folders of their own.
+    pub(super) fn absolute(self) -> std::io::Result<Self> {
+        Ok(Self {
+            espalier: std::path::absolute(self.espalier)?,
+            agent: std::path::absolute(self.agent)?,
+            edge_sim: std::path::absolute(self.edge_sim)?,
+        })
+    }
+
     /// Makes sure that all three are there.
     ///
     /// # Errors
@@ -63,6 +72,16 @@ impl Assets {
             heldout: dir.join("heldout.npz"),
             ort_library: None,
         }
+    }
+
+    /// With absolute paths.
+    pub(super) fn absolute(self) -> std::io::Result<Self> {
+        Ok(Self {
+            model: std::path::absolute(self.model)?,
+            calibration: std::path::absolute(self.calibration)?,
+            heldout: std::path::absolute(self.heldout)?,
+            ort_library: self.ort_library.map(std::path::absolute).transpose()?,
+        })
     }
 
     /// Makes sure that every file is there.
@@ -161,6 +180,16 @@ pub struct StackOptions {
 }
 
 impl StackOptions {
+    /// With absolute paths.
+    pub(super) fn absolute(self) -> std::io::Result<Self> {
+        Ok(Self {
+            binaries: self.binaries.absolute()?,
+            assets: self.assets.absolute()?,
+            run_dir: std::path::absolute(self.run_dir)?,
+            ..self
+        })
+    }
+
     /// A Raspberry Pi 4 with one thread and tract on the embedded broker.
     ///
     /// # Panics
