@@ -12,6 +12,7 @@ use crate::{Model, Violation, proto};
 mod graph;
 mod save;
 
+pub(crate) use graph::described;
 pub use save::{SaveOptions, Saved};
 
 /// Above this total, large tensors are written to a second file.

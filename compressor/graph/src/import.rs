@@ -19,6 +19,9 @@ mod file;
 mod graph;
 mod mapped;
 mod tensor;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 mod types;
 
 pub use file::MAP_ABOVE_BYTES;

@@ -6,7 +6,7 @@
 
 use prost::Message;
 
-use crate::{Attribute, AttributeValue, Graph, Model, Node, Value, ValueId, import::node_label, ir::Declared};
+use crate::{Attribute, AttributeValue, Graph, Model, Node, Value, ValueId, export::described, import::node_label};
 
 /// The first difference found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,7 +46,7 @@ fn graphs(place: &str, a: &Graph, b: &Graph) -> Outcome {
             return differs(&place, "it is missing on the right");
         };
         equal(&place, "kind", origin(a, id), origin(b, other))?;
-        values(&place, value, b.value(other))?;
+        values(&place, (a, id), (b, other))?;
     }
     for ((_, left), (_, right)) in a.nodes().zip(b.nodes()) {
         nodes(&format!("{place}, {}", node_label(left)), (a, left), (b, right))?;
@@ -62,17 +62,18 @@ fn origin(graph: &Graph, id: ValueId) -> String {
     }
 }
 
-fn values(place: &str, a: &Value, b: &Value) -> Outcome {
-    equal(place, "type", &a.ty, &b.ty)?;
-    if a.data != b.data {
+fn values(place: &str, (a_graph, a): (&Graph, ValueId), (b_graph, b): (&Graph, ValueId)) -> Outcome {
+    let (left, right) = (a_graph.value(a), b_graph.value(b));
+    equal(place, "type", &left.ty, &right.ty)?;
+    if left.data != right.data {
         return differs(place, "the constants differ");
     }
-    let (none, empty) = (Declared::default(), Declared::default());
-    let (a, b) = (a.declared.as_deref().unwrap_or(&none), b.declared.as_deref().unwrap_or(&empty));
-    equal(place, "declaration as input", bytes(a.input.as_ref()), bytes(b.input.as_ref()))?;
-    equal(place, "declaration as output", bytes(a.output.as_ref()), bytes(b.output.as_ref()))?;
-    equal(place, "value_info", bytes(a.inner.as_ref()), bytes(b.inner.as_ref()))?;
-    equal(place, "documentation of the tensor", bytes(a.tensor.as_ref()), bytes(b.tensor.as_ref()))
+    let words = described(a_graph, a).into_iter().zip(described(b_graph, b));
+    for (what, (a, b)) in ["declaration as input", "declaration as output", "value_info"].iter().zip(words) {
+        equal(place, what, bytes(a.as_ref()), bytes(b.as_ref()))?;
+    }
+    let about = |value: &Value| bytes(value.declared.as_ref().and_then(|declared| declared.tensor.as_ref()));
+    equal(place, "documentation of the tensor", about(left), about(right))
 }
 
 fn nodes(place: &str, (a_graph, a): (&Graph, &Node), (b_graph, b): (&Graph, &Node)) -> Outcome {

@@ -11,14 +11,21 @@ pub(super) fn export(graph: &Graph) -> proto::GraphProto {
     let mut out = (*graph.rest).clone();
     out.name = Some(graph.name.clone());
     out.node = graph.nodes().map(|(_, node)| self::node(graph, node)).collect();
-    let values = || graph.values().map(|(_, value)| value);
-    out.initializer = values().filter_map(initializer).collect();
+    out.initializer = graph.values().filter_map(|(_, value)| initializer(value)).collect();
     out.input = graph.listed.iter().map(|&id| input(graph.value(id))).collect();
     out.output = graph.outputs.iter().map(|&id| output(graph.value(id))).collect();
     out.value_info.retain(|info| still_true(graph, info));
-    let inner = values().filter_map(inner);
+    let inner = graph.values().filter_map(|(id, _)| inner(graph, id));
     out.value_info.splice(0..0, inner);
     out
+}
+
+/// What is written about a value: as an input, as an output, and in `value_info`.
+pub(crate) fn described(graph: &Graph, id: ValueId) -> [Option<proto::ValueInfoProto>; 3] {
+    let value = graph.value(id);
+    let as_input = graph.listed.contains(&id).then(|| input(value));
+    let as_output = graph.outputs.contains(&id).then(|| output(value));
+    [as_input, as_output, inner(graph, id)]
 }
 
 fn node(graph: &Graph, node: &Node) -> proto::NodeProto {
@@ -94,12 +101,21 @@ fn output(value: &Value) -> proto::ValueInfoProto {
     info(value, stored)
 }
 
-/// `value_info` is written where the file had it, unless an edit made the type unknown.
-fn inner(value: &Value) -> Option<proto::ValueInfoProto> {
-    let declared = value.declared.as_ref()?;
-    let stored = declared.inner.as_ref()?;
-    let forgotten = value.ty.is_none() && declared.ty.is_some();
-    (!forgotten).then(|| info(value, Some(stored)))
+/// `value_info` is written where the file had it, unless an edit made the type unknown, and where an edit
+/// declared the type of what a node computes.
+fn inner(graph: &Graph, id: ValueId) -> Option<proto::ValueInfoProto> {
+    let value = graph.value(id);
+    let declared = value.declared.as_ref();
+    match declared.and_then(|declared| declared.inner.as_ref()) {
+        Some(stored) => {
+            let forgotten = value.ty.is_none() && declared.is_some_and(|declared| declared.ty.is_some());
+            (!forgotten).then(|| info(value, Some(stored)))
+        }
+        None => {
+            let computed = matches!(value.origin, Origin::Node(..)) && !graph.outputs.contains(&id);
+            (computed && value.ty.is_some()).then(|| info(value, None))
+        }
+    }
 }
 
 /// The file's words where the type is still the imported one; otherwise the type of today.
