@@ -27,6 +27,7 @@ pub use self::error::PlaneError;
 use self::registry::Registry;
 use self::server::Servers;
 
+mod buffers;
 mod compare;
 mod error;
 #[cfg(test)]

@@ -151,12 +151,17 @@ async fn infer(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, OipError> {
-    target.resolve(&registry)?;
+    let instance = target.resolve(&registry)?;
     if registry.is_draining() {
         return Err(OipError::unavailable("the server is shutting down"));
     }
     let cfg = registry.config();
     let header_length = check_headers(&headers, cfg.max_request_bytes)?;
+    let size = announced_bytes(&headers)?.unwrap_or(cfg.max_request_bytes);
+    let _room = registry.buffers.take(size).map_err(|error| {
+        instance.stats.rejected();
+        OipError::new(StatusCode::TOO_MANY_REQUESTS, error.to_string())
+    })?;
     let body = read_body(body, cfg.max_request_bytes, cfg.request_deadline).await?;
     let mut request =
         off_thread(body.len(), move || InferRequest::decode(&body, header_length)).await??;
@@ -201,21 +206,27 @@ fn check_headers(headers: &HeaderMap, max_bytes: usize) -> Result<Option<usize>,
             "compressed bodies are not served; send the request without Content-Encoding",
         ));
     }
-    let number = |name: HeaderName| -> Result<Option<usize>, OipError> {
-        let Some(value) = headers.get(&name) else {
-            return Ok(None);
-        };
-        value
-            .to_str()
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .map(Some)
-            .ok_or_else(|| OipError::bad(format!("header {name} is not a length: {value:?}")))
-    };
-    if number(header::CONTENT_LENGTH)?.is_some_and(|length| length > max_bytes) {
+    if announced_bytes(headers)?.is_some_and(|length| length > max_bytes) {
         return Err(OipError::too_large(max_bytes));
     }
-    number(HEADER_LENGTH)
+    length_header(headers, &HEADER_LENGTH)
+}
+
+/// `None` for a body in chunks, whose length its end will tell.
+fn announced_bytes(headers: &HeaderMap) -> Result<Option<usize>, OipError> {
+    length_header(headers, &header::CONTENT_LENGTH)
+}
+
+fn length_header(headers: &HeaderMap, name: &HeaderName) -> Result<Option<usize>, OipError> {
+    let Some(value) = headers.get(name) else {
+        return Ok(None);
+    };
+    value
+        .to_str()
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .map(Some)
+        .ok_or_else(|| OipError::bad(format!("header {name} is not a length: {value:?}")))
 }
 
 async fn read_body(body: Body, max_bytes: usize, limit: Duration) -> Result<Bytes, OipError> {

@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, broadcast};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use super::buffers::Buffers;
 use super::compare::check_close;
 use super::instance::{Health, Identity, Instance, OnHealth, Traffic};
 use super::process::{WorkerError, WorkerProcess, WorkerSpec};
@@ -41,6 +42,7 @@ pub(super) struct Registry {
     ledger: Mutex<Vec<Account>>,
     next_id: AtomicU64,
     workers: Arc<Semaphore>,
+    pub(super) buffers: Buffers,
     events: broadcast::Sender<PlaneEvent>,
     draining: AtomicBool,
 }
@@ -67,12 +69,14 @@ struct Account {
 
 impl Registry {
     pub(super) fn new(cfg: PlaneConfig) -> Self {
+        let buffers = Buffers::new(cfg.queue_depth, cfg.max_request_bytes);
         Self {
             cfg,
             models: RwLock::default(),
             candidates: Mutex::default(),
             ledger: Mutex::default(),
             next_id: AtomicU64::new(1),
+            buffers,
             workers: Arc::new(Semaphore::new(MAX_WORKERS)),
             events: broadcast::channel(EVENT_BACKLOG).0,
             draining: AtomicBool::new(false),

@@ -20,7 +20,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::instance::until;
 use super::{Endpoints, PlaneConfig, PlaneError};
 
-/// The most connections at once, over both listeners; further ones wait to be accepted.
+/// The most connections at once to one listener; further ones wait to be accepted. Each listener has
+/// its own, so that a crowd on the network leaves the local socket open.
 const MAX_CONNECTIONS: usize = 256;
 /// How long a connection may take to send a request's head, idle time included.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
@@ -40,8 +41,7 @@ pub(super) struct Servers {
 impl Servers {
     pub(super) async fn start(cfg: &PlaneConfig, router: Router) -> Result<Self, PlaneError> {
         let (stop, stopped) = watch::channel(false);
-        let serving =
-            Serving { router, permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)), stopped };
+        let serving = Serving { router, stopped };
         let mut listeners = JoinSet::new();
         let mut aborts = Vec::new();
         let mut endpoints = Endpoints { http: None, unix: None };
@@ -122,20 +122,20 @@ impl Accept for UnixListener {
 #[derive(Clone)]
 struct Serving {
     router: Router,
-    permits: Arc<Semaphore>,
     stopped: watch::Receiver<bool>,
 }
 
 impl Serving {
     /// Accepts until stopped, then waits for the connections that are open.
     async fn accept(mut self, listener: impl Accept) {
+        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
             let accepted = tokio::select! {
                 biased;
                 () = until(&mut self.stopped) => break,
-                accepted = admit(&listener, self.permits.clone()) => accepted,
+                accepted = admit(&listener, permits.clone()) => accepted,
             };
             match accepted {
                 Ok((stream, permit)) => {

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
 
@@ -238,6 +238,30 @@ async fn a_body_without_a_length_is_cut_off_at_the_limit() {
         Request::post("/v2/models/double/infer").header("host", "board").body(frames).unwrap();
     let answer = collect(sender.send_request(request).await.unwrap()).await;
     assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test]
+async fn bodies_that_never_arrive_cannot_take_more_memory_than_is_allowed() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let address = bench.plane.endpoints().http.unwrap();
+    let head = "POST /v2/models/double/infer HTTP/1.1\r\nhost: board\r\n\
+                content-length: 65536\r\nexpect: 100-continue\r\n\r\n";
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // The server asks for the body once it has made room for it.
+        let mut go_on = [0; 12];
+        patiently(stream.read_exact(&mut go_on)).await.unwrap();
+        assert_eq!(&go_on, b"HTTP/1.1 100");
+        held.push(stream);
+    }
+    let answer = send(&bench.plane, infer(4.0)).await;
+    assert_eq!((answer.status, answer.retry_after), (StatusCode::TOO_MANY_REQUESTS, true));
+    assert!(answer.error().contains("256 KiB"), "{}", answer.error());
+    drop(held);
+    patiently(async { while !send(&bench.plane, infer(4.0)).await.status.is_success() {} }).await;
 }
 
 /// A body in chunks, whose length is not announced.
