@@ -1,0 +1,276 @@
+//! The connection to the broker.
+//!
+//! The client library is kept on a short leash, for reasons that were measured: its task does nothing
+//! but poll; everything is handed over without waiting; each connection gets a new event loop, so that
+//! no packet number or queued message of the last one lives on; what was not acknowledged comes again
+//! from the spool. The broker keeps the session, and the agent subscribes on every connection, which
+//! also brings the retained offers again.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{
+    ConnectProperties, DisconnectReasonCode, LastWill, LastWillProperties, PubAckReason,
+};
+use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, Incoming, MqttOptions, StateError};
+use rumqttc::{NetworkOptions, Outgoing};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::config::MqttConfig;
+
+/// Events that may wait for the agent; the poll task waits when there are more.
+const MAX_EVENTS: usize = 256;
+/// Requests that may wait for the network.
+const MAX_REQUESTS: usize = 64;
+/// Room beside the payload in a packet.
+const PACKET_OVERHEAD: usize = 8 << 10;
+/// The longest first wait before a new attempt to connect; it doubles with each failure.
+const BACKOFF_FIRST: Duration = Duration::from_millis(500);
+/// The longest wait before a new attempt to connect.
+const BACKOFF_MOST: Duration = Duration::from_secs(60);
+/// The wait after another client took over this client's name; two would kick each other for ever.
+const TAKEN_OVER: Duration = Duration::from_secs(60);
+/// A connection that lived this long begins the backoff anew.
+const STABLE: Duration = Duration::from_secs(5);
+
+/// What the connection says.
+#[derive(Debug)]
+pub enum LinkEvent {
+    /// The broker took the connection.
+    Connected(Box<dyn Publisher>),
+    /// The connection is gone, or could not be made.
+    Disconnected(String),
+    /// The oldest message handed over and not yet sent was sent under this number.
+    Sent(u16),
+    /// The broker has the message of this number, or refuses it for good.
+    Acknowledged {
+        /// The number.
+        packet: u16,
+        /// Why the broker refuses it.
+        refused: Option<String>,
+    },
+    /// A message came.
+    Message {
+        /// Its topic.
+        topic: String,
+        /// What it says.
+        payload: Vec<u8>,
+    },
+}
+
+/// There is no room to hand anything over now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Busy;
+
+/// One living connection.
+pub trait Publisher: Send + Sync + std::fmt::Debug {
+    /// Hands a message over, at least once.
+    ///
+    /// # Errors
+    /// No room.
+    fn publish(&self, topic: &str, retain: bool, payload: &[u8]) -> Result<(), Busy>;
+    /// Asks for messages.
+    ///
+    /// # Errors
+    /// No room.
+    fn subscribe(&self, filter: &str) -> Result<(), Busy>;
+    /// Says good-bye, so that the broker does not tell the will.
+    fn disconnect(&self);
+}
+
+#[derive(Debug)]
+struct Client(AsyncClient);
+
+impl Publisher for Client {
+    fn publish(&self, topic: &str, retain: bool, payload: &[u8]) -> Result<(), Busy> {
+        let qos = QoS::AtLeastOnce;
+        let sent = self.0.try_publish(topic, qos, retain, payload.to_vec());
+        sent.map_err(|_| Busy)
+    }
+
+    fn subscribe(&self, filter: &str) -> Result<(), Busy> {
+        let asked = self.0.try_subscribe(filter, QoS::AtLeastOnce);
+        asked.map_err(|_| Busy)
+    }
+
+    fn disconnect(&self) {
+        let _ = self.0.try_disconnect();
+    }
+}
+
+/// What the broker says for a device that vanished.
+#[derive(Debug, Clone)]
+pub struct Will {
+    /// Where.
+    pub topic: String,
+    /// What.
+    pub payload: Vec<u8>,
+}
+
+/// Connects, and connects again, until the receiver is dropped.
+#[must_use]
+pub fn start(
+    config: &MqttConfig,
+    client_id: &str,
+    will: Will,
+) -> (mpsc::Receiver<LinkEvent>, JoinHandle<()>) {
+    let (events, receiver) = mpsc::channel(MAX_EVENTS);
+    let (config, client_id) = (config.clone(), client_id.to_owned());
+    let task = tokio::spawn(async move { keep_connected(&config, &client_id, &will, &events).await });
+    (receiver, task)
+}
+
+async fn keep_connected(
+    config: &MqttConfig,
+    client_id: &str,
+    will: &Will,
+    events: &mpsc::Sender<LinkEvent>,
+) {
+    let seed = RandomState::new().build_hasher().finish();
+    let mut chance = SmallRng::seed_from_u64(seed);
+    let mut failures = 0_u32;
+    loop {
+        let begun = tokio::time::Instant::now();
+        let ended = match options(config, client_id, will) {
+            Ok(options) => poll(options, events).await,
+            Err(reason) => Ended::Failed(reason),
+        };
+        let (reason, wait) = match ended {
+            Ended::Unheard => return,
+            Ended::TakenOver => {
+                let reason = format!("another client connected as {client_id}");
+                (reason, TAKEN_OVER + TAKEN_OVER.mul_f64(chance.random()))
+            }
+            Ended::Failed(reason) => {
+                failures = if begun.elapsed() > STABLE { 0 } else { failures };
+                let most = BACKOFF_FIRST.saturating_mul(1 << failures.min(16));
+                failures += 1;
+                (reason, most.min(BACKOFF_MOST).mul_f64(chance.random()))
+            }
+        };
+        if events.send(LinkEvent::Disconnected(reason)).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = events.closed() => return,
+        }
+    }
+}
+
+enum Ended {
+    Failed(String),
+    TakenOver,
+    /// Nobody listens any more.
+    Unheard,
+}
+
+/// One connection, from its first packet to its end.
+async fn poll(options: MqttOptions, events: &mpsc::Sender<LinkEvent>) -> Ended {
+    let (client, mut network) = AsyncClient::new(options, MAX_REQUESTS);
+    loop {
+        let event = match next(&mut network, events).await {
+            Some(Ok(event)) => event,
+            Some(Err(error)) => return ended(&error),
+            None => return Ended::Unheard,
+        };
+        let Some(event) = translate(event, &client) else {
+            continue;
+        };
+        if events.send(event).await.is_err() {
+            return Ended::Unheard;
+        }
+    }
+}
+
+/// The next event; none when nobody listens any more.
+async fn next(
+    network: &mut EventLoop,
+    events: &mpsc::Sender<LinkEvent>,
+) -> Option<Result<Event, ConnectionError>> {
+    tokio::select! {
+        event = network.poll() => Some(event),
+        () = events.closed() => None,
+    }
+}
+
+fn translate(event: Event, client: &AsyncClient) -> Option<LinkEvent> {
+    match event {
+        Event::Incoming(Incoming::ConnAck(_)) => {
+            Some(LinkEvent::Connected(Box::new(Client(client.clone()))))
+        }
+        Event::Incoming(Incoming::PubAck(ack)) => Some(LinkEvent::Acknowledged {
+            packet: ack.pkid,
+            refused: refusal(ack.reason),
+        }),
+        Event::Incoming(Incoming::Publish(message)) => Some(LinkEvent::Message {
+            topic: String::from_utf8_lossy(&message.topic).into_owned(),
+            payload: message.payload.to_vec(),
+        }),
+        Event::Outgoing(Outgoing::Publish(packet)) => Some(LinkEvent::Sent(packet)),
+        _ => None,
+    }
+}
+
+fn refusal(reason: PubAckReason) -> Option<String> {
+    match reason {
+        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => None,
+        other => Some(format!("{other:?}")),
+    }
+}
+
+fn ended(error: &ConnectionError) -> Ended {
+    if let ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) = error
+        && *reason_code == DisconnectReasonCode::SessionTakenOver
+    {
+        return Ended::TakenOver;
+    }
+    Ended::Failed(error.to_string())
+}
+
+fn options(config: &MqttConfig, client_id: &str, will: &Will) -> Result<MqttOptions, String> {
+    let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+    let packet = wire::MAX_PAYLOAD_BYTES + PACKET_OVERHEAD;
+    let mut properties = ConnectProperties::new();
+    properties.session_expiry_interval = Some(seconds(config.session_expiry));
+    properties.max_packet_size = Some(u32::try_from(packet).unwrap_or(u32::MAX));
+    properties.receive_maximum = Some(config.inflight);
+    let delay = LastWillProperties {
+        delay_interval: Some(seconds(config.will_delay)),
+        payload_format_indicator: None,
+        message_expiry_interval: None,
+        content_type: None,
+        response_topic: None,
+        correlation_data: None,
+        user_properties: Vec::new(),
+    };
+    let (topic, payload) = (will.topic.clone(), will.payload.clone());
+    let will = LastWill::new(topic, payload, QoS::AtLeastOnce, true, Some(delay));
+    let mut network = NetworkOptions::new();
+    network.set_tcp_nodelay(true);
+    let mut options = MqttOptions::new(client_id, config.host.clone(), config.port);
+    options
+        .set_keep_alive(config.keep_alive)
+        .set_clean_start(false)
+        .set_connect_properties(properties)
+        .set_last_will(will)
+        .set_outgoing_inflight_upper_limit(config.inflight)
+        .set_network_options(network);
+    if let Some(username) = &config.username {
+        options.set_credentials(username, password(config)?);
+    }
+    Ok(options)
+}
+
+fn password(config: &MqttConfig) -> Result<String, String> {
+    let Some(path) = &config.password_file else {
+        return Ok(String::new());
+    };
+    let read = std::fs::read_to_string(path);
+    let text = read.map_err(|e| format!("mqtt.password_file {}: {e}", path.display()))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
