@@ -1,8 +1,8 @@
 //! Models made in code: for tests, tools and probes.
 
 use crate::{
-    Applied, Attribute, AttributeValue, Cause, DType, Dim, Edit, EditError, Graph, Model, Node, OpsetImport,
-    Origin, Tensor, TensorType, Value, ValueId, Violation, apply,
+    Applied, Attribute, AttributeValue, Cause, DType, Dim, Edit, EditError, Graph, Model, Node,
+    OpsetImport, Origin, Tensor, TensorType, Value, ValueId, Violation, apply,
 };
 
 /// IR version of built models: the first one of today's rules for initializers and functions.
@@ -84,7 +84,8 @@ impl Builder {
         attributes: [(&str, AttributeValue); N],
         outputs: usize,
     ) -> Result<Vec<ValueId>, EditError> {
-        let attribute = |(name, value): (&str, AttributeValue)| Attribute { name: name.to_owned(), value };
+        let attribute =
+            |(name, value): (&str, AttributeValue)| Attribute { name: name.to_owned(), value };
         let attributes = attributes.into_iter().map(attribute).collect();
         let name = format!("{op_type}_{}", self.model.graph.nodes.len());
         let outputs = vec![name.clone(); outputs];
@@ -108,7 +109,9 @@ impl Builder {
         self.model.decode_ops();
         let shapes = crate::infer(&self.model);
         for &output in outputs {
-            if let Some(value) = self.model.graph.value_mut(output).filter(|value| value.ty.is_none()) {
+            if let Some(value) =
+                self.model.graph.value_mut(output).filter(|value| value.ty.is_none())
+            {
                 value.ty = shapes.ty(output).cloned();
             }
         }

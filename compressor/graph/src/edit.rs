@@ -31,7 +31,11 @@ impl Cause {
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.note.is_empty() { f.write_str(&self.by) } else { write!(f, "{}: {}", self.by, self.note) }
+        if self.note.is_empty() {
+            f.write_str(&self.by)
+        } else {
+            write!(f, "{}: {}", self.by, self.note)
+        }
     }
 }
 
@@ -186,17 +190,26 @@ pub fn apply(graph: &mut Graph, edit: Edit, cause: &Cause) -> Result<Applied, Ed
 impl fmt::Display for Edit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::SetConstant { value, tensor } => write!(f, "set constant {} to {:?}", value.0, tensor.dims),
-            Self::AddConstant { name, tensor } => write!(f, "add constant `{name}` {:?}", tensor.dims),
+            Self::SetConstant { value, tensor } => {
+                write!(f, "set constant {} to {:?}", value.0, tensor.dims)
+            }
+            Self::AddConstant { name, tensor } => {
+                write!(f, "add constant `{name}` {:?}", tensor.dims)
+            }
             Self::RemoveConstant { value } => write!(f, "remove constant {}", value.0),
             Self::AddNode { node, .. } => write!(f, "add {} `{}`", node.op_type, node.name),
-            Self::ReplaceNode { node, with } => write!(f, "replace node {} by {}", node.0, with.op_type),
+            Self::ReplaceNode { node, with } => {
+                write!(f, "replace node {} by {}", node.0, with.op_type)
+            }
             Self::RemoveNode { node } => write!(f, "remove node {}", node.0),
             Self::ReplaceInput { node, slot, value } => {
-                let value = value.map_or_else(|| "nothing".to_owned(), |value| format!("value {}", value.0));
+                let value = value
+                    .map_or_else(|| "nothing".to_owned(), |value| format!("value {}", value.0));
                 write!(f, "feed input {slot} of node {} from {value}", node.0)
             }
-            Self::SetAttribute { node, name, .. } => write!(f, "set attribute `{name}` of node {}", node.0),
+            Self::SetAttribute { node, name, .. } => {
+                write!(f, "set attribute `{name}` of node {}", node.0)
+            }
             Self::AddOutput { value } => write!(f, "make value {} an output", value.0),
             Self::SetOutputs { values } => write!(f, "make {} values the outputs", values.len()),
             Self::Rename { value, name } => write!(f, "name value {} `{name}`", value.0),
@@ -246,7 +259,9 @@ impl Graph {
                 let before = self.node(id).op.clone();
                 self.decode_again(id);
                 let node = self.node(id);
-                if matches!(node.op, crate::Op::Unary(crate::UnaryOp::Identity)) || before != node.op {
+                if matches!(node.op, crate::Op::Unary(crate::UnaryOp::Identity))
+                    || before != node.op
+                {
                     changed.extend(node.output(0));
                 }
             }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use prost::Message;
 
-use crate::{Model, OpsetImport, TensorError, Violation, proto};
+use crate::{Model, OpsetImport, TensorError, Violation, Warning, proto};
 
 mod attribute;
 mod external;
@@ -165,7 +165,8 @@ impl Model {
     /// See [`ImportError`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self, ImportError> {
         let path = path.as_ref();
-        let bytes = file::read(path).map_err(|source| ImportError::Io { path: path.into(), source })?;
+        let bytes =
+            file::read(path).map_err(|source| ImportError::Io { path: path.into(), source })?;
         let folder = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
@@ -177,10 +178,22 @@ impl Model {
     ///
     /// # Errors
     /// See [`ImportError`].
-    pub fn from_bytes(bytes: impl Into<Bytes>, external_dir: Option<&Path>) -> Result<Self, ImportError> {
-        let mut proto = proto::ModelProto::decode(bytes.into())?;
+    pub fn from_bytes(
+        bytes: impl Into<Bytes>,
+        external_dir: Option<&Path>,
+    ) -> Result<Self, ImportError> {
+        let bytes = bytes.into();
+        let len = bytes.len();
+        let mut proto = proto::ModelProto::decode(bytes)?;
+        let lost = len.saturating_sub(proto.encoded_len());
         external::inline(&mut proto, external_dir)?;
-        let model = from_proto(proto)?;
+        let mut model = from_proto(proto)?;
+        if lost > 0 {
+            let reason = format!(
+                "{lost} bytes are of fields newer than this version knows, and are not written back"
+            );
+            model.warnings.push(Warning { place: "file".to_owned(), reason });
+        }
         model.verify().map_err(ImportError::Invalid)?;
         Ok(model)
     }
@@ -213,7 +226,8 @@ fn opsets(imports: Vec<proto::OperatorSetIdProto>) -> Result<Vec<OpsetImport>, I
             return Err(invalid("versions start at 1"));
         }
         let canonical = crate::ir::canonical_domain;
-        let twice = opsets.iter().find(|other| canonical(&other.domain) == canonical(&opset.domain));
+        let twice =
+            opsets.iter().find(|other| canonical(&other.domain) == canonical(&opset.domain));
         match twice {
             Some(other) if other.version != opset.version => {
                 return Err(invalid("the domain is imported twice, with different versions"));

@@ -108,7 +108,9 @@ fn infer_graph(graph: &Graph, outer: Option<Outer<'_>>) -> Shapes {
     for (id, value) in graph.values() {
         match value.origin {
             Origin::Outer => shapes.adopt(id, &value.name, outer),
-            Origin::Input | Origin::Initializer => shapes.types[id.0 as usize].clone_from(&value.ty),
+            Origin::Input | Origin::Initializer => {
+                shapes.types[id.0 as usize].clone_from(&value.ty)
+            }
             Origin::Node(..) => {}
         }
         if let Some(data) = &value.data {
@@ -309,7 +311,8 @@ fn branches(context: &Context<'_>) -> Option<Vec<Inferred>> {
     let mut joined: Option<Vec<Option<TensorType>>> = None;
     for (index, (_, body)) in bodies.into_iter().enumerate() {
         let shapes = context.shapes.body(context.id, index)?;
-        let types: Vec<_> = body.outputs().iter().map(|&output| shapes.ty(output).cloned()).collect();
+        let types: Vec<_> =
+            body.outputs().iter().map(|&output| shapes.ty(output).cloned()).collect();
         joined = Some(match joined {
             None => types,
             Some(earlier) => earlier.into_iter().zip(types).map(|(a, b)| common(a?, b?)).collect(),

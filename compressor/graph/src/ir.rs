@@ -194,7 +194,10 @@ impl Model {
     #[must_use]
     pub fn opset(&self, domain: &str) -> Option<i64> {
         let domain = canonical_domain(domain);
-        self.opsets.iter().find(|set| canonical_domain(&set.domain) == domain).map(|set| set.version)
+        self.opsets
+            .iter()
+            .find(|set| canonical_domain(&set.domain) == domain)
+            .map(|set| set.version)
     }
 }
 

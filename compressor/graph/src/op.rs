@@ -11,31 +11,91 @@ pub use decode::NEWEST_OPSET;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum UnaryOp {
-    Abs, Ceil, Cos, Elu, Erf, Exp, Floor, Gelu, HardSigmoid, HardSwish, Identity, IsNan, LeakyRelu, Log,
-    Neg, Not, Reciprocal, Relu, Round, Selu, Sigmoid, Sign, Sin, Softplus, Softsign, Sqrt, Tan, Tanh,
-    Clip, Cast, Dropout,
+    Abs,
+    Ceil,
+    Cos,
+    Elu,
+    Erf,
+    Exp,
+    Floor,
+    Gelu,
+    HardSigmoid,
+    HardSwish,
+    Identity,
+    IsNan,
+    LeakyRelu,
+    Log,
+    Neg,
+    Not,
+    Reciprocal,
+    Relu,
+    Round,
+    Selu,
+    Sigmoid,
+    Sign,
+    Sin,
+    Softplus,
+    Softsign,
+    Sqrt,
+    Tan,
+    Tanh,
+    Clip,
+    Cast,
+    Dropout,
 }
 
 /// Elementwise functions of two or more inputs with multidirectional broadcasting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum BinaryOp {
-    Add, Sub, Mul, Div, Pow, Min, Max, Mean, Sum, Mod, Equal, Greater, GreaterOrEqual, Less, LessOrEqual,
-    And, Or, Xor, PRelu, Where,
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Pow,
+    Min,
+    Max,
+    Mean,
+    Sum,
+    Mod,
+    Equal,
+    Greater,
+    GreaterOrEqual,
+    Less,
+    LessOrEqual,
+    And,
+    Or,
+    Xor,
+    PRelu,
+    Where,
 }
 
 /// Reductions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum ReduceKind {
-    Sum, Mean, Max, Min, Prod, L1, L2, LogSum, LogSumExp, SumSquare,
+    Sum,
+    Mean,
+    Max,
+    Min,
+    Prod,
+    L1,
+    L2,
+    LogSum,
+    LogSumExp,
+    SumSquare,
 }
 
 /// Pooling flavours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum PoolKind {
-    Max, Average, Lp, GlobalMax, GlobalAverage, GlobalLp,
+    Max,
+    Average,
+    Lp,
+    GlobalMax,
+    GlobalAverage,
+    GlobalLp,
 }
 
 /// Attributes of `Conv` and `ConvTranspose`; empty vectors mean the specification's defaults.
@@ -80,6 +140,9 @@ pub struct PoolAttrs {
     pub p: i64,
 }
 
+/// Starts, ends and axes of a `Slice` before opset 10.
+pub type SliceAttrs = (Vec<i64>, Vec<i64>, Option<Vec<i64>>);
+
 /// What a node computes.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
@@ -91,43 +154,94 @@ pub enum Op {
     Gemm(GemmAttrs),
     MatMul,
     /// Inputs `x, scale, bias, mean, var`; channel axis 1.
-    BatchNormalization { epsilon: f32, training: bool },
+    BatchNormalization {
+        epsilon: f32,
+        training: bool,
+    },
     /// Inputs `x, scale, bias`; normalises the spatial axes of each channel.
-    InstanceNormalization { epsilon: f32 },
+    InstanceNormalization {
+        epsilon: f32,
+    },
     /// Normalises axes `axis..`.
-    LayerNormalization { axis: i64, epsilon: f32 },
+    LayerNormalization {
+        axis: i64,
+        epsilon: f32,
+    },
     Pool(PoolAttrs),
     /// Local response normalisation over axis 1.
-    Lrn { size: usize },
+    Lrn {
+        size: usize,
+    },
     /// Axes from the attribute or input 1, both covered; `None` is all axes unless `noop_with_empty_axes`.
-    Reduce { kind: ReduceKind, axes: Option<Vec<i64>>, keepdims: bool, noop_with_empty_axes: bool },
+    Reduce {
+        kind: ReduceKind,
+        axes: Option<Vec<i64>>,
+        keepdims: bool,
+        noop_with_empty_axes: bool,
+    },
     /// Before opset 13 the axes are those of the flattened trailing matrix (`flat`).
-    Softmax { axis: i64, log: bool, flat: bool },
-    ArgMax { axis: i64, keepdims: bool },
-    Reshape { allow_zero: bool },
-    Flatten { axis: i64 },
-    Transpose { perm: Option<Vec<usize>> },
+    Softmax {
+        axis: i64,
+        log: bool,
+        flat: bool,
+    },
+    ArgMax {
+        axis: i64,
+        keepdims: bool,
+    },
+    Reshape {
+        allow_zero: bool,
+    },
+    Flatten {
+        axis: i64,
+    },
+    Transpose {
+        perm: Option<Vec<usize>>,
+    },
     /// Axes from the attribute (opset < 13); otherwise input 1.
-    Squeeze { axes: Option<Vec<i64>> },
+    Squeeze {
+        axes: Option<Vec<i64>>,
+    },
     /// Axes from the attribute (opset < 13); otherwise input 1.
-    Unsqueeze { axes: Option<Vec<i64>> },
-    Concat { axis: i64 },
+    Unsqueeze {
+        axes: Option<Vec<i64>>,
+    },
+    Concat {
+        axis: i64,
+    },
     /// Sizes from the attribute (opset < 13); otherwise input 1.
-    Split { axis: i64, sizes: Option<Vec<i64>> },
+    Split {
+        axis: i64,
+        sizes: Option<Vec<i64>>,
+    },
     /// Opset < 10 carries `(starts, ends, axes)` as attributes; otherwise inputs 1 to 4.
-    Slice { attrs: Option<(Vec<i64>, Vec<i64>, Option<Vec<i64>>)> },
-    Gather { axis: i64 },
+    Slice {
+        attrs: Option<SliceAttrs>,
+    },
+    Gather {
+        axis: i64,
+    },
     Expand,
-    Shape { start: i64, end: Option<i64> },
+    Shape {
+        start: i64,
+        end: Option<i64>,
+    },
     /// The number of elements, a scalar.
     Size,
-    Pad { mode: String, pads: Option<Vec<i64>> },
+    Pad {
+        mode: String,
+        pads: Option<Vec<i64>>,
+    },
     /// A `Constant` node: its tensor is found through [`crate::Graph::constant`].
     Constant,
     ConstantOfShape,
     Range,
-    DequantizeLinear { axis: i64 },
-    QuantizeLinear { axis: i64 },
+    DequantizeLinear {
+        axis: i64,
+    },
+    QuantizeLinear {
+        axis: i64,
+    },
     DynamicQuantizeLinear,
     MatMulInteger,
     /// Bodies stay in the attributes.

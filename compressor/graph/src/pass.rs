@@ -6,7 +6,9 @@
 
 use std::{fmt::Write as _, fs, path::PathBuf};
 
-use crate::{Applied, AttributeValue, Cause, Edit, EditError, Graph, Model, NodeId, Violation, edit};
+use crate::{
+    Applied, AttributeValue, Cause, Edit, EditError, Graph, Model, NodeId, Violation, edit,
+};
 
 mod dead;
 mod lift;

@@ -1,7 +1,8 @@
 //! Visits every tensor of a decoded model, wherever it stands.
 
 use crate::proto::{
-    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto,
+    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto,
+    TensorProto,
 };
 
 /// Calls `visit` on every tensor: initializers, attributes, bodies, functions, sparse ones, training graphs.

@@ -6,7 +6,10 @@
 
 use prost::Message;
 
-use crate::{Attribute, AttributeValue, Graph, Model, Node, Value, ValueId, export::described, import::node_label};
+use crate::{
+    Attribute, AttributeValue, Graph, Model, Node, Value, ValueId, export::described,
+    import::node_label,
+};
 
 /// The first difference found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -62,17 +65,25 @@ fn origin(graph: &Graph, id: ValueId) -> String {
     }
 }
 
-fn values(place: &str, (a_graph, a): (&Graph, ValueId), (b_graph, b): (&Graph, ValueId)) -> Outcome {
+fn values(
+    place: &str,
+    (a_graph, a): (&Graph, ValueId),
+    (b_graph, b): (&Graph, ValueId),
+) -> Outcome {
     let (left, right) = (a_graph.value(a), b_graph.value(b));
     equal(place, "type", &left.ty, &right.ty)?;
     if left.data != right.data {
         return differs(place, "the constants differ");
     }
     let words = described(a_graph, a).into_iter().zip(described(b_graph, b));
-    for (what, (a, b)) in ["declaration as input", "declaration as output", "value_info"].iter().zip(words) {
+    for (what, (a, b)) in
+        ["declaration as input", "declaration as output", "value_info"].iter().zip(words)
+    {
         equal(place, what, bytes(a.as_ref()), bytes(b.as_ref()))?;
     }
-    let about = |value: &Value| bytes(value.declared.as_ref().and_then(|declared| declared.tensor.as_ref()));
+    let about = |value: &Value| {
+        bytes(value.declared.as_ref().and_then(|declared| declared.tensor.as_ref()))
+    };
     equal(place, "documentation of the tensor", about(left), about(right))
 }
 
@@ -81,7 +92,9 @@ fn nodes(place: &str, (a_graph, a): (&Graph, &Node), (b_graph, b): (&Graph, &Nod
     equal(place, "domain", &a.domain, &b.domain)?;
     equal(place, "type", &a.op_type, &b.op_type)?;
     let names_of = |graph: &Graph, ids: &[Option<ValueId>]| -> Vec<String> {
-        ids.iter().map(|id| id.map_or_else(String::new, |id| graph.value(id).name.clone())).collect()
+        ids.iter()
+            .map(|id| id.map_or_else(String::new, |id| graph.value(id).name.clone()))
+            .collect()
     };
     equal(place, "inputs", names_of(a_graph, &a.inputs), names_of(b_graph, &b.inputs))?;
     equal(place, "outputs", names_of(a_graph, &a.outputs), names_of(b_graph, &b.outputs))?;

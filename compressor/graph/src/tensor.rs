@@ -181,7 +181,11 @@ impl Tensor {
     /// A tensor of `dims` over little-endian `data`; the sizes must agree.
     ///
     /// Strings are made by [`Tensor::from_strings`].
-    pub fn new(dtype: DType, dims: Vec<usize>, data: impl Into<Bytes>) -> Result<Self, TensorError> {
+    pub fn new(
+        dtype: DType,
+        dims: Vec<usize>,
+        data: impl Into<Bytes>,
+    ) -> Result<Self, TensorError> {
         let tensor = Self { dtype, dims, data: data.into(), strings: Vec::new() };
         tensor.check()?;
         Ok(tensor)
@@ -210,7 +214,11 @@ impl Tensor {
     }
 
     /// Numbers of any of our numeric types, converted from `f64` (round to nearest, saturating).
-    pub fn from_f64_as(dtype: DType, dims: Vec<usize>, values: &[f64]) -> Result<Self, TensorError> {
+    pub fn from_f64_as(
+        dtype: DType,
+        dims: Vec<usize>,
+        values: &[f64],
+    ) -> Result<Self, TensorError> {
         #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let data = match dtype {
             DType::F32 => le_bytes(values, |v: f64| (v as f32).to_le_bytes()),
@@ -314,7 +322,12 @@ impl Tensor {
             DType::U8 | DType::Bool => self.elements(|b| i64::from(u8::from_le_bytes(b))),
             DType::U16 => self.elements(|b| i64::from(u16::from_le_bytes(b))),
             DType::U32 => self.elements(|b| i64::from(u32::from_le_bytes(b))),
-            found => return Err(TensorError::DType { found, wanted: "an integer type of at most 63 bits" }),
+            found => {
+                return Err(TensorError::DType {
+                    found,
+                    wanted: "an integer type of at most 63 bits",
+                });
+            }
         })
     }
 
@@ -334,10 +347,10 @@ impl Tensor {
         if self.dtype == DType::String {
             return Self::from_strings(dims, pick(&self.strings, outer, width, inner, indices));
         }
-        let size = self.dtype.size().ok_or(TensorError::DType {
-            found: self.dtype,
-            wanted: "elements of whole bytes",
-        })?;
+        let size = self
+            .dtype
+            .size()
+            .ok_or(TensorError::DType { found: self.dtype, wanted: "elements of whole bytes" })?;
         Self::new(self.dtype, dims, pick(&self.data, outer, width, inner * size, indices))
     }
 
@@ -346,7 +359,13 @@ impl Tensor {
     }
 }
 
-fn pick<T: Clone>(data: &[T], outer: usize, width: usize, block: usize, indices: &[usize]) -> Vec<T> {
+fn pick<T: Clone>(
+    data: &[T],
+    outer: usize,
+    width: usize,
+    block: usize,
+    indices: &[usize],
+) -> Vec<T> {
     let mut picked = Vec::with_capacity(outer * indices.len() * block);
     for row in 0..outer {
         for &index in indices {
@@ -400,8 +419,18 @@ mod tests {
     fn every_numeric_type_reads_back_what_was_written() {
         let values = [0.0, 1.0, 3.0];
         for dtype in [
-            DType::F32, DType::F64, DType::F16, DType::Bf16, DType::I8, DType::I16, DType::I32, DType::I64,
-            DType::U8, DType::U16, DType::U32, DType::U64,
+            DType::F32,
+            DType::F64,
+            DType::F16,
+            DType::Bf16,
+            DType::I8,
+            DType::I16,
+            DType::I32,
+            DType::I64,
+            DType::U8,
+            DType::U16,
+            DType::U32,
+            DType::U64,
         ] {
             let tensor = Tensor::from_f64_as(dtype, vec![3], &values).unwrap();
             assert_eq!(tensor.to_f64_vec().unwrap(), values, "{dtype:?}");

@@ -14,8 +14,8 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::{
-    AttributeValue, Graph, Model, Node, NodeId, Op, Origin, TensorType, ValueId, import::node_label,
-    op::resolve::Context,
+    AttributeValue, Graph, Model, Node, NodeId, Op, Origin, TensorType, ValueId,
+    import::node_label, op::resolve::Context,
 };
 
 /// A broken invariant.
@@ -72,8 +72,12 @@ impl Check<'_> {
     }
 
     fn values(&mut self, graph: &Graph, outer: Option<&Graph>, place: &str) {
-        let sparse: HashSet<&str> =
-            graph.rest.sparse_initializer.iter().filter_map(|s| Some(s.values.as_ref()?.name())).collect();
+        let sparse: HashSet<&str> = graph
+            .rest
+            .sparse_initializer
+            .iter()
+            .filter_map(|s| Some(s.values.as_ref()?.name()))
+            .collect();
         let mut names: HashMap<&str, ValueId> = HashMap::new();
         for (id, value) in graph.values() {
             let at = format!("{place}, value `{}`", value.name);
@@ -86,13 +90,17 @@ impl Check<'_> {
                 self.report(&at, "the index of names does not lead to it");
             }
             match value.origin {
-                Origin::Input if !graph.inputs.contains(&id) => self.report(&at, "no input list holds it"),
+                Origin::Input if !graph.inputs.contains(&id) => {
+                    self.report(&at, "no input list holds it")
+                }
                 Origin::Node(node, slot)
                     if graph.get_node(node).is_none_or(|node| node.output(slot) != Some(id)) =>
                 {
                     self.report(&at, "the node it comes from does not write it");
                 }
-                Origin::Outer if outer.is_none_or(|outer| outer.value_by_name(&value.name).is_none()) => {
+                Origin::Outer
+                    if outer.is_none_or(|outer| outer.value_by_name(&value.name).is_none()) =>
+                {
                     self.report(&at, "it is captured, and no graph around has it");
                 }
                 Origin::Initializer => self.initializer(value, &sparse, &at),

@@ -1,5 +1,7 @@
 //! External data: written aligned and atomically, read only from where it may lie.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 use std::{fs, path::Path};
 
 use graph::{Builder, DType, Dim, ImportError, Model, SaveOptions, Tensor, same};
@@ -10,7 +12,9 @@ fn model(fill: f32) -> Model {
     let mut builder = Builder::new(17);
     let x = builder.input("x", DType::F32, vec![Dim::Symbol("N".into()), Dim::Fixed(50)]);
     let w = builder.constant("w", Tensor::from_f32(vec![50, 30], &[fill; 1500]).unwrap()).unwrap();
-    let v = builder.constant("v", Tensor::from_f32(vec![30, 40], &[fill + 1.0; 1200]).unwrap()).unwrap();
+    let v = builder
+        .constant("v", Tensor::from_f32(vec![30, 40], &[fill + 1.0; 1200]).unwrap())
+        .unwrap();
     let b = builder.constant("b", Tensor::from_f32(vec![40], &[0.5; 40]).unwrap()).unwrap();
     let h = builder.node("MatMul", &[x, w], []).unwrap();
     let h = builder.node("MatMul", &[h, v], []).unwrap();
@@ -65,7 +69,8 @@ fn saving_again_leaves_the_old_data_whole_and_no_temporary_files() {
     second.save_with(&path, &EVERYTHING).unwrap();
     same(&second, &Model::load(&path).unwrap()).unwrap();
     same(&model(1.0), &old).unwrap();
-    let mut names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let mut names: Vec<_> =
+        fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["m.onnx", "m.onnx.1.data", "m.onnx.data"]);
 }
@@ -87,7 +92,8 @@ fn locations_outside_the_folder_are_refused() {
     assert!(reason(&path).contains("No such file"));
     #[cfg(unix)]
     {
-        std::os::unix::fs::symlink(folder.path().join("out.data"), inside.join("link.linked")).unwrap();
+        std::os::unix::fs::symlink(folder.path().join("out.data"), inside.join("link.linked"))
+            .unwrap();
         assert!(reason(&path).contains("link out"));
     }
     fs::remove_file(inside.join("link.linked")).unwrap();
@@ -124,7 +130,12 @@ fn a_large_file_is_mapped_and_reads_the_same() {
     let first = model(1.0);
     let data = first.save_with(&path, &EVERYTHING).unwrap().external.unwrap();
     // Sparse: takes no space on disk.
-    fs::File::options().write(true).open(&data).unwrap().set_len(graph::MAP_ABOVE_BYTES + 1).unwrap();
+    fs::File::options()
+        .write(true)
+        .open(&data)
+        .unwrap()
+        .set_len(graph::MAP_ABOVE_BYTES + 1)
+        .unwrap();
     let mapped = Model::load(&path).unwrap();
     same(&first, &mapped).unwrap();
     // The mapping outlives the name.

@@ -1,5 +1,7 @@
 //! Shapes of real models.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 use std::path::PathBuf;
 
 use graph::{Dim, Model, infer};

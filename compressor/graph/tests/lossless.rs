@@ -1,8 +1,13 @@
 //! Every model goes through unharmed.
 
-use std::{path::Path, process::Command};
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use graph::{Model, same};
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use graph::{Cause, DeadCode, Driver, Edit, LiftConstants, Model, Tensor, apply, same};
 
 #[path = "support/assets.rs"]
 mod assets;
@@ -24,6 +29,9 @@ fn round_trip(path: &Path) -> Result<(), String> {
     let first = Model::load(path).map_err(|e| e.to_string())?;
     let bytes = first.to_bytes().map_err(|e| e.to_string())?;
     let second = Model::from_bytes(bytes, None).map_err(|e| e.to_string())?;
+    if let Some(warning) = first.warnings.iter().find(|warning| warning.place == "file") {
+        return Err(warning.reason.clone());
+    }
     same(&first, &second).map_err(|e| e.to_string())
 }
 
@@ -38,8 +46,7 @@ fn exports_say_and_compute_the_same_in_onnx_runtime() {
     }
     let pairs = folder.path().join("pairs.txt");
     std::fs::write(&pairs, list).unwrap();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/python/compare_exports.py");
-    let output = Command::new(assets::python()).arg(script).arg(&pairs).output().unwrap();
+    let output = compare(&pairs, &[]);
     let text = format!(
         "{}{}",
         String::from_utf8_lossy(&output.stdout),
@@ -47,4 +54,63 @@ fn exports_say_and_compute_the_same_in_onnx_runtime() {
     );
     println!("{text}");
     assert!(output.status.success(), "{}:\n{text}", output.status);
+}
+
+#[test]
+fn models_whose_constants_were_lifted_compute_the_same_in_onnx_runtime() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut list = String::new();
+    let real = |path: &&PathBuf| path.components().all(|part| part.as_os_str() != "onnx-testdata");
+    for (number, path) in assets::models().iter().filter(real).enumerate() {
+        let exported = folder.path().join(format!("{number}.onnx"));
+        let mut model = Model::load(path).unwrap();
+        Driver::default().run(&mut model, &[&LiftConstants, &DeadCode]).unwrap();
+        model.save(&exported).unwrap();
+        list += &format!("{}\t{}\n", path.display(), exported.display());
+    }
+    let pairs = folder.path().join("pairs.txt");
+    std::fs::write(&pairs, list).unwrap();
+    let output = compare(&pairs, &["--outputs-only"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    println!("{text}");
+    assert!(output.status.success() && text.contains(" 0 refused"), "{text}");
+}
+
+#[test]
+fn the_comparison_sees_a_changed_weight_and_a_lost_word() {
+    let folder = tempfile::tempdir().unwrap();
+    let original = assets::assets().join("magika.onnx");
+    let model = Model::load(&original).unwrap();
+    let (id, value) = model
+        .graph
+        .values()
+        .find(|(_, v)| v.data.as_ref().is_some_and(|d| d.len() > 1000))
+        .unwrap();
+    let tensor = value.data.as_ref().unwrap();
+    let mut values = tensor.to_f32_vec().unwrap();
+    values[7] += 1.0;
+    let tensor = Tensor::from_f32(tensor.dims.clone(), &values).unwrap();
+    let mut changed = model.clone();
+    apply(&mut changed.graph, Edit::SetConstant { value: id, tensor }, &Cause::new("test", ""))
+        .unwrap();
+    let mut renamed = model.clone();
+    renamed.graph.name.push('!');
+    for (broken, word) in [(changed, "elements"), (renamed, "graph.name")] {
+        assert!(same(&model, &broken).is_err());
+        let exported = folder.path().join("broken.onnx");
+        broken.save(&exported).unwrap();
+        let pairs = folder.path().join("pairs.txt");
+        std::fs::write(&pairs, format!("{}\t{}\n", original.display(), exported.display()))
+            .unwrap();
+        let output = compare(&pairs, &[]);
+        assert!(!output.status.success());
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("1 differ") && text.contains(word), "{text}");
+    }
+}
+
+fn compare(pairs: &Path, flags: &[&str]) -> Output {
+    let script =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/python/compare_exports.py");
+    Command::new(assets::python()).arg(script).arg(pairs).args(flags).output().unwrap()
 }

@@ -1,8 +1,8 @@
 //! Edits of nodes.
 
 use crate::{
-    Attribute, AttributeValue, Graph, Node, NodeId, Origin, Value, ValueId, edit::Applied, import::node_label,
-    order,
+    Attribute, AttributeValue, Graph, Node, NodeId, Origin, Value, ValueId, edit::Applied,
+    import::node_label, order,
 };
 
 type Outcome = Result<Applied, String>;
@@ -33,7 +33,7 @@ pub(super) fn replace(graph: &mut Graph, id: NodeId, mut with: Node) -> Outcome 
         with.name.clone_from(&old.name);
     }
     with.outputs.clone_from(&old.outputs);
-    let old = std::mem::replace(&mut graph.nodes[id.0 as usize], Some(with));
+    let old = graph.nodes[id.0 as usize].replace(with);
     sort_or(graph, id, |graph| graph.nodes[id.0 as usize] = old)?;
     graph.decode_again(id);
     decode_outputs(graph, id);
@@ -67,7 +67,12 @@ pub(super) fn remove(graph: &mut Graph, id: NodeId) -> Outcome {
     Ok(Applied::default())
 }
 
-pub(super) fn replace_input(graph: &mut Graph, id: NodeId, slot: usize, value: Option<ValueId>) -> Outcome {
+pub(super) fn replace_input(
+    graph: &mut Graph,
+    id: NodeId,
+    slot: usize,
+    value: Option<ValueId>,
+) -> Outcome {
     let inputs = &graph.check_node(id)?.inputs;
     if slot > inputs.len() {
         return Err(format!("the node has {} inputs, none at {slot}", inputs.len()));
@@ -109,8 +114,9 @@ pub(super) fn set_attribute(
     value: Option<AttributeValue>,
 ) -> Outcome {
     let node = graph.check_node(id)?;
-    let holds_graph =
-        |value: &AttributeValue| matches!(value, AttributeValue::Graph(_) | AttributeValue::Graphs(_));
+    let holds_graph = |value: &AttributeValue| {
+        matches!(value, AttributeValue::Graph(_) | AttributeValue::Graphs(_))
+    };
     if node.attr(name).into_iter().chain(&value).any(holds_graph) {
         return Err(format!("attribute `{name}` holds a graph"));
     }

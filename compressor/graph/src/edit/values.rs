@@ -114,7 +114,8 @@ fn rename_within(graph: &mut Graph, id: ValueId, old: &str, new: &str) {
                 _ => continue,
             };
             for body in bodies {
-                let captured = body.value_by_name(old).filter(|&id| body.value(id).origin == Origin::Outer);
+                let captured =
+                    body.value_by_name(old).filter(|&id| body.value(id).origin == Origin::Outer);
                 if let Some(captured) = captured {
                     rename_within(body, captured, old, new);
                 }
@@ -151,7 +152,9 @@ impl Graph {
         if let Some(value) = self.values[id.0 as usize].take() {
             self.names.remove(&value.name);
             self.rest.value_info.retain(|info| info.name() != value.name);
-            self.rest.quantization_annotation.retain(|annotation| annotation.tensor_name() != value.name);
+            self.rest
+                .quantization_annotation
+                .retain(|annotation| annotation.tensor_name() != value.name);
         }
     }
 }

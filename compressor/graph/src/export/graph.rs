@@ -1,8 +1,8 @@
 //! Graphs, nodes and values back into protobuf.
 
 use crate::{
-    Attribute, AttributeValue, DType, Dim, Graph, Node, Origin, Tensor, TensorType, Value, ValueId, import,
-    proto,
+    Attribute, AttributeValue, DType, Dim, Graph, Node, Origin, Tensor, TensorType, Value, ValueId,
+    import, proto,
 };
 use prost::Message;
 use proto::{attribute_proto::AttributeType, tensor_shape_proto, type_proto};
@@ -31,7 +31,8 @@ pub(crate) fn described(graph: &Graph, id: ValueId) -> [Option<proto::ValueInfoP
 fn node(graph: &Graph, node: &Node) -> proto::NodeProto {
     let mut out = node.rest.as_deref().cloned().unwrap_or_default();
     let said = std::mem::take(&mut out.attribute);
-    let name = |id: &Option<ValueId>| id.map_or_else(String::new, |id| graph.value(id).name.clone());
+    let name =
+        |id: &Option<ValueId>| id.map_or_else(String::new, |id| graph.value(id).name.clone());
     out.input = node.inputs.iter().map(name).collect();
     out.output = node.outputs.iter().map(name).collect();
     out.name = (!node.name.is_empty()).then(|| node.name.clone());
@@ -88,7 +89,10 @@ fn tensor(tensor: &Tensor, about: proto::TensorProto) -> proto::TensorProto {
 fn initializer(value: &Value) -> Option<proto::TensorProto> {
     let data = value.data.as_ref().filter(|_| value.origin == Origin::Initializer)?;
     let about = value.declared.as_ref().and_then(|declared| declared.tensor.clone());
-    Some(proto::TensorProto { name: Some(value.name.clone()), ..tensor(data, about.unwrap_or_default()) })
+    Some(proto::TensorProto {
+        name: Some(value.name.clone()),
+        ..tensor(data, about.unwrap_or_default())
+    })
 }
 
 fn input(value: &Value) -> proto::ValueInfoProto {
@@ -108,7 +112,8 @@ fn inner(graph: &Graph, id: ValueId) -> Option<proto::ValueInfoProto> {
     let declared = value.declared.as_ref();
     match declared.and_then(|declared| declared.inner.as_ref()) {
         Some(stored) => {
-            let forgotten = value.ty.is_none() && declared.is_some_and(|declared| declared.ty.is_some());
+            let forgotten =
+                value.ty.is_none() && declared.is_some_and(|declared| declared.ty.is_some());
             (!forgotten).then(|| info(value, Some(stored)))
         }
         None => {
@@ -130,7 +135,10 @@ fn info(value: &Value, stored: Option<&proto::ValueInfoProto>) -> proto::ValueIn
 }
 
 fn type_proto(ty: &TensorType) -> proto::TypeProto {
-    let shape = ty.dims.as_ref().map(|dims| proto::TensorShapeProto { dim: dims.iter().map(dim).collect() });
+    let shape = ty
+        .dims
+        .as_ref()
+        .map(|dims| proto::TensorShapeProto { dim: dims.iter().map(dim).collect() });
     let tensor = type_proto::Tensor { elem_type: Some(ty.dtype.to_onnx()), shape };
     proto::TypeProto { denotation: None, value: Some(type_proto::Value::TensorType(tensor)) }
 }

@@ -55,7 +55,11 @@ impl Model {
     ///
     /// # Errors
     /// See [`ExportError`].
-    pub fn save_with(&self, path: impl AsRef<Path>, options: &SaveOptions) -> Result<Saved, ExportError> {
+    pub fn save_with(
+        &self,
+        path: impl AsRef<Path>,
+        options: &SaveOptions,
+    ) -> Result<Saved, ExportError> {
         let path = path.as_ref();
         let mut proto = self.to_proto()?;
         let mut external = None;
@@ -80,7 +84,11 @@ fn total_bytes(proto: &mut proto::ModelProto) -> u64 {
 }
 
 /// Moves the large initializers of the main graph into `file`, aligned.
-fn externalise(proto: &mut proto::ModelProto, location: &str, file: &mut dyn Write) -> io::Result<()> {
+fn externalise(
+    proto: &mut proto::ModelProto,
+    location: &str,
+    file: &mut dyn Write,
+) -> io::Result<()> {
     let mut offset = 0u64;
     each_initializer(proto, &mut |tensor| {
         let large = |data: &Bytes| data.len() >= EXTERNAL_TENSOR_BYTES;

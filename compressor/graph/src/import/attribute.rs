@@ -94,8 +94,15 @@ fn plain_kind(proto: &AttributeProto) -> Option<AttributeType> {
 fn plain(kind: AttributeType) -> Option<AttributeType> {
     use AttributeType as Kind;
     let plain = [
-        Kind::Float, Kind::Int, Kind::String, Kind::Tensor, Kind::Graph, Kind::Floats, Kind::Ints,
-        Kind::Strings, Kind::Graphs,
+        Kind::Float,
+        Kind::Int,
+        Kind::String,
+        Kind::Tensor,
+        Kind::Graph,
+        Kind::Floats,
+        Kind::Ints,
+        Kind::Strings,
+        Kind::Graphs,
     ];
     plain.contains(&kind).then_some(kind)
 }

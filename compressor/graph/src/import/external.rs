@@ -14,7 +14,10 @@ use crate::{DType, proto, proto_walk};
 use proto::tensor_proto::DataLocation;
 
 /// Replaces every reference to external data by the data: a slice of the other file.
-pub(super) fn inline(model: &mut proto::ModelProto, folder: Option<&Path>) -> Result<(), ImportError> {
+pub(super) fn inline(
+    model: &mut proto::ModelProto,
+    folder: Option<&Path>,
+) -> Result<(), ImportError> {
     let mut files = Files { folder, root: None, open: HashMap::new() };
     proto_walk::tensors(model, &mut |tensor| {
         if tensor.data_location == Some(DataLocation::External as i32) {
@@ -57,14 +60,18 @@ impl Files<'_> {
         let length = length.unwrap_or(expected);
         if length != expected {
             let dims = &tensor.dims;
-            return Err(wrong(format!("its length is {length}, dimensions {dims:?} need {expected} bytes")));
+            return Err(wrong(format!(
+                "its length is {length}, dimensions {dims:?} need {expected} bytes"
+            )));
         }
         let file = self.open(&location).map_err(wrong)?;
         match offset.checked_add(length).filter(|&end| end <= file.len()) {
             Some(end) => Ok(file.slice(offset..end)),
             None => {
                 let size = file.len();
-                Err(wrong(format!("bytes {offset} to {offset} + {length} are beyond its end at {size}")))
+                Err(wrong(format!(
+                    "bytes {offset} to {offset} + {length} are beyond its end at {size}"
+                )))
             }
         }
     }
@@ -73,9 +80,11 @@ impl Files<'_> {
         if let Some(bytes) = self.open.get(location) {
             return Ok(bytes.clone());
         }
-        let folder = self.folder.ok_or("the model was not read from a folder that could hold it")?;
+        let folder =
+            self.folder.ok_or("the model was not read from a folder that could hold it")?;
         let relative = Path::new(location);
-        let mut components = relative.components().filter(|part| *part != Component::CurDir).peekable();
+        let mut components =
+            relative.components().filter(|part| *part != Component::CurDir).peekable();
         if components.peek().is_none() {
             return Err("it names no file".to_owned());
         }
@@ -99,9 +108,12 @@ impl Files<'_> {
 
 fn expected_bytes(tensor: &proto::TensorProto) -> Result<usize, String> {
     let dtype = DType::from_onnx(tensor.data_type());
-    let bits = dtype.bits().ok_or_else(|| format!("elements of type {dtype:?} cannot lie outside"))?;
-    let sizes = tensor.dims.iter().map(|&dim| usize::try_from(dim).ok());
-    let len = sizes.fold(Some(1usize), |len, dim| len?.checked_mul(dim?));
+    let bits =
+        dtype.bits().ok_or_else(|| format!("elements of type {dtype:?} cannot lie outside"))?;
+    let mut sizes = tensor.dims.iter().map(|&dim| usize::try_from(dim).ok());
+    let len = sizes.try_fold(1usize, |len, dim| len.checked_mul(dim?));
     let total = len.and_then(|len| len.checked_mul(bits));
-    total.map(|total| total.div_ceil(8)).ok_or_else(|| format!("dimensions {:?} are not sizes", tensor.dims))
+    total
+        .map(|total| total.div_ceil(8))
+        .ok_or_else(|| format!("dimensions {:?} are not sizes", tensor.dims))
 }

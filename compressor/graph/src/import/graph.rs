@@ -4,7 +4,8 @@ use std::{collections::HashSet, sync::Arc};
 
 use super::{ImportError, limits, tensor, tensor_type};
 use crate::{
-    DType, Dim, Graph, Node, NodeId, Op, Origin, TensorType, Value, ValueId, ir::Declared, order, proto,
+    DType, Dim, Graph, Node, NodeId, Op, Origin, TensorType, Value, ValueId, ir::Declared, order,
+    proto,
 };
 
 /// What a body can see: the names of the graphs around it.
@@ -25,7 +26,11 @@ pub(super) fn import(proto: proto::GraphProto) -> Result<Graph, ImportError> {
     within(proto, None, "graph".to_owned())
 }
 
-fn within(proto: proto::GraphProto, outer: Option<&Scope<'_>>, place: String) -> Result<Graph, ImportError> {
+fn within(
+    proto: proto::GraphProto,
+    outer: Option<&Scope<'_>>,
+    place: String,
+) -> Result<Graph, ImportError> {
     let depth = outer.map_or(0, |outer| outer.depth + 1);
     let limit = |what, found, limit| match found > limit {
         true => Err(ImportError::Limit { place: place.clone(), what, found, limit }),
@@ -92,11 +97,17 @@ impl Importer<'_> {
         Ok(())
     }
 
-    fn sparse_initializers(&mut self, initializers: &[proto::SparseTensorProto]) -> Result<(), ImportError> {
+    fn sparse_initializers(
+        &mut self,
+        initializers: &[proto::SparseTensorProto],
+    ) -> Result<(), ImportError> {
         for sparse in initializers {
             let values = sparse.values.as_ref();
             let id = self.define_initializer(values.map_or("", |values| values.name()))?;
-            let dims = sparse.dims.iter().map(|&dim| usize::try_from(dim).map_or(Dim::Unknown, Dim::Fixed));
+            let dims = sparse
+                .dims
+                .iter()
+                .map(|&dim| usize::try_from(dim).map_or(Dim::Unknown, Dim::Fixed));
             let dtype = DType::from_onnx(values.map_or(0, |values| values.data_type()));
             self.value(id).ty = Some(TensorType { dtype, dims: Some(dims.collect()) });
         }
@@ -115,7 +126,10 @@ impl Importer<'_> {
         }
     }
 
-    fn node_outputs(&mut self, nodes: &[proto::NodeProto]) -> Result<Vec<Vec<Option<ValueId>>>, ImportError> {
+    fn node_outputs(
+        &mut self,
+        nodes: &[proto::NodeProto],
+    ) -> Result<Vec<Vec<Option<ValueId>>>, ImportError> {
         let mut all = Vec::with_capacity(nodes.len());
         for (id, node) in (0u32..).map(NodeId).zip(nodes) {
             let mut outputs = Vec::with_capacity(node.output.len());
@@ -148,7 +162,9 @@ impl Importer<'_> {
         let mut left = Vec::new();
         for info in infos {
             match self.graph.value_by_name(info.name()) {
-                Some(id) if self.declared(id).inner.is_none() => self.declared(id).inner = Some(info),
+                Some(id) if self.declared(id).inner.is_none() => {
+                    self.declared(id).inner = Some(info)
+                }
                 _ => left.push(info),
             }
         }
@@ -171,8 +187,10 @@ impl Importer<'_> {
         nodes: Vec<proto::NodeProto>,
         outputs: Vec<Vec<Option<ValueId>>>,
     ) -> Result<(), ImportError> {
-        let bodies = nodes.iter().flat_map(|node| &node.attribute).any(super::attribute::holds_graph);
-        let names = if bodies { self.graph.names.keys().cloned().collect() } else { HashSet::new() };
+        let bodies =
+            nodes.iter().flat_map(|node| &node.attribute).any(super::attribute::holds_graph);
+        let names =
+            if bodies { self.graph.names.keys().cloned().collect() } else { HashSet::new() };
         let scope = Scope { names, outer: self.outer, depth: self.depth };
         for (proto, outputs) in nodes.into_iter().zip(outputs) {
             let node = self.node(proto, outputs, &scope)?;
@@ -198,7 +216,11 @@ impl Importer<'_> {
             rest: None,
         };
         let label = match node.name.as_str() {
-            "" => format!("{} node writing `{}`", node.op_type, proto.output.first().map_or("", |o| o)),
+            "" => format!(
+                "{} node writing `{}`",
+                node.op_type,
+                proto.output.first().map_or("", |o| o)
+            ),
             name => format!("{} node `{name}`", node.op_type),
         };
         let place = format!("{}, {label}", self.place);
@@ -243,7 +265,12 @@ impl Importer<'_> {
         visible.then(|| self.graph.push_value(Value::new(name, Origin::Outer, None)))
     }
 
-    fn define(&mut self, name: &str, origin: Origin, what: &'static str) -> Result<ValueId, ImportError> {
+    fn define(
+        &mut self,
+        name: &str,
+        origin: Origin,
+        what: &'static str,
+    ) -> Result<ValueId, ImportError> {
         if name.is_empty() {
             return Err(ImportError::NoName { place: self.place.clone(), what });
         }

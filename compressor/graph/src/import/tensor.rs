@@ -60,20 +60,25 @@ fn data(dtype: DType, dims: &[usize], proto: &mut proto::TensorProto) -> Result<
         ("int64_data", int64s.is_empty()),
         ("uint64_data", uint64s.is_empty()),
     ];
-    let used: Vec<&str> = fields.iter().filter(|(_, empty)| !empty).map(|(name, _)| *name).collect();
+    let used: Vec<&str> =
+        fields.iter().filter(|(_, empty)| !empty).map(|(name, _)| *name).collect();
     let field = match used.as_slice() {
         [] => return Ok(Bytes::new()),
         [field] => *field,
         more => return Err(format!("its elements are in {} at once", more.join(" and "))),
     };
     match (field, field_of(dtype)) {
-        ("raw_data", _) if dtype == DType::String => Err("strings cannot be in raw_data".to_owned()),
+        ("raw_data", _) if dtype == DType::String => {
+            Err("strings cannot be in raw_data".to_owned())
+        }
         ("raw_data", _) => Ok(raw),
         (field, Some(wanted)) if field == wanted => Ok(match field {
             "float_data" => floats.iter().flat_map(|v| v.to_le_bytes()).collect(),
             "double_data" => doubles.iter().flat_map(|v| v.to_le_bytes()).collect(),
             "int64_data" => int64s.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            "uint64_data" => uint64s.iter().flat_map(|v| low_bytes(&v.to_le_bytes(), dtype)).collect(),
+            "uint64_data" => {
+                uint64s.iter().flat_map(|v| low_bytes(v.to_le_bytes(), dtype)).collect()
+            }
             _ => int32_bytes(&int32s, dtype, dims),
         }),
         (field, _) => Err(format!("its elements are in {field}, and its type is {dtype:?}")),
@@ -100,12 +105,12 @@ fn int32_bytes(entries: &[i32], dtype: DType, dims: &[usize]) -> Bytes {
     if dtype.bits() == Some(6) {
         return pack_six_bits(entries, dims);
     }
-    entries.iter().flat_map(|v| low_bytes(&v.to_le_bytes(), dtype)).collect()
+    entries.iter().flat_map(|v| low_bytes(v.to_le_bytes(), dtype)).collect()
 }
 
-fn low_bytes<const N: usize>(bytes: &[u8; N], dtype: DType) -> impl Iterator<Item = u8> + use<N> {
+fn low_bytes<const N: usize>(bytes: [u8; N], dtype: DType) -> impl Iterator<Item = u8> {
     let size = dtype.bits().map_or(N, |bits| bits.div_ceil(8));
-    bytes.to_owned().into_iter().take(size)
+    bytes.into_iter().take(size)
 }
 
 fn pack_six_bits(entries: &[i32], dims: &[usize]) -> Bytes {
@@ -131,12 +136,17 @@ mod tests {
     }
 
     fn of(kind: Kind, dims: &[i64]) -> proto::TensorProto {
-        proto::TensorProto { data_type: Some(kind as i32), dims: dims.to_vec(), ..Default::default() }
+        proto::TensorProto {
+            data_type: Some(kind as i32),
+            dims: dims.to_vec(),
+            ..Default::default()
+        }
     }
 
     #[test]
     fn half_floats_in_int32_data_become_two_bytes_each() {
-        let proto = proto::TensorProto { int32_data: vec![0x3c00, 0xc000], ..of(Kind::Float16, &[2]) };
+        let proto =
+            proto::TensorProto { int32_data: vec![0x3c00, 0xc000], ..of(Kind::Float16, &[2]) };
         assert_eq!(read(proto).unwrap().to_f32_vec().unwrap(), [1.0, -2.0]);
     }
 
@@ -146,13 +156,15 @@ mod tests {
         assert_eq!(read(proto).unwrap().to_i64_vec().unwrap(), [-1, 127]);
         let proto = proto::TensorProto { int32_data: vec![0, 1], ..of(Kind::Bool, &[2]) };
         assert_eq!(read(proto).unwrap().data.as_ref(), [0, 1]);
-        let proto = proto::TensorProto { uint64_data: vec![u64::from(u32::MAX)], ..of(Kind::Uint32, &[1]) };
+        let proto =
+            proto::TensorProto { uint64_data: vec![u64::from(u32::MAX)], ..of(Kind::Uint32, &[1]) };
         assert_eq!(read(proto).unwrap().to_i64_vec().unwrap(), [i64::from(u32::MAX)]);
     }
 
     #[test]
     fn six_bit_floats_are_packed_as_the_specification_packs_them() {
-        let proto = proto::TensorProto { int32_data: vec![1, 2, 3, 4, 63], ..of(Kind::Float6e2m3, &[5]) };
+        let proto =
+            proto::TensorProto { int32_data: vec![1, 2, 3, 4, 63], ..of(Kind::Float6e2m3, &[5]) };
         let packed = read(proto).unwrap().data;
         assert_eq!(packed.as_ref(), [1 | 2 << 6, 3 << 4, 4 << 2, 63]);
     }

@@ -1,7 +1,7 @@
 //! What a file can hold, right and wrong.
 
-use prost::Message;
 use proptest::prelude::*;
+use prost::Message;
 
 use super::*;
 use crate::{AttributeValue, Op, Origin, UnaryOp, proto as p, same};
@@ -33,7 +33,12 @@ fn node(op_type: &str, inputs: &[&str], outputs: &[&str]) -> p::NodeProto {
 }
 
 fn body(name: &str, graph: p::GraphProto) -> p::AttributeProto {
-    p::AttributeProto { name: Some(name.to_owned()), r#type: Some(5), g: Some(graph), ..Default::default() }
+    p::AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(5),
+        g: Some(graph),
+        ..Default::default()
+    }
 }
 
 fn graph(inputs: &[&str], nodes: Vec<p::NodeProto>, outputs: &[&str]) -> p::GraphProto {
@@ -103,10 +108,22 @@ fn rich() -> p::ModelProto {
     odd.overload = doc("v2");
     let named = |name: &str| p::AttributeProto { name: doc(name), ..Default::default() };
     odd.attribute = vec![
-        p::AttributeProto { sparse_tensor: Some(sparse.clone()), r#type: Some(11), ..named("sparse") },
-        p::AttributeProto { tensors: vec![tensor("t", &[1], &[1.0])], r#type: Some(9), ..named("tensors") },
+        p::AttributeProto {
+            sparse_tensor: Some(sparse.clone()),
+            r#type: Some(11),
+            ..named("sparse")
+        },
+        p::AttributeProto {
+            tensors: vec![tensor("t", &[1], &[1.0])],
+            r#type: Some(9),
+            ..named("tensors")
+        },
         p::AttributeProto { f: Some(f32::NAN), doc_string: doc("not a number"), ..named("nan") },
-        p::AttributeProto { t: Some(tensor("inner name", &[1], &[1.0])), r#type: Some(4), ..named("t") },
+        p::AttributeProto {
+            t: Some(tensor("inner name", &[1], &[1.0])),
+            r#type: Some(4),
+            ..named("t")
+        },
         p::AttributeProto { r#type: Some(7), ..named("no integers") },
         p::AttributeProto { i: Some(1), f: Some(2.0), r#type: Some(1), ..named("two at once") },
         p::AttributeProto { tp: info("x").r#type, r#type: Some(13), ..named("type") },
@@ -115,8 +132,10 @@ fn rich() -> p::ModelProto {
     main.sparse_initializer = vec![sparse];
     main.value_info = vec![info("r"), info("r"), info("nobody"), info("y")];
     main.metadata_props = vec![entry("graph")];
-    main.quantization_annotation = vec![p::TensorAnnotation { tensor_name: doc("r"), ..Default::default() }];
-    main.initializer = vec![p::TensorProto { doc_string: doc("about w"), ..tensor("w", &[1], &[1.0]) }];
+    main.quantization_annotation =
+        vec![p::TensorAnnotation { tensor_name: doc("r"), ..Default::default() }];
+    main.initializer =
+        vec![p::TensorProto { doc_string: doc("about w"), ..tensor("w", &[1], &[1.0]) }];
     let function = p::FunctionProto {
         name: doc("Mine"),
         input: vec!["a".to_owned()],
@@ -129,7 +148,10 @@ fn rich() -> p::ModelProto {
         doc_string: doc("a model"),
         metadata_props: vec![entry("model")],
         functions: vec![function],
-        training_info: vec![p::TrainingInfoProto { initialization: Some(graph(&[], vec![], &[])), ..Default::default() }],
+        training_info: vec![p::TrainingInfoProto {
+            initialization: Some(graph(&[], vec![], &[])),
+            ..Default::default()
+        }],
         ..model(main)
     }
 }
@@ -149,14 +171,23 @@ fn what_is_not_understood_is_carried() {
     assert_eq!(new.initializer[0].doc_string, old.initializer[0].doc_string);
     assert_eq!(new.value_info.len(), old.value_info.len());
     assert_eq!(new.node[0], old.node[0]);
-    assert_eq!((&new.node[1].input, &new.node[1].output), (&old.node[1].input, &old.node[1].output));
+    assert_eq!(
+        (&new.node[1].input, &new.node[1].output),
+        (&old.node[1].input, &old.node[1].output)
+    );
     assert_eq!(new.node[1].overload, old.node[1].overload);
     for (new, old) in new.node[1].attribute.iter().zip(&old.node[1].attribute) {
         assert_eq!((&new.name, &new.doc_string), (&old.name, &old.doc_string));
-        assert_eq!(new.t.as_ref().map(p::TensorProto::name), old.t.as_ref().map(p::TensorProto::name));
+        assert_eq!(
+            new.t.as_ref().map(p::TensorProto::name),
+            old.t.as_ref().map(p::TensorProto::name)
+        );
     }
     let reasons: Vec<&str> = model.warnings.iter().map(|warning| warning.reason.as_str()).collect();
-    assert_eq!(reasons, ["domain `com.example` is not understood", "it calls a function of the model"]);
+    assert_eq!(
+        reasons,
+        ["domain `com.example` is not understood", "it calls a function of the model"]
+    );
 }
 
 #[test]
@@ -199,7 +230,8 @@ fn constants_are_found_in_initializers_nodes_and_aliases() {
     }];
     let alias = node("Identity", &["c"], &["d"]);
     let again = node("Identity", &["d"], &["e"]);
-    let mut main = graph(&["w", "x"], vec![constant, alias, again, node("Relu", &["x"], &["y"])], &["y"]);
+    let mut main =
+        graph(&["w", "x"], vec![constant, alias, again, node("Relu", &["x"], &["y"])], &["y"]);
     main.initializer = vec![tensor("w", &[1], &[7.0])];
     let model = round_trip(&model(main));
     let graph = &model.graph;
@@ -253,14 +285,20 @@ fn each_fault_is_named() {
 
 #[test]
 fn operator_sets_must_be_positive_and_agree() {
-    let opset = |domain: &str, version| p::OperatorSetIdProto { domain: Some(domain.into()), version: Some(version) };
+    let opset = |domain: &str, version| p::OperatorSetIdProto {
+        domain: Some(domain.into()),
+        version: Some(version),
+    };
     let with = |opsets: Vec<p::OperatorSetIdProto>| {
         let graph = graph(&["x"], vec![node("Relu", &["x"], &["y"])], &["y"]);
         p::ModelProto { opset_import: opsets, ..model(graph) }
     };
     assert!(matches!(read(&with(vec![opset("", 0)])), Err(ImportError::Opset { version: 0, .. })));
     assert!(matches!(read(&with(vec![opset("", -3)])), Err(ImportError::Opset { .. })));
-    assert!(matches!(read(&with(vec![opset("", 9), opset("ai.onnx", 10)])), Err(ImportError::Opset { .. })));
+    assert!(matches!(
+        read(&with(vec![opset("", 9), opset("ai.onnx", 10)])),
+        Err(ImportError::Opset { .. })
+    ));
     // What is newer than we know is carried, and nothing in it is touched.
     let newer = round_trip(&with(vec![opset("", 999)]));
     assert!(newer.graph.nodes().all(|(_, node)| node.op == Op::Opaque));
@@ -331,12 +369,27 @@ proptest! {
 }
 
 #[test]
+fn fields_that_are_newer_than_we_know_are_reported() {
+    let mut bytes = nested().encode_to_vec();
+    assert!(Model::from_bytes(bytes.clone(), None).unwrap().warnings.is_empty());
+    // Field 500 of the model, a string of three bytes.
+    bytes.extend([0xa2, 0x1f, 3, b'n', b'e', b'w']);
+    let model = Model::from_bytes(bytes, None).unwrap();
+    assert!(model.warnings[0].reason.starts_with("6 bytes"), "{:?}", model.warnings);
+}
+
+#[test]
 fn attributes_of_files_without_types_are_read_by_the_field_that_is_set() {
     let mut leaky = node("LeakyRelu", &["x"], &["y"]);
-    leaky.attribute =
-        vec![p::AttributeProto { name: Some("alpha".to_owned()), f: Some(0.5), ..Default::default() }];
+    leaky.attribute = vec![p::AttributeProto {
+        name: Some("alpha".to_owned()),
+        f: Some(0.5),
+        ..Default::default()
+    }];
     let model = round_trip(&model(graph(&["x"], vec![leaky], &["y"])));
     let (_, leaky) = model.graph.nodes().next().unwrap();
     assert_eq!(leaky.op, Op::Unary(UnaryOp::LeakyRelu));
-    assert!(matches!(leaky.attributes[0].value, AttributeValue::Float(v) if v.to_bits() == 0.5f32.to_bits()));
+    assert!(
+        matches!(leaky.attributes[0].value, AttributeValue::Float(v) if v.to_bits() == 0.5f32.to_bits())
+    );
 }

@@ -30,8 +30,10 @@ pub(super) fn binary(context: &Context<'_>, op: BinaryOp) -> Option<Vec<Inferred
         BinaryOp::Where => context.dtype(1).or_else(|| context.dtype(2))?,
         _ => (0..context.node.inputs.len()).find_map(|slot| context.dtype(slot))?,
     };
-    let all: Option<Vec<&[Dim]>> = (0..context.node.inputs.len()).map(|slot| context.dims(slot)).collect();
-    let dims = all.map(|all| all.into_iter().fold(Vec::new(), |joined, dims| broadcast(&joined, dims)));
+    let all: Option<Vec<&[Dim]>> =
+        (0..context.node.inputs.len()).map(|slot| context.dims(slot)).collect();
+    let dims =
+        all.map(|all| all.into_iter().fold(Vec::new(), |joined, dims| broadcast(&joined, dims)));
     Some(vec![Inferred::new(dtype, dims).with(fold::binary(context, op))])
 }
 
@@ -59,7 +61,8 @@ fn broadcast_dim(a: Dim, b: Dim) -> Dim {
 
 pub(super) fn batch_normalization(context: &Context<'_>) -> Option<Vec<Inferred>> {
     let mut outputs = context.like(0)?;
-    let statistics = context.ty(3).map(|ty| Inferred::new(ty.dtype, ty.dims.clone())).unwrap_or_default();
+    let statistics =
+        context.ty(3).map(|ty| Inferred::new(ty.dtype, ty.dims.clone())).unwrap_or_default();
     outputs.extend(std::iter::repeat_n(statistics, 4));
     Some(outputs)
 }
@@ -102,7 +105,8 @@ mod tests {
     #[test]
     fn broadcasting_joins_names_ones_and_sizes() {
         let n = || Dim::Symbol("N".to_owned());
-        let joined = broadcast(&[n(), Dim::Fixed(1), Dim::Fixed(4)], &[Dim::Fixed(3), Dim::Unknown]);
+        let joined =
+            broadcast(&[n(), Dim::Fixed(1), Dim::Fixed(4)], &[Dim::Fixed(3), Dim::Unknown]);
         assert_eq!(joined, [n(), Dim::Fixed(3), Dim::Fixed(4)]);
         assert_eq!(broadcast(&[n()], &[Dim::Symbol("M".to_owned())]), [Dim::Unknown]);
         assert_eq!(broadcast(&[Dim::Fixed(2)], &[Dim::Fixed(3)]), [Dim::Unknown]);

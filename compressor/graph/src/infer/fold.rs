@@ -76,7 +76,8 @@ pub(super) fn constant_of_shape(context: &Context<'_>) -> Option<Vec<Inferred>> 
         },
     };
     let fill = value.and_then(|value| Content::of(value));
-    let content = fill.zip(dims.as_deref()).and_then(|(fill, dims)| repeat(fill.values.first()?, dims));
+    let content =
+        fill.zip(dims.as_deref()).and_then(|(fill, dims)| repeat(fill.values.first()?, dims));
     Some(vec![Inferred::new(dtype, dims).with(content)])
 }
 
@@ -105,7 +106,8 @@ fn counted(start: i64, limit: i64, delta: i64) -> (Int, Option<Content>) {
     let Ok(count) = i64::try_from((rounded / delta).max(0)) else { return (Int::Unknown, None) };
     let small = usize::try_from(count).is_ok_and(|count| count <= MAX_ELEMENTS);
     let value = |index: i64| i64::try_from(i128::from(start) + i128::from(index) * delta);
-    let values = small.then(|| (0..count).map(|index| value(index).map_or(Int::Unknown, Int::Known)).collect());
+    let values = small
+        .then(|| (0..count).map(|index| value(index).map_or(Int::Unknown, Int::Known)).collect());
     (Int::Known(count), values.and_then(Content::new))
 }
 
@@ -119,7 +121,9 @@ pub(super) fn unary(context: &Context<'_>, op: UnaryOp, dtype: DType) -> Option<
     match op {
         UnaryOp::Identity => Some(content.clone()),
         UnaryOp::Cast if matches!(dtype, DType::I64 | DType::I32) => Some(content.clone()),
-        UnaryOp::Neg => Content::new(content.values.iter().map(|v| size::mul(v, &Int::Known(-1))).collect()),
+        UnaryOp::Neg => {
+            Content::new(content.values.iter().map(|v| size::mul(v, &Int::Known(-1))).collect())
+        }
         UnaryOp::Not => Content::new(content.values.iter().map(not).collect()),
         _ => None,
     }
@@ -169,7 +173,8 @@ fn divide(a: &Int, b: &Int) -> Int {
 
 /// Flattened elements meet one by one only where nothing has two dimensions.
 fn vectors(context: &Context<'_>) -> bool {
-    (0..context.node.inputs.len()).all(|slot| context.dims(slot).is_some_and(|dims| dims.len() <= 1))
+    (0..context.node.inputs.len())
+        .all(|slot| context.dims(slot).is_some_and(|dims| dims.len() <= 1))
 }
 
 fn choose(condition: &Content, yes: &Content, no: &Content) -> Option<Content> {
@@ -270,5 +275,7 @@ fn repeat(value: &Int, dims: &[Dim]) -> Option<Content> {
 
 pub(super) fn product(context: &Context<'_>) -> Option<Content> {
     let values = &context.content(0)?.values;
-    Content::new(vec![values.iter().fold(Int::Known(1), |product, value| size::mul(&product, value))])
+    Content::new(vec![
+        values.iter().fold(Int::Known(1), |product, value| size::mul(&product, value)),
+    ])
 }

@@ -43,7 +43,11 @@ fn kernel(declared: &[usize], weights: &[Dim]) -> Vec<Int> {
 
 impl Window<'_> {
     fn outputs(&self, spatial: &[Dim]) -> Vec<Dim> {
-        spatial.iter().enumerate().map(|(axis, dim)| size::to_dim(&self.output(axis, spatial.len(), dim))).collect()
+        spatial
+            .iter()
+            .enumerate()
+            .map(|(axis, dim)| size::to_dim(&self.output(axis, spatial.len(), dim)))
+            .collect()
     }
 
     /// `floor((in + pads - dilated kernel) / stride) + 1`, `ceil(in / stride)` for the SAME paddings.
@@ -135,7 +139,9 @@ pub(super) fn conv_transpose(context: &Context<'_>, attrs: &ConvAttrs) -> Option
 }
 
 pub(super) fn gemm(context: &Context<'_>, attrs: &GemmAttrs) -> Option<Vec<Inferred>> {
-    let ([a0, a1], [b0, b1]) = (context.dims(0)?, context.dims(1)?) else { return context.one(None) };
+    let ([a0, a1], [b0, b1]) = (context.dims(0)?, context.dims(1)?) else {
+        return context.one(None);
+    };
     let rows = if attrs.trans_a { a1 } else { a0 };
     let columns = if attrs.trans_b { b0 } else { b1 };
     context.one(Some(vec![rows.clone(), columns.clone()]))
@@ -146,8 +152,10 @@ pub(super) fn matmul(context: &Context<'_>, dtype: DType) -> Option<Vec<Inferred
         return Some(vec![Inferred::new(dtype, None)]);
     };
     let ([.., _], [.., _]) = (a, b) else { return Some(vec![Inferred::new(dtype, None)]) };
-    let (a_batch, rows) = if a.len() == 1 { (&a[..0], None) } else { (&a[..a.len() - 2], a.get(a.len() - 2)) };
-    let (b_batch, columns) = if b.len() == 1 { (&b[..0], None) } else { (&b[..b.len() - 2], b.last()) };
+    let (a_batch, rows) =
+        if a.len() == 1 { (&a[..0], None) } else { (&a[..a.len() - 2], a.get(a.len() - 2)) };
+    let (b_batch, columns) =
+        if b.len() == 1 { (&b[..0], None) } else { (&b[..b.len() - 2], b.last()) };
     let mut dims = elementwise::broadcast(a_batch, b_batch);
     dims.extend(rows.cloned());
     dims.extend(columns.cloned());
@@ -195,7 +203,8 @@ pub(super) fn reduce(
         None => (0..dims.len()).collect(),
         Some(axes) => axes.iter().map(|&axis| axis_of(axis, dims.len())).collect::<Option<_>>()?,
     };
-    let content = (kind == ReduceKind::Prod && reduced.len() == dims.len()).then(|| fold::product(context));
+    let content =
+        (kind == ReduceKind::Prod && reduced.len() == dims.len()).then(|| fold::product(context));
     let dims = without(dims, &reduced, keepdims);
     Some(vec![Inferred::new(context.dtype(0)?, Some(dims)).with(content.flatten())])
 }

@@ -4,10 +4,7 @@ use super::{
     Context, Inferred, axis_of, elementwise, fold,
     size::{self, Int},
 };
-use crate::Dim;
-
-/// Starts, ends and axes of a `Slice` before opset 10.
-type SliceAttrs = (Vec<i64>, Vec<i64>, Option<Vec<i64>>);
+use crate::{Dim, SliceAttrs};
 
 /// Exporters write "to the end" as `i64::MAX`, `i32::MAX` or a round billion; no axis is that long.
 const FAR: i64 = 1_000_000_000;
@@ -36,7 +33,8 @@ fn unknown_dims(context: &Context<'_>, slot: usize) -> Option<Vec<Dim>> {
 
 fn reshaped(input: Option<&[Dim]>, target: &[Int], allow_zero: bool) -> Vec<Dim> {
     let copied = |index: usize| target[index] == Int::Known(0) && !allow_zero;
-    let at = |index: usize| input.and_then(|input| input.get(index)).cloned().unwrap_or(Dim::Unknown);
+    let at =
+        |index: usize| input.and_then(|input| input.get(index)).cloned().unwrap_or(Dim::Unknown);
     let resolve = |(index, size): (usize, &Int)| match size {
         Int::Known(0) if copied(index) => at(index),
         size => size::to_dim(size),
@@ -49,7 +47,8 @@ fn reshaped(input: Option<&[Dim]>, target: &[Int], allow_zero: bool) -> Vec<Dim>
         let total = size::product((0..input.len()).filter(kept).map(|index| &input[index]));
         let rest = (0..output.len()).filter(|&index| index != open && !copied(index));
         let rest = size::product(rest.map(|index| &output[index]));
-        output[open] = size::div_exact(&total, &rest).map_or(Dim::Unknown, |size| size::to_dim(&size));
+        output[open] =
+            size::div_exact(&total, &rest).map_or(Dim::Unknown, |size| size::to_dim(&size));
     }
     output
 }
@@ -86,9 +85,11 @@ fn squeezed(dims: &[Dim], axes: Option<&[i64]>) -> Option<Vec<Dim>> {
     let Some(axes) = axes else {
         // Without axes every 1 goes; an unknown size may be one.
         let all_known = dims.iter().all(|dim| dim.fixed().is_some());
-        return all_known.then(|| dims.iter().filter(|dim| **dim != Dim::Fixed(1)).cloned().collect());
+        return all_known
+            .then(|| dims.iter().filter(|dim| **dim != Dim::Fixed(1)).cloned().collect());
     };
-    let axes: Vec<usize> = axes.iter().map(|&axis| axis_of(axis, dims.len())).collect::<Option<_>>()?;
+    let axes: Vec<usize> =
+        axes.iter().map(|&axis| axis_of(axis, dims.len())).collect::<Option<_>>()?;
     let kept = dims.iter().enumerate().filter(|(axis, _)| !axes.contains(axis));
     Some(kept.map(|(_, dim)| dim.clone()).collect())
 }
@@ -126,7 +127,8 @@ fn concatenated(all: &[&[Dim]], axis: i64) -> Option<Vec<Dim>> {
         for (at, (joined, dim)) in joined.iter_mut().zip(*dims).enumerate() {
             if at == axis {
                 *joined = size::to_dim(&size::add(&size::from_dim(joined), &size::from_dim(dim)));
-            } else if joined.fixed().is_none() && (dim.fixed().is_some() || *joined == Dim::Unknown) {
+            } else if joined.fixed().is_none() && (dim.fixed().is_some() || *joined == Dim::Unknown)
+            {
                 *joined = dim.clone();
             }
         }
@@ -134,7 +136,11 @@ fn concatenated(all: &[&[Dim]], axis: i64) -> Option<Vec<Dim>> {
     Some(joined)
 }
 
-pub(super) fn split(context: &Context<'_>, axis: i64, sizes: Option<&[i64]>) -> Option<Vec<Inferred>> {
+pub(super) fn split(
+    context: &Context<'_>,
+    axis: i64,
+    sizes: Option<&[i64]>,
+) -> Option<Vec<Inferred>> {
     let dtype = context.dtype(0)?;
     let parts = context.node.outputs.len();
     let sizes = sizes.map(<[i64]>::to_vec).or_else(|| context.ints(1));
@@ -155,7 +161,9 @@ pub(super) fn split(context: &Context<'_>, axis: i64, sizes: Option<&[i64]>) -> 
 
 /// Equal parts, the last one smaller where it does not divide.
 fn even_part(whole: &Int, part: usize, parts: usize) -> Int {
-    let (Ok(part), Ok(parts)) = (i64::try_from(part), i64::try_from(parts)) else { return Int::Unknown };
+    let (Ok(part), Ok(parts)) = (i64::try_from(part), i64::try_from(parts)) else {
+        return Int::Unknown;
+    };
     match whole {
         Int::Known(whole) => {
             let each = whole.saturating_add(parts - 1) / parts.max(1);
@@ -209,7 +217,9 @@ impl Range {
             (start, end) if start >= 0 && end < 0 => {
                 size::add(whole, &end.checked_sub(start).map_or(Int::Unknown, Int::Known))
             }
-            (start, end) if start < 0 && end >= FAR => start.checked_neg().map_or(Int::Unknown, Int::Known),
+            (start, end) if start < 0 && end >= FAR => {
+                start.checked_neg().map_or(Int::Unknown, Int::Known)
+            }
             _ => Int::Unknown,
         }
     }
@@ -269,11 +279,14 @@ pub(super) fn gather(context: &Context<'_>, axis: i64) -> Option<Vec<Inferred>> 
 
 pub(super) fn expand(context: &Context<'_>) -> Option<Vec<Inferred>> {
     let target: Option<Vec<Dim>> = match context.content(1) {
-        Some(target) if target.values.len() <= MAX_RANK => Some(target.values.iter().map(size::to_dim).collect()),
+        Some(target) if target.values.len() <= MAX_RANK => {
+            Some(target.values.iter().map(size::to_dim).collect())
+        }
         Some(_) => None,
         None => unknown_dims(context, 1),
     };
-    let dims = context.dims(0).zip(target).map(|(dims, target)| elementwise::broadcast(dims, &target));
+    let dims =
+        context.dims(0).zip(target).map(|(dims, target)| elementwise::broadcast(dims, &target));
     let content = fold::expand(context, dims.as_deref());
     Some(vec![Inferred::new(context.dtype(0)?, dims).with(content)])
 }
@@ -281,15 +294,20 @@ pub(super) fn expand(context: &Context<'_>) -> Option<Vec<Inferred>> {
 pub(super) fn pad(context: &Context<'_>, pads: Option<&[i64]>) -> Option<Vec<Inferred>> {
     let Some(dims) = context.dims(0) else { return context.one(None) };
     let unknown = || context.one(Some(vec![Dim::Unknown; dims.len()]));
-    let Some(pads) = pads.map(<[i64]>::to_vec).or_else(|| context.ints(1)) else { return unknown() };
+    let Some(pads) = pads.map(<[i64]>::to_vec).or_else(|| context.ints(1)) else {
+        return unknown();
+    };
     let axes: Option<Vec<usize>> = match context.node.input(3) {
         None => Some((0..dims.len()).collect()),
-        Some(_) => context.ints(3).and_then(|axes| axes.iter().map(|&a| axis_of(a, dims.len())).collect()),
+        Some(_) => {
+            context.ints(3).and_then(|axes| axes.iter().map(|&a| axis_of(a, dims.len())).collect())
+        }
     };
     let Some(axes) = axes.filter(|axes| pads.len() == 2 * axes.len()) else { return unknown() };
     let mut padded = dims.to_vec();
     for (index, &axis) in axes.iter().enumerate() {
-        let more = pads[index].checked_add(pads[index + axes.len()]).map_or(Int::Unknown, Int::Known);
+        let more =
+            pads[index].checked_add(pads[index + axes.len()]).map_or(Int::Unknown, Int::Known);
         padded[axis] = size::to_dim(&size::add(&size::from_dim(&dims[axis]), &more));
     }
     context.one(Some(padded))
@@ -319,12 +337,16 @@ mod tests {
         let target = [Int::Known(0), Int::Known(-1), Int::Known(8)];
         assert_eq!(names(&reshaped(Some(&input), &target, false)), "?,3,8");
         assert_eq!(names(&reshaped(None, &[Int::Known(-1), Int::Known(8)], false)), "?,8");
-        assert_eq!(names(&reshaped(Some(&[Dim::Fixed(0)]), &[Int::Known(0), Int::Known(5)], true)), "0,5");
+        assert_eq!(
+            names(&reshaped(Some(&[Dim::Fixed(0)]), &[Int::Known(0), Int::Known(5)], true)),
+            "0,5"
+        );
     }
 
     #[test]
     fn a_slice_clamps_counts_from_the_end_and_steps_backwards() {
-        let length = |start, end, step, whole| Range { axis: 0, start, end, step }.indices(whole).count;
+        let length =
+            |start, end, step, whole| Range { axis: 0, start, end, step }.indices(whole).count;
         assert_eq!(length(0, i64::MAX, 1, 5), 5);
         assert_eq!(length(-2, i64::MAX, 1, 5), 2);
         assert_eq!(length(1, -1, 2, 6), 2);
@@ -332,9 +354,8 @@ mod tests {
         assert_eq!(length(3, 1, 1, 5), 0);
         assert_eq!(length(9, 12, 1, 5), 0);
         assert_eq!(length(0, 5, 1, 0), 0);
-        let named = |start, end| {
-            Range { axis: 0, start, end, step: 1 }.length(&Int::Name("N".to_owned()))
-        };
+        let named =
+            |start, end| Range { axis: 0, start, end, step: 1 }.length(&Int::Name("N".to_owned()));
         assert_eq!(named(0, i64::MAX), Int::Name("N".to_owned()));
         assert_eq!(named(1, i64::MAX), Int::Name("(N-1)".to_owned()));
         assert_eq!(named(0, 3), Int::Unknown);

@@ -37,7 +37,9 @@ pub(super) fn add(a: &Int, b: &Int) -> Int {
     match (a, b) {
         (Int::Known(a), Int::Known(b)) => a.checked_add(*b).map_or(Int::Unknown, Int::Known),
         (Int::Known(0), other) | (other, Int::Known(0)) => other.clone(),
-        (Int::Known(number), Int::Name(name)) | (Int::Name(name), Int::Known(number)) if sum(name).is_some() => {
+        (Int::Known(number), Int::Name(name)) | (Int::Name(name), Int::Known(number))
+            if sum(name).is_some() =>
+        {
             let Some((base, earlier)) = sum(name) else { return Int::Unknown };
             let number = earlier.checked_add(*number).map_or(Int::Unknown, Int::Known);
             add(&Int::Name(base.to_owned()), &number)
@@ -50,7 +52,11 @@ pub(super) fn add(a: &Int, b: &Int) -> Int {
                 }
             }
             (Some(a), Some(b)) => match b.coefficient {
-                ..0 => expression(&a, "-", &Product { coefficient: b.coefficient.saturating_neg(), ..b }),
+                ..0 => expression(
+                    &a,
+                    "-",
+                    &Product { coefficient: b.coefficient.saturating_neg(), ..b },
+                ),
                 _ => expression(&a, "+", &b),
             },
             _ => Int::Unknown,
@@ -79,7 +85,9 @@ pub(super) fn div_floor(a: &Int, b: &Int) -> Int {
     match (a, b) {
         (_, Int::Known(0)) => Int::Unknown,
         (a, Int::Known(1)) => a.clone(),
-        (Int::Known(a), Int::Known(b)) => a.checked_div_euclid(*b).filter(|_| *b > 0).map_or(Int::Unknown, Int::Known),
+        (Int::Known(a), Int::Known(b)) => {
+            a.checked_div_euclid(*b).filter(|_| *b > 0).map_or(Int::Unknown, Int::Known)
+        }
         _ => div_exact(a, b).unwrap_or_else(|| match (Product::of(a), Product::of(b)) {
             (Some(a), Some(b)) => expression(&a, "/", &b),
             _ => Int::Unknown,
@@ -118,12 +126,16 @@ struct Product {
 impl Product {
     fn of(int: &Int) -> Option<Self> {
         match int {
-            Int::Known(coefficient) => Some(Self { coefficient: *coefficient, factors: Vec::new() }),
+            Int::Known(coefficient) => {
+                Some(Self { coefficient: *coefficient, factors: Vec::new() })
+            }
             Int::Name(name) => {
                 let mut product = Self { coefficient: 1, factors: Vec::new() };
                 for part in split(name) {
                     match part.parse::<i64>() {
-                        Ok(number) => product.coefficient = product.coefficient.checked_mul(number)?,
+                        Ok(number) => {
+                            product.coefficient = product.coefficient.checked_mul(number)?
+                        }
                         Err(_) => product.factors.push(part.to_owned()),
                     }
                 }
@@ -143,8 +155,10 @@ impl Product {
     }
 
     fn text(&self) -> String {
-        let coefficient = (self.coefficient != 1 || self.factors.is_empty()).then(|| self.coefficient.to_string());
-        let parts: Vec<String> = coefficient.into_iter().chain(self.factors.iter().cloned()).collect();
+        let coefficient = (self.coefficient != 1 || self.factors.is_empty())
+            .then(|| self.coefficient.to_string());
+        let parts: Vec<String> =
+            coefficient.into_iter().chain(self.factors.iter().cloned()).collect();
         parts.join("*")
     }
 }

@@ -45,8 +45,12 @@ pub(crate) fn constant_of(node: &Node) -> Option<Arc<Tensor>> {
         ("value_floats", AttributeValue::Floats(v)) => Tensor::from_f32(vec![v.len()], v),
         ("value_int", AttributeValue::Int(v)) => Tensor::from_i64(vec![], &[*v]),
         ("value_ints", AttributeValue::Ints(v)) => Tensor::from_i64(vec![v.len()], v),
-        ("value_string", AttributeValue::String(v)) => Tensor::from_strings(vec![], vec![v.clone()]),
-        ("value_strings", AttributeValue::Strings(v)) => Tensor::from_strings(vec![v.len()], v.clone()),
+        ("value_string", AttributeValue::String(v)) => {
+            Tensor::from_strings(vec![], vec![v.clone()])
+        }
+        ("value_strings", AttributeValue::Strings(v)) => {
+            Tensor::from_strings(vec![v.len()], v.clone())
+        }
         _ => return None,
     };
     built.ok().map(Arc::new)

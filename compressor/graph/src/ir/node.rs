@@ -39,7 +39,10 @@ impl Node {
     /// The attribute of that name.
     #[must_use]
     pub fn attr(&self, name: &str) -> Option<&AttributeValue> {
-        self.attributes.iter().find(|attribute| attribute.name == name).map(|attribute| &attribute.value)
+        self.attributes
+            .iter()
+            .find(|attribute| attribute.name == name)
+            .map(|attribute| &attribute.value)
     }
 
     /// An integer attribute.
@@ -63,7 +66,11 @@ impl Node {
     /// A string attribute, where it is UTF-8.
     #[must_use]
     pub fn attr_str(&self, name: &str) -> Option<&str> {
-        if let Some(AttributeValue::String(v)) = self.attr(name) { std::str::from_utf8(v).ok() } else { None }
+        if let Some(AttributeValue::String(v)) = self.attr(name) {
+            std::str::from_utf8(v).ok()
+        } else {
+            None
+        }
     }
 
     /// Whether an attribute holds a graph.

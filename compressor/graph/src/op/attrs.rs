@@ -24,7 +24,9 @@ impl<'a> Attrs<'a> {
         }
         let unread = self.read.iter().position(|read| !read.get());
         match unread {
-            Some(index) => Err(format!("attribute `{}` is not understood", self.node.attributes[index].name)),
+            Some(index) => {
+                Err(format!("attribute `{}` is not understood", self.node.attributes[index].name))
+            }
             None => Ok(()),
         }
     }

@@ -19,11 +19,16 @@ pub(crate) fn decode(graph: &Graph, node: &Node, opset: i64) -> Result<Op, Strin
         return Err(format!("domain `{}` is not understood", node.domain));
     }
     if opset > NEWEST_OPSET {
-        return Err(format!("operator set {opset} is newer than {NEWEST_OPSET}, the newest understood"));
+        return Err(format!(
+            "operator set {opset} is newer than {NEWEST_OPSET}, the newest understood"
+        ));
     }
     let attrs = Attrs::new(node);
     let Some(op) = by_type(graph, node, opset, &attrs) else {
-        return Err(format!("operator `{}` of operator set {opset} is not understood", node.op_type));
+        return Err(format!(
+            "operator `{}` of operator set {opset} is not understood",
+            node.op_type
+        ));
     };
     attrs.finish()?;
     check_arity(&op, node)?;
@@ -259,7 +264,10 @@ fn layers(node: &Node, opset: i64, attrs: &Attrs<'_>) -> Option<Op> {
         }
         "LayerNormalization" => {
             attrs.only_int("stash_type", 1, 1);
-            Op::LayerNormalization { axis: attrs.int("axis", -1), epsilon: attrs.float("epsilon", 1e-5) }
+            Op::LayerNormalization {
+                axis: attrs.int("axis", -1),
+                epsilon: attrs.float("epsilon", 1e-5),
+            }
         }
         "Softmax" | "LogSoftmax" => {
             let flat = opset < 13;
@@ -365,8 +373,14 @@ fn sources(node: &Node, attrs: &Attrs<'_>) -> Option<Op> {
                 attrs.refuse("its value is not a dense tensor".to_owned());
             }
             attrs.ignore(&[
-                "value", "value_float", "value_floats", "value_int", "value_ints", "value_string",
-                "value_strings", "sparse_value",
+                "value",
+                "value_float",
+                "value_floats",
+                "value_int",
+                "value_ints",
+                "value_string",
+                "value_strings",
+                "sparse_value",
             ]);
             Op::Constant
         }
@@ -385,8 +399,13 @@ fn sources(node: &Node, attrs: &Attrs<'_>) -> Option<Op> {
         }
         "Scan" => {
             attrs.ignore(&[
-                "body", "num_scan_inputs", "scan_input_axes", "scan_input_directions", "scan_output_axes",
-                "scan_output_directions", "directions",
+                "body",
+                "num_scan_inputs",
+                "scan_input_axes",
+                "scan_input_directions",
+                "scan_output_axes",
+                "scan_output_directions",
+                "directions",
             ]);
             Op::Scan
         }
@@ -412,7 +431,11 @@ fn arity(op: &Op) -> (usize, usize) {
     let any = usize::MAX;
     match op {
         Op::Unary(UnaryOp::Clip | UnaryOp::Dropout) => (1, 3),
-        Op::Unary(_) | Op::Pool(_) | Op::Softmax { .. } | Op::ArgMax { .. } | Op::Flatten { .. } => (1, 1),
+        Op::Unary(_)
+        | Op::Pool(_)
+        | Op::Softmax { .. }
+        | Op::ArgMax { .. }
+        | Op::Flatten { .. } => (1, 1),
         Op::Transpose { .. } | Op::Shape { .. } | Op::Size | Op::Lrn { .. } => (1, 1),
         Op::Binary(BinaryOp::Where) => (3, 3),
         Op::Binary(BinaryOp::Min | BinaryOp::Max | BinaryOp::Mean | BinaryOp::Sum) => (1, any),

@@ -22,7 +22,10 @@ impl Context {
         Self {
             // The first two versions of the format had no operator sets.
             opset: model.opset("").or((model.ir_version < 3).then_some(1)),
-            functions: functions.iter().map(|function| key(function.domain(), function.name())).collect(),
+            functions: functions
+                .iter()
+                .map(|function| key(function.domain(), function.name()))
+                .collect(),
         }
     }
 
@@ -54,7 +57,12 @@ impl Model {
 }
 
 /// In topological order, because a node may look at its constant inputs.
-fn decode_graph(context: &Arc<Context>, graph: &mut Graph, place: &str, warnings: &mut Vec<Warning>) {
+fn decode_graph(
+    context: &Arc<Context>,
+    graph: &mut Graph,
+    place: &str,
+    warnings: &mut Vec<Warning>,
+) {
     graph.context = Arc::clone(context);
     for id in graph.order.clone() {
         let node = graph.node(id);

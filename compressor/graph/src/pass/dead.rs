@@ -52,9 +52,10 @@ fn dead_constants(graph: &Graph) -> Vec<ValueId> {
             read.extend(graph.captures(id));
         }
     }
-    let constants = graph.values().filter(|(_, value)| {
-        value.origin == Origin::Initializer && value.data.is_some()
-    });
-    let unread = constants.filter(|(id, _)| !read.contains(id) && !graph.listed_inputs().contains(id));
+    let constants = graph
+        .values()
+        .filter(|(_, value)| value.origin == Origin::Initializer && value.data.is_some());
+    let unread =
+        constants.filter(|(id, _)| !read.contains(id) && !graph.listed_inputs().contains(id));
     unread.map(|(id, _)| id).collect()
 }

@@ -54,13 +54,16 @@ fn computed_constants(graph: &Graph) -> Vec<Reads> {
     }
     let provides = |op: &Op| matches!(op, Op::Constant | Op::Unary(UnaryOp::Identity));
     let nodes = graph.nodes().filter(|(_, node)| provides(&node.op));
-    let values = nodes.filter_map(|(_, node)| node.output(0)).filter(|value| !captured.contains(value));
+    let values =
+        nodes.filter_map(|(_, node)| node.output(0)).filter(|value| !captured.contains(value));
     let mut found: Vec<Reads> = values
         .filter_map(|value| Some(Reads { value, readers: readers.remove(&value)? }))
         .collect();
     // An alias read only by aliases needs no weight of its own.
     found.retain_mut(|reads| {
-        reads.readers.retain(|(node, _)| !matches!(graph.node(*node).op, Op::Unary(UnaryOp::Identity)));
+        reads
+            .readers
+            .retain(|(node, _)| !matches!(graph.node(*node).op, Op::Unary(UnaryOp::Identity)));
         !reads.readers.is_empty()
     });
     found
