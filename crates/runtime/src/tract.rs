@@ -79,7 +79,7 @@ fn prepare(
                 shorten(format!("{e:#}"))
             ))
         })?;
-        let session = TractSession::new(what, &proto, folder, options.batch)?;
+        let session = TractSession::new(what, proto, folder, options.batch)?;
         Ok(Box::new(session) as Box<dyn Session>)
     })
 }

@@ -34,7 +34,7 @@ enum Plans {
     /// One plan for every shape.
     One(Arc<TypedSimplePlan>),
     /// A plan for each combination of input shapes, made when it first comes.
-    PerShape(PerShape),
+    PerShape(Box<PerShape>),
 }
 
 /// The model before optimization, and the plans of the shapes seen last, the latest at the end.
@@ -49,7 +49,7 @@ type Shapes = Vec<Vec<usize>>;
 impl TractSession {
     pub(super) fn new(
         what: &str,
-        proto: &pb::ModelProto,
+        proto: pb::ModelProto,
         folder: Option<&str>,
         batch: Option<usize>,
     ) -> Result<Self, EngineError> {
@@ -57,25 +57,29 @@ impl TractSession {
             .graph
             .as_ref()
             .ok_or_else(|| EngineError::load(format!("{what} is not an ONNX model: no graph")))?;
+        let names: Vec<String> = graph.output.iter().map(|o| o.name.clone()).collect();
         let mut inputs = declared_inputs(graph)?;
-        let mut outputs = declared_outputs(graph)?;
+        let mut outputs = declared_outputs(graph);
         if let Some(batch) = batch {
-            fix_batch(&mut inputs, &mut outputs, batch);
+            let outputs = outputs.as_mut().map_or(&mut [][..], Vec::as_mut_slice);
+            fix_batch(&mut inputs, outputs, batch);
         }
-        let model = parse(proto, folder).map_err(|e| refused(what, &e))?;
-        let free = inputs.iter().any(is_free);
-        let (plans, outputs) = match plan(model.clone(), &inputs) {
-            Ok(plan) => {
-                let outputs = planned_outputs(graph, &plan)?;
+        let model = parse(&proto, folder).map_err(|e| refused(what, &e))?;
+        // The weights are in `model` by now; planning makes a third copy of some.
+        drop(proto);
+        let may_wait = inputs.iter().any(is_free) && !has_unknown_operators(&model);
+        let kept = may_wait.then(|| model.clone());
+        let (plans, outputs) = match (plan(model, &inputs), kept) {
+            (Ok(plan), _) => {
+                let outputs = planned_outputs(names, &plan)?;
                 (Plans::One(plan), outputs)
             }
-            Err(_) if free && !has_unknown_operators(&model) => {
-                let what = what.to_owned();
-                let plans = Vec::new();
-                let per_shape = PerShape { what, model, plans };
-                (Plans::PerShape(per_shape), outputs.into_iter().map(Declared::into_spec).collect())
+            (Err(_), Some(model)) => {
+                let per_shape = PerShape { what: what.to_owned(), model, plans: Vec::new() };
+                let outputs = outputs?.into_iter().map(Declared::into_spec).collect();
+                (Plans::PerShape(Box::new(per_shape)), outputs)
             }
-            Err(e) => return Err(refused(what, &e)),
+            (Err(e), None) => return Err(refused(what, &e)),
         };
         Ok(Self { plans, inputs: inputs.into_iter().map(Declared::into_spec).collect(), outputs })
     }
@@ -277,28 +281,21 @@ fn fact(model: &InferenceModel, at: usize, declared: &Declared) -> TractResult<I
 }
 
 /// What the optimized model gives, by the names that the graph declares.
-fn planned_outputs(
-    graph: &pb::GraphProto,
-    plan: &TypedSimplePlan,
-) -> Result<Vec<IoSpec>, EngineError> {
+fn planned_outputs(names: Vec<String>, plan: &TypedSimplePlan) -> Result<Vec<IoSpec>, EngineError> {
     let lost = |e| EngineError::load(format!("tract lost an output: {e:#}"));
-    graph
-        .output
-        .iter()
+    names
+        .into_iter()
         .enumerate()
-        .map(|(at, output)| {
+        .map(|(at, name)| {
             let fact = plan.model().output_fact(at).map_err(lost)?;
             let dtype = element_type(fact.datum_type).ok_or_else(|| {
                 EngineError::unsupported(format!(
-                    "output \"{}\" has elements of type {:?}, which is not supported",
-                    output.name, fact.datum_type
+                    "output \"{name}\" has elements of type {:?}, which is not supported",
+                    fact.datum_type
                 ))
             })?;
-            Ok(IoSpec {
-                name: output.name.clone(),
-                dtype,
-                dims: fact.shape.iter().map(|d| d.to_usize().ok()).collect(),
-            })
+            let dims = fact.shape.iter().map(|d| d.to_usize().ok()).collect();
+            Ok(IoSpec { name, dtype, dims })
         })
         .collect()
 }
