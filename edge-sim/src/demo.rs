@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use wire::{BudgetBreach, InstallEvent, InstallOutcome, ModelPhase, Offer, RecompressRequest};
 
-use crate::client::LoadClient;
+use crate::client::{ClientStats, LoadClient};
 use crate::live::{Stack, StackError, StackOptions};
 use crate::watcher::{Message, Record};
 
@@ -33,6 +33,9 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(170);
 const WINDOWS_AFTER: usize = 4;
 /// Windows measured before the budget is set; the first after a switch does not count.
 const WINDOWS_BEFORE: usize = 3;
+
+/// Answers in a phase before it may end, so that there is something to compare.
+const MIN_ANSWERS: usize = 10;
 
 /// The phases of the client's requests.
 const BEFORE: &str = "before";
@@ -250,6 +253,7 @@ impl Driver {
                 None => committed = true,
             }
         }
+        self.wait_for_answers(&client, BEFORE)?;
         let before = Measured::new(&windows[1..], self.stack.watcher(), &digest);
         display.done(&before.line());
         Ok(Deployed { digest, before, client })
@@ -373,6 +377,7 @@ impl Driver {
             display.note(&format!("window {} of {WINDOWS_AFTER}", windows.len()));
             windows.push(window);
         }
+        self.wait_for_answers(&deployed.client, AFTER)?;
         let after = Measured::new(&windows[1..], self.stack.watcher(), &offer.digest);
         let over = windows[1..]
             .iter()
@@ -403,12 +408,21 @@ impl Driver {
         Ok(summary)
     }
 
+    fn wait_for_answers(&self, client: &LoadClient, phase: &str) -> Result<(), Failure> {
+        let answers = |stats: &ClientStats| stats.phases.get(phase).map_or(0, |p| p.answers.len());
+        let samples = self.stack.inputs().iter().map(crate::npz::Array::samples).min().unwrap_or(0);
+        let wanted = MIN_ANSWERS.min(samples);
+        if client.wait(self.deadline, |stats| answers(stats) >= wanted) {
+            return Ok(());
+        }
+        let stats = client.stats();
+        let failure = stats.failures().last().unwrap_or("no failure");
+        let got = answers(&stats);
+        Err(format!("only {got} of {wanted} answers {phase}; the last failure: {failure}").into())
+    }
+
     /// Whether what was to be shown has been shown.
-    fn verdict(
-        &self,
-        summary: &Summary,
-        stats: &crate::client::ClientStats,
-    ) -> Result<(), Failure> {
+    fn verdict(&self, summary: &Summary, stats: &ClientStats) -> Result<(), Failure> {
         let text = summary.table();
         let p95 = summary.after.p95_us.ok_or("there were no answers after".to_owned())?;
         if p95 > summary.budget_p95_us {

@@ -1,5 +1,4 @@
 //! The program as it is called.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::process::{Command, Output};
 

@@ -1,5 +1,4 @@
 //! The brokers as real processes, seen through the watcher.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::path::Path;
 use std::time::{Duration, Instant};

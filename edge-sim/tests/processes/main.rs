@@ -1,0 +1,9 @@
+//! The program and its parts as real processes.
+#![allow(clippy::unwrap_used)]
+
+mod brokers;
+mod command_line;
+mod demo;
+mod puppet;
+mod stack;
+mod support;
