@@ -1,0 +1,234 @@
+//! What the service is told at its start.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use runtime::EngineKind;
+
+/// Arguments of `espalier serve`.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = EXAMPLE)]
+pub struct ServeArgs {
+    /// Topic root.
+    #[arg(long, default_value = wire::DEFAULT_ROOT)]
+    pub root: String,
+    /// MQTT broker.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:1883")]
+    pub broker: String,
+    /// MQTT client id; by default one is made up once per store.
+    #[arg(long, value_name = "ID")]
+    pub client_id: Option<String>,
+    /// Address of the HTTP server; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8480")]
+    pub listen: SocketAddr,
+    /// How devices reach the HTTP server; by default its own address.
+    #[arg(long, value_name = "URL")]
+    pub http_url: Option<String>,
+    /// Folder of jobs and bundles.
+    #[arg(long, value_name = "DIR")]
+    pub store: PathBuf,
+    /// An original model; may be repeated.
+    #[arg(long, value_name = "NAME=MODEL.onnx", required = true)]
+    pub model: Vec<String>,
+    /// Calibration data of a model.
+    #[arg(long, value_name = "NAME=DATA.npz")]
+    pub calibration: Vec<String>,
+    /// Held-out data of a model.
+    #[arg(long, value_name = "NAME=DATA.npz")]
+    pub heldout: Vec<String>,
+    /// Engine of bundles deployed by hand; a request names its device's own.
+    #[arg(long, value_name = "tract|ort", default_value = "tract")]
+    pub runtime: String,
+    /// The ONNX Runtime library.
+    #[arg(long, value_name = "PATH")]
+    pub ort_library: Option<PathBuf>,
+    /// Agreement with the original that is asked for where the device names none, 0 to 1.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
+    pub agreement_min: f64,
+    /// Seed of everything random in a compression.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+const EXAMPLE: &str = "Example:
+  espalier serve --broker 127.0.0.1:1883 --listen 0.0.0.0:8480 --http-url http://host:8480 --store jobs \\
+    --model magika=model.onnx --calibration magika=calib.npz --heldout magika=heldout.npz";
+
+/// Where one original model and its data are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelFiles {
+    /// The model.
+    pub source: PathBuf,
+    /// Calibration data.
+    pub calibration: PathBuf,
+    /// Held-out data.
+    pub heldout: PathBuf,
+}
+
+/// A checked configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServeConfig {
+    /// Topic root.
+    pub root: String,
+    /// MQTT broker's host and port.
+    pub broker: (String, u16),
+    /// MQTT client id; without it, one that the store remembers.
+    pub client_id: Option<String>,
+    /// Address of the HTTP server.
+    pub listen: SocketAddr,
+    /// How devices reach the HTTP server; without it, its own address.
+    pub http_url: Option<String>,
+    /// Folder of jobs and bundles.
+    pub store: PathBuf,
+    /// Original models by name.
+    pub models: BTreeMap<String, ModelFiles>,
+    /// Engine of bundles deployed by hand.
+    pub runtime: EngineKind,
+    /// The ONNX Runtime library.
+    pub ort_library: Option<PathBuf>,
+    /// Agreement that is asked for where the device names none.
+    pub agreement_min: f64,
+    /// Seed of everything random in a compression.
+    pub seed: u64,
+}
+
+impl ServeArgs {
+    /// Checks the arguments and says everything that is wrong with them.
+    pub fn into_config(self) -> Result<ServeConfig, Vec<String>> {
+        let mut errors = Vec::new();
+        let mut sources = pairs("--model", &self.model, &mut errors);
+        let mut calibration = pairs("--calibration", &self.calibration, &mut errors);
+        let mut heldout = pairs("--heldout", &self.heldout, &mut errors);
+        let mut models = BTreeMap::new();
+        while let Some((name, source)) = sources.pop_first() {
+            match (calibration.remove(&name), heldout.remove(&name)) {
+                (Some(calibration), Some(heldout)) => {
+                    models.insert(name, ModelFiles { source, calibration, heldout });
+                }
+                _ => errors.push(format!(
+                    "model {name} needs --calibration {name}=… and --heldout {name}=…"
+                )),
+            }
+        }
+        for (name, _) in calibration.into_iter().chain(heldout) {
+            errors.push(format!("there is data for {name}, but no --model {name}=…"));
+        }
+        let runtime = self
+            .runtime
+            .parse::<EngineKind>()
+            .map_err(|error| errors.push(format!("--runtime: {error}")));
+        let broker = parse_broker(&self.broker).map_err(|error| errors.push(error));
+        if let Err(error) = wire::requests_filter(&self.root) {
+            errors.push(format!("--root: {error}"));
+        }
+        if !(0.0..=1.0).contains(&self.agreement_min) {
+            errors.push(format!("--agreement-min {} is not between 0 and 1", self.agreement_min));
+        }
+        match (runtime, broker) {
+            (Ok(runtime), Ok(broker)) if errors.is_empty() => Ok(ServeConfig {
+                root: self.root,
+                broker,
+                client_id: self.client_id,
+                listen: self.listen,
+                http_url: self.http_url,
+                store: self.store,
+                models,
+                runtime,
+                ort_library: self.ort_library,
+                agreement_min: self.agreement_min,
+                seed: self.seed,
+            }),
+            _ => Err(errors),
+        }
+    }
+}
+
+fn pairs(flag: &str, given: &[String], errors: &mut Vec<String>) -> BTreeMap<String, PathBuf> {
+    let mut found = BTreeMap::new();
+    for text in given {
+        let Some((name, path)) = text.split_once('=').filter(|(_, path)| !path.is_empty()) else {
+            errors.push(format!("{flag} {text}: wanted NAME=PATH"));
+            continue;
+        };
+        if let Err(error) = wire::check_name("model", name) {
+            errors.push(format!("{flag} {text}: {error}"));
+        } else if found.insert(name.to_owned(), PathBuf::from(path)).is_some() {
+            errors.push(format!("{flag} {name}=… is given twice"));
+        }
+    }
+    found
+}
+
+fn parse_broker(text: &str) -> Result<(String, u16), String> {
+    let parsed = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    match parsed {
+        Some((host, port)) if !host.is_empty() => Ok((host.to_owned(), port)),
+        _ => Err(format!("--broker {text}: wanted HOST:PORT")),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Wrapper {
+        #[command(flatten)]
+        args: ServeArgs,
+    }
+
+    fn parse(more: &[&str]) -> Result<ServeConfig, Vec<String>> {
+        let base = ["serve", "--store", "s"];
+        Wrapper::try_parse_from(base.iter().chain(more)).unwrap().args.into_config()
+    }
+
+    #[test]
+    fn a_model_with_its_data_is_a_configuration() {
+        let config = parse(&[
+            "--model",
+            "m=a=b.onnx",
+            "--calibration",
+            "m=c.npz",
+            "--heldout",
+            "m=h.npz",
+            "--broker",
+            "[::1]:1884",
+        ])
+        .unwrap();
+        assert_eq!(config.models["m"].source, PathBuf::from("a=b.onnx"));
+        assert_eq!(config.broker, ("[::1]".to_owned(), 1884));
+        assert_eq!(config.runtime, EngineKind::Tract);
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_said_at_once() {
+        let errors = parse(&[
+            "--model",
+            "m=a.onnx",
+            "--model",
+            "nopath",
+            "--model",
+            "a/b=c.onnx",
+            "--heldout",
+            "other=h.npz",
+            "--runtime",
+            "tensorrt",
+            "--broker",
+            "nowhere",
+            "--root",
+            "a/+",
+            "--agreement-min",
+            "1.5",
+        ])
+        .unwrap_err();
+        let all = errors.join("\n");
+        for part in ["nopath", "a/b", "model m needs", "other", "tensorrt", "nowhere", "a/+", "1.5"]
+        {
+            assert!(all.contains(part), "{part}: {all}");
+        }
+    }
+}

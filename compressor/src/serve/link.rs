@@ -1,0 +1,157 @@
+//! The connection to the broker. This task polls and forwards, and does nothing else.
+//!
+//! Every connection gets a fresh client and event loop, so that no unacknowledged packet of an older
+//! one can be repeated behind the outbox's back; what must survive is in the store. The broker keeps
+//! the session (subscriptions and what was not acknowledged) between connections.
+
+use std::time::{Duration, Instant};
+
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
+use rumqttc::v5::mqttbytes::v5::{Packet, PubAckReason, Publish, SubscribeReasonCode};
+use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions};
+use tokio::sync::mpsc;
+
+use super::offers::entropy;
+
+/// How long the broker keeps the session without a connection, seconds.
+const SESSION_EXPIRY_S: u32 = 7 * 24 * 3600;
+/// Largest packet accepted; the broker drops larger ones itself.
+#[allow(clippy::cast_possible_truncation)]
+const MAX_PACKET_BYTES: u32 = wire::MAX_PAYLOAD_BYTES as u32 + 16 * 1024;
+/// Requests that the broker may send before the first is acknowledged.
+const RECEIVE_MAXIMUM: u16 = 32;
+/// Packets waiting to be sent: acknowledgements, one subscription, one offer.
+const QUEUE: usize = 128;
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// A connection that held this long was a good one.
+const GOOD_CONNECTION: Duration = Duration::from_secs(10);
+
+/// What happens on the connection.
+pub(super) enum LinkEvent {
+    /// Connected; `session` says whether the broker remembered the subscription.
+    Up { client: AsyncClient, session: bool },
+    /// Disconnected, or not connected.
+    Down { reason: String },
+    /// The broker's answer to a subscription.
+    Subscribed(Result<(), String>),
+    /// A message, to be acknowledged once it is taken.
+    Message(Publish),
+    /// The broker's answer to the one offer in flight.
+    Sent(Result<(), String>),
+}
+
+/// Options of every connection.
+pub(super) fn options(broker: &(String, u16), client_id: &str) -> MqttOptions {
+    let mut options = MqttOptions::new(client_id, broker.0.clone(), broker.1);
+    options.set_keep_alive(Duration::from_secs(30));
+    options.set_clean_start(false);
+    options.set_session_expiry_interval(Some(SESSION_EXPIRY_S));
+    options.set_receive_maximum(Some(RECEIVE_MAXIMUM));
+    options.set_max_packet_size(Some(MAX_PACKET_BYTES));
+    options.set_manual_acks(true);
+    options.set_connection_timeout(5);
+    options.set_outgoing_inflight_upper_limit(16);
+    options
+}
+
+/// Connects, forwards, and connects again, until nobody listens any more.
+pub(super) async fn run(options: MqttOptions, events: mpsc::Sender<LinkEvent>) {
+    let mut backoff = Backoff::default();
+    let mut jitter = SmallRng::seed_from_u64(entropy());
+    loop {
+        let since = Instant::now();
+        let (client, mut eventloop) = AsyncClient::new(options.clone(), QUEUE);
+        let reason = connection(&client, &mut eventloop, &events).await;
+        drop(eventloop);
+        if events.send(LinkEvent::Down { reason }).await.is_err() {
+            return;
+        }
+        let wait = backoff.next(since.elapsed(), jitter.random_range(0.5..1.0));
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = events.closed() => return,
+        }
+    }
+}
+
+/// Polls one connection until it ends, and says why.
+async fn connection(
+    client: &AsyncClient,
+    eventloop: &mut EventLoop,
+    events: &mpsc::Sender<LinkEvent>,
+) -> String {
+    loop {
+        let event = tokio::select! {
+            event = eventloop.poll() => event,
+            () = events.closed() => return "the service stops".to_owned(),
+        };
+        let forward = match event {
+            Ok(Event::Incoming(packet)) => translate(client, packet),
+            Ok(Event::Outgoing(_)) => None,
+            Err(error) => return error.to_string(),
+        };
+        if let Some(event) = forward
+            && events.send(event).await.is_err()
+        {
+            return "the service stops".to_owned();
+        }
+    }
+}
+
+fn translate(client: &AsyncClient, packet: Packet) -> Option<LinkEvent> {
+    match packet {
+        Packet::ConnAck(connack) => {
+            Some(LinkEvent::Up { client: client.clone(), session: connack.session_present })
+        }
+        Packet::Publish(publish) => Some(LinkEvent::Message(publish)),
+        Packet::SubAck(suback) => {
+            let refused = suback
+                .return_codes
+                .iter()
+                .find(|code| !matches!(code, SubscribeReasonCode::Success(_)));
+            Some(LinkEvent::Subscribed(refused.map_or(Ok(()), |code| Err(format!("{code:?}")))))
+        }
+        Packet::PubAck(puback) => Some(LinkEvent::Sent(match puback.reason {
+            PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
+            reason => Err(format!("{reason:?}")),
+        })),
+        _ => None,
+    }
+}
+
+/// Waits that double up to a limit, and start over after a good connection.
+#[derive(Debug, Default)]
+struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// The next wait; `jitter` between 0 and 1 scales it.
+    fn next(&mut self, connected: Duration, jitter: f64) -> Duration {
+        if connected >= GOOD_CONNECTION {
+            self.failures = 0;
+        }
+        let wait = FIRST_WAIT.saturating_mul(1 << self.failures.min(16)).min(LONGEST_WAIT);
+        self.failures = self.failures.saturating_add(1);
+        wait.mul_f64(jitter.clamp(0.0, 1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_to_a_limit_and_start_over_after_a_good_connection() {
+        let mut backoff = Backoff::default();
+        let short = Duration::from_secs(1);
+        let waits: Vec<u128> = (0..9).map(|_| backoff.next(short, 1.0).as_millis()).collect();
+        assert_eq!(waits, [250, 500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
+        assert_eq!(backoff.next(GOOD_CONNECTION, 0.5).as_millis(), 125);
+        for _ in 0..100 {
+            assert!(backoff.next(short, 1.0) <= LONGEST_WAIT);
+        }
+    }
+}
