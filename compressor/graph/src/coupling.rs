@@ -303,6 +303,8 @@ fn stated(node: &Node, ports: &Ports) -> Result<Coupling, String> {
         | Op::QuantizeLinear { .. }
         | Op::DynamicQuantizeLinear
         | Op::MatMulInteger
+        | Op::Resize
+        | Op::Recurrent(_)
         | Op::If
         | Op::Loop
         | Op::Scan => Err(format!("{} is not pruned through", node.op_type)),

@@ -240,6 +240,12 @@ impl<'a> Context<'a> {
         self.shapes.contents.get(&self.node.input(slot)?)
     }
 
+    /// A small constant's numbers.
+    fn floats(&self, slot: usize) -> Option<Vec<f64>> {
+        let constant = self.graph.constant(self.node.input(slot)?)?;
+        (1..=64).contains(&constant.len()).then(|| constant.to_f64_vec().ok()).flatten()
+    }
+
     fn ints(&self, slot: usize) -> Option<Vec<i64>> {
         self.content(slot)?.known()
     }
@@ -294,6 +300,8 @@ fn rule(context: &Context<'_>) -> Option<Vec<Inferred>> {
         Op::Slice { attrs } => movement::slice(context, attrs.as_ref()),
         Op::Gather { axis } => movement::gather(context, *axis),
         Op::Expand => movement::expand(context),
+        Op::Resize => movement::resize(context),
+        Op::Recurrent(attrs) => layers::recurrent(context, attrs),
         Op::Pad { pads, .. } => movement::pad(context, pads.as_deref()),
         Op::Shape { start, end } => fold::shape(context, *start, *end),
         Op::Size => fold::size(context),

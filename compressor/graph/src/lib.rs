@@ -31,7 +31,7 @@ pub use ir::{
     Value, ValueId, Warning,
 };
 pub use op::{
-    BinaryOp, ConvAttrs, GemmAttrs, NEWEST_OPSET, Op, PoolAttrs, PoolKind, ReduceKind, SliceAttrs, UnaryOp,
+    BinaryOp, ConvAttrs, GemmAttrs, NEWEST_OPSET, Op, PoolAttrs, PoolKind, RecurrentAttrs, RecurrentKind, ReduceKind, SliceAttrs, UnaryOp,
 };
 pub use pass::{DeadCode, Driver, Editor, Halt, LiftConstants, Pass, PassError, Step};
 pub use same::{Difference, same};

@@ -125,6 +125,28 @@ pub struct GemmAttrs {
     pub trans_b: bool,
 }
 
+/// Recurrent layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum RecurrentKind {
+    Lstm,
+    Gru,
+    Rnn,
+}
+
+/// Attributes of the recurrent layers that shape their outputs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecurrentAttrs {
+    /// Which layer.
+    pub kind: RecurrentKind,
+    /// Hidden units; 0 where the file leaves them to the weights.
+    pub hidden: usize,
+    /// 2 for bidirectional ones.
+    pub directions: usize,
+    /// Whether the batch comes before the sequence (`layout` 1).
+    pub batch_first: bool,
+}
+
 /// Attributes of the pooling operators.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
@@ -222,6 +244,10 @@ pub enum Op {
         axis: i64,
     },
     Expand,
+    /// Scales or sizes from the inputs; the interpolation stays in the attributes.
+    Resize,
+    /// Inputs `x, w, r, b, sequence lengths, initial states`.
+    Recurrent(RecurrentAttrs),
     Shape {
         start: i64,
         end: Option<i64>,

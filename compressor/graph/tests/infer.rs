@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use graph::{Dim, Model, infer};
 
@@ -68,4 +71,79 @@ fn no_rule_contradicts_what_a_model_declares() {
         }
     }
     assert!(wrong.is_empty(), "{} conflicts:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn real_models_are_understood_whole() {
+    for path in assets::models() {
+        if path.to_string_lossy().contains("onnx-testdata") {
+            continue;
+        }
+        let model = Model::load(&path).unwrap();
+        assert_eq!(model.warnings, [], "{}", path.display());
+    }
+}
+
+/// Values of the real models by how our inference compares with ONNX's own.
+#[derive(Debug, Default)]
+struct Tally {
+    same: usize,
+    better: usize,
+    worse: Vec<String>,
+    wrong: Vec<String>,
+}
+
+#[test]
+fn real_models_are_inferred_at_least_as_well_as_by_onnx_itself() {
+    let paths: Vec<PathBuf> = assets::models()
+        .into_iter()
+        .filter(|path| !path.to_string_lossy().contains("onnx-testdata"))
+        .collect();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/python/onnx_shapes.py");
+    let output = Command::new(assets::python()).arg(script).args(&paths).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut tally = Tally::default();
+    for part in text.split("# ").filter(|part| !part.is_empty()) {
+        let (path, lines) = part.split_once('\n').unwrap();
+        let model = Model::load(path).unwrap();
+        let shapes = infer(&model);
+        for line in lines.lines() {
+            let [name, dtype, sizes] = line.split('\t').collect::<Vec<_>>()[..] else {
+                panic!("{line}")
+            };
+            let Some(value) = model.graph.value_by_name(name) else { continue };
+            let ours = shapes.ty(value);
+            let ours = ours.map_or_else(String::new, |ty| {
+                format!("{} {}", ty.dtype.to_onnx(), sizes_of(ty.dims.as_deref()))
+            });
+            judge(&mut tally, &format!("{path} {name}"), &format!("{dtype} {sizes}"), &ours);
+        }
+    }
+    println!("{} same, {} better, {} worse", tally.same, tally.better, tally.worse.len());
+    assert!(tally.wrong.is_empty(), "{} wrong:\n{}", tally.wrong.len(), tally.wrong.join("\n"));
+    assert!(tally.worse.is_empty(), "{} worse:\n{}", tally.worse.len(), tally.worse.join("\n"));
+    assert!(tally.same > 1000);
+}
+
+fn sizes_of(dims: Option<&[Dim]>) -> String {
+    let size = |dim: &Dim| dim.fixed().map_or("?".to_owned(), |size| size.to_string());
+    dims.map_or("unranked".to_owned(), |dims| dims.iter().map(size).collect::<Vec<_>>().join(","))
+}
+
+fn judge(tally: &mut Tally, place: &str, theirs: &str, ours: &str) {
+    let split = |text: &str| text.split([' ', ',']).map(str::to_owned).collect::<Vec<_>>();
+    let (left, right) = (split(theirs), split(ours));
+    let report = format!("{place}: onnx {theirs}, ours {ours}");
+    if left == right {
+        tally.same += 1;
+    } else if left.len() != right.len() {
+        tally.worse.push(report);
+    } else if left.iter().zip(&right).any(|(a, b)| a != b && a != "?" && b != "?") {
+        tally.wrong.push(report);
+    } else if left.iter().zip(&right).any(|(a, b)| a != "?" && b == "?") {
+        tally.worse.push(report);
+    } else {
+        tally.better += 1;
+    }
 }

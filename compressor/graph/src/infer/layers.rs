@@ -4,7 +4,7 @@ use super::{
     Context, Inferred, axis_of, elementwise, fold,
     size::{self, Int},
 };
-use crate::{ConvAttrs, DType, Dim, GemmAttrs, PoolAttrs, PoolKind, ReduceKind};
+use crate::{ConvAttrs, DType, Dim, GemmAttrs, PoolAttrs, PoolKind, RecurrentAttrs, ReduceKind};
 
 /// Kernel, strides, dilations and pads of a sliding window.
 struct Window<'a> {
@@ -188,6 +188,33 @@ pub(super) fn pool(context: &Context<'_>, attrs: &PoolAttrs) -> Option<Vec<Infer
     let mut outputs = context.one(Some(dims))?;
     outputs.push(indices);
     Some(outputs)
+}
+
+/// Outputs `y`, the last hidden state and, for LSTM, the last cell state.
+pub(super) fn recurrent(context: &Context<'_>, attrs: &RecurrentAttrs) -> Option<Vec<Inferred>> {
+    let dtype = context.dtype(0)?;
+    let directions = Dim::Fixed(attrs.directions);
+    let hidden = match attrs.hidden {
+        // The recurrence weights are [directions, gates * hidden, hidden].
+        0 => context.dims(2).and_then(|dims| dims.last().cloned()).unwrap_or(Dim::Unknown),
+        hidden => Dim::Fixed(hidden),
+    };
+    let (first, second) = match context.dims(0) {
+        Some([first, second, _]) => (first.clone(), second.clone()),
+        _ => (Dim::Unknown, Dim::Unknown),
+    };
+    let (all, last) = match attrs.batch_first {
+        true => (
+            vec![first.clone(), second, directions.clone(), hidden.clone()],
+            vec![first, directions, hidden],
+        ),
+        false => (
+            vec![first, directions.clone(), second.clone(), hidden.clone()],
+            vec![directions, second, hidden],
+        ),
+    };
+    let last = Inferred::new(dtype, Some(last));
+    Some(vec![Inferred::new(dtype, Some(all)), last.clone(), last])
 }
 
 pub(super) fn reduce(

@@ -291,6 +291,46 @@ pub(super) fn expand(context: &Context<'_>) -> Option<Vec<Inferred>> {
     Some(vec![Inferred::new(context.dtype(0)?, dims).with(content)])
 }
 
+/// Sizes are given, or follow from scales: `floor(size * scale)`.
+pub(super) fn resize(context: &Context<'_>) -> Option<Vec<Inferred>> {
+    let Some(dims) = context.dims(0) else { return context.one(None) };
+    let mut resized = vec![Dim::Unknown; dims.len()];
+    let stretched =
+        context.node.attr_str("keep_aspect_ratio_policy").is_none_or(|policy| policy == "stretch");
+    let axes: Option<Vec<usize>> = match context.node.attr_ints("axes") {
+        None => Some((0..dims.len()).collect()),
+        Some(axes) => axes.iter().map(|&axis| axis_of(axis, dims.len())).collect(),
+    };
+    let Some(axes) = axes.filter(|_| stretched) else { return context.one(Some(resized)) };
+    let scales_slot = if context.node.inputs.len() == 2 { 1 } else { 2 };
+    let wanted: Option<Vec<Int>> = match (context.content(3), context.floats(scales_slot)) {
+        (Some(sizes), _) => Some(sizes.values.clone()),
+        (None, Some(scales)) if scales.len() == axes.len() => {
+            Some(axes.iter().zip(scales).map(|(&axis, scale)| scaled(&dims[axis], scale)).collect())
+        }
+        _ => None,
+    };
+    if let Some(wanted) = wanted.filter(|wanted| wanted.len() == axes.len()) {
+        resized.clone_from_slice(dims);
+        for (&axis, size) in axes.iter().zip(&wanted) {
+            resized[axis] = size::to_dim(size);
+        }
+    }
+    context.one(Some(resized))
+}
+
+fn scaled(dim: &Dim, scale: f64) -> Int {
+    #![allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
+    let whole = scale.fract() == 0.0 && (1.0..1e9).contains(&scale);
+    match size::from_dim(dim) {
+        Int::Known(size) if (0.0..1e9).contains(&scale) => {
+            Int::Known((size as f64 * scale).floor() as i64)
+        }
+        name if whole => size::mul(&name, &Int::Known(scale as i64)),
+        _ => Int::Unknown,
+    }
+}
+
 pub(super) fn pad(context: &Context<'_>, pads: Option<&[i64]>) -> Option<Vec<Inferred>> {
     let Some(dims) = context.dims(0) else { return context.one(None) };
     let unknown = || context.one(Some(vec![Dim::Unknown; dims.len()]));

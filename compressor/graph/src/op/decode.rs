@@ -4,7 +4,8 @@
 
 use super::attrs::Attrs;
 use crate::{
-    BinaryOp, ConvAttrs, GemmAttrs, Graph, Node, Op, PoolAttrs, PoolKind, ReduceKind, UnaryOp,
+    BinaryOp, ConvAttrs, GemmAttrs, Graph, Node, Op, PoolAttrs, PoolKind, RecurrentAttrs,
+    RecurrentKind, ReduceKind, UnaryOp,
 };
 
 /// The newest `ai.onnx` operator set whose operators are decoded; those of a newer one are opaque.
@@ -252,6 +253,9 @@ fn conv(attrs: &Attrs<'_>, transposed: bool) -> ConvAttrs {
 }
 
 fn layers(node: &Node, opset: i64, attrs: &Attrs<'_>) -> Option<Op> {
+    if let Some(kind) = recurrent_kind(&node.op_type) {
+        return Some(Op::Recurrent(recurrent(kind, attrs)));
+    }
     Some(match node.op_type.as_str() {
         "Conv" => Op::Conv(conv(attrs, false)),
         "ConvTranspose" => Op::ConvTranspose(conv(attrs, true)),
@@ -280,6 +284,33 @@ fn layers(node: &Node, opset: i64, attrs: &Attrs<'_>) -> Option<Op> {
         }
         _ => return None,
     })
+}
+
+fn recurrent_kind(op_type: &str) -> Option<RecurrentKind> {
+    Some(match op_type {
+        "LSTM" => RecurrentKind::Lstm,
+        "GRU" => RecurrentKind::Gru,
+        "RNN" => RecurrentKind::Rnn,
+        _ => return None,
+    })
+}
+
+/// The activations stay attributes.
+fn recurrent(kind: RecurrentKind, attrs: &Attrs<'_>) -> RecurrentAttrs {
+    attrs.ignore(&["activation_alpha", "activation_beta", "activations", "clip"]);
+    match kind {
+        RecurrentKind::Lstm => attrs.ignore(&["input_forget"]),
+        RecurrentKind::Gru => attrs.ignore(&["linear_before_reset"]),
+        RecurrentKind::Rnn => {}
+    }
+    let hidden = attrs.int("hidden_size", 0);
+    let bidirectional = attrs.string("direction", "forward") == "bidirectional";
+    RecurrentAttrs {
+        kind,
+        hidden: usize::try_from(hidden).unwrap_or(0),
+        directions: if bidirectional { 2 } else { 1 },
+        batch_first: attrs.flag("layout", false),
+    }
 }
 
 fn gemm(opset: i64, attrs: &Attrs<'_>) -> Op {
@@ -334,6 +365,20 @@ fn shapes(node: &Node, opset: i64, attrs: &Attrs<'_>) -> Option<Op> {
         "Slice" => Op::Slice { attrs: None },
         "Gather" => Op::Gather { axis: attrs.int("axis", 0) },
         "Expand" => Op::Expand,
+        "Resize" if opset >= 10 => {
+            attrs.ignore(&[
+                "antialias",
+                "axes",
+                "coordinate_transformation_mode",
+                "cubic_coeff_a",
+                "exclude_outside",
+                "extrapolation_value",
+                "keep_aspect_ratio_policy",
+                "mode",
+                "nearest_mode",
+            ]);
+            Op::Resize
+        }
         "Shape" => {
             let end = node.attr("end").map(|_| attrs.int("end", 0));
             Op::Shape { start: attrs.int("start", 0), end }
@@ -456,6 +501,8 @@ fn arity(op: &Op) -> (usize, usize) {
         Op::Range => (3, 3),
         Op::DequantizeLinear { .. } | Op::QuantizeLinear { .. } => (2, 3),
         Op::MatMulInteger => (2, 4),
+        Op::Resize => (1, 4),
+        Op::Recurrent(_) => (3, 8),
         Op::Loop | Op::Scan | Op::Opaque => (0, any),
     }
 }
