@@ -74,13 +74,16 @@ fn no_rule_contradicts_what_a_model_declares() {
 }
 
 #[test]
-fn real_models_are_understood_whole() {
+fn real_models_are_understood_but_for_axes_that_a_body_captures() {
     for path in assets::models() {
         if path.to_string_lossy().contains("onnx-testdata") {
             continue;
         }
         let model = Model::load(&path).unwrap();
-        assert_eq!(model.warnings, [], "{}", path.display());
+        let others = model.warnings.iter().filter(|warning| {
+            !(warning.place.contains("branch") && warning.reason.contains("axes are computed"))
+        });
+        assert_eq!(others.count(), 0, "{}: {:?}", path.display(), model.warnings);
     }
 }
 
