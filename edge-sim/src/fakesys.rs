@@ -27,6 +27,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::board::BoardState;
+use crate::process::family;
 use crate::profiles::Profile;
 
 /// How often the files are written.
@@ -212,8 +213,8 @@ impl LiveBoard {
         &self.files
     }
 
-    /// The process, leader of its group, whose members are visible in the board's `/proc`. They
-    /// are there when this returns.
+    /// The process that is visible in the board's `/proc`, with its descendants. It is there when
+    /// this returns; they are from the next tick on.
     pub fn set_agent(&self, pid: u32) {
         self.agent.store(pid, Ordering::Relaxed);
         let _ = self.files.show_processes(&[pid]);
@@ -250,7 +251,7 @@ impl Updater {
         self.load.observe(&self.files.busy_us(), self.threads);
         let used_s = self.load.take(dt.as_secs_f64() * cores);
         let utilisation = used_s / (dt.as_secs_f64() * cores);
-        let pids = group_members(self.agent.load(Ordering::Relaxed));
+        let pids = family(self.agent.load(Ordering::Relaxed));
         self.counters.busy_s += used_s;
         self.counters.idle_s += dt.as_secs_f64() * cores - used_s;
         let decay = (-dt.as_secs_f64() / 60.0).exp();
@@ -318,25 +319,6 @@ fn meminfo(profile: &Profile, counters: &Counters) -> String {
         let _ = writeln!(text, "{:<16}{:>8} kB", format!("{name}:"), bytes / 1024);
     }
     text
-}
-
-/// The processes of a process group; empty for group 0.
-fn group_members(group: u32) -> Vec<u32> {
-    if group == 0 {
-        return Vec::new();
-    }
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|pid| group_of(*pid) == Some(group))
-        .collect()
-}
-
-fn group_of(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // pid (name, which may hold anything) state ppid pgrp …
-    stat.rsplit_once(") ")?.1.split(' ').nth(2)?.parse().ok()
 }
 
 fn resident_bytes(pid: u32) -> u64 {
@@ -424,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_agent_s_group_is_visible_in_the_board_s_proc() {
+    fn only_the_agent_s_processes_are_visible_in_the_board_s_proc() {
         let dir = tempfile::tempdir().unwrap();
         let profile = profiles::find("raspberry-pi-4").unwrap();
         let files = BoardFiles::new(dir.path());
@@ -436,14 +418,6 @@ mod tests {
         files.show_processes(&[]).unwrap();
         assert!(fs::read_to_string(&shown).is_err());
         assert!(fs::read_to_string(files.root().join("proc/self/statm")).is_ok());
-    }
-
-    #[test]
-    fn a_process_group_is_found_through_the_host_s_proc() {
-        let me = std::process::id();
-        let group = group_of(me).unwrap();
-        assert!(group_members(group).contains(&me));
-        assert!(group_members(0).is_empty());
     }
 
     /// The agent's reader, started on an idle board.

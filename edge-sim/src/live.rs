@@ -375,7 +375,7 @@ impl Stack {
     /// Kills the agent and its workers at once, as a power cut does.
     pub fn agent_power_cut(&mut self) {
         if let Some(mut agent) = self.agent.take() {
-            agent.kill_group();
+            agent.kill_family();
         }
     }
 
@@ -426,7 +426,7 @@ impl Stack {
     /// Kills the service with SIGKILL.
     pub fn service_kill9(&mut self) {
         if let Some(mut service) = self.service.take() {
-            service.kill_group();
+            service.kill_family();
         }
     }
 

@@ -1,8 +1,8 @@
 //! Child processes that cannot outlive their owner.
 //!
-//! Each child leads a process group of its own, so that a Ctrl-C in the terminal reaches only us and
-//! a kill reaches its children too. Dropping a [`Process`] kills the group. Both of the child's
-//! output streams are appended to a log file.
+//! Each child leads a process group of its own, so that a Ctrl-C in the terminal reaches only us.
+//! Dropping a [`Process`] kills it and its descendants, also those that lead groups of their own, as
+//! the agent's workers do. Both of the child's output streams are appended to a log file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -108,7 +108,7 @@ impl Process {
             }
             std::thread::sleep(POLL);
         }
-        self.kill_group();
+        self.kill_family();
         self.child.wait().ok()
     }
 
@@ -120,9 +120,16 @@ impl Process {
         }
     }
 
-    /// Kills it and its children with SIGKILL, as a power cut would.
-    pub fn kill_group(&mut self) {
+    /// Kills it and its descendants with SIGKILL, as a power cut would.
+    pub fn kill_family(&mut self) {
+        let running = self.exited().is_none();
+        let family = if running { family(self.pid()) } else { Vec::new() };
         let _ = kill_process_group(self.pid, Signal::KILL);
+        for pid in family.into_iter().filter(|pid| *pid != self.pid()) {
+            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
         let _ = self.child.wait();
     }
 
@@ -142,8 +149,35 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.kill_group();
+        self.kill_family();
     }
+}
+
+/// A process and its descendants, as long as it lives; empty for process 0.
+#[must_use]
+pub fn family(pid: u32) -> Vec<u32> {
+    if pid == 0 {
+        return Vec::new();
+    }
+    let Ok(entries) = std::fs::read_dir("/proc") else { return vec![pid] };
+    let parents: Vec<(u32, u32)> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|child| Some((child, parent_of(child)?)))
+        .collect();
+    let mut family = vec![pid];
+    let mut next = 0;
+    while let Some(parent) = family.get(next).copied() {
+        family.extend(parents.iter().filter(|(_, p)| *p == parent).map(|(child, _)| child));
+        next += 1;
+    }
+    family
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // pid (name, which may hold anything) state ppid …
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
 /// The last `lines` of a file, at most 64 KiB; empty when it cannot be read.
@@ -189,16 +223,31 @@ mod tests {
         !matches!(state, None | Some('Z' | 'X'))
     }
 
-    #[test]
-    fn dropping_a_process_kills_its_children_too() {
+    fn is_killed_with_its_child(script: &str) {
         let dir = tempfile::tempdir().unwrap();
-        let process = shell("sleep 1000 & echo $!; wait", dir.path());
+        let process = shell(script, dir.path());
         wait_for(|| !process.log_tail(1).is_empty());
         let grandchild: i32 = process.log_tail(1).trim().parse().unwrap();
         let child = i32::try_from(process.pid()).unwrap();
         assert!(alive(grandchild));
+        assert!(family(process.pid()).contains(&u32::try_from(grandchild).unwrap()));
         drop(process);
         wait_for(|| !alive(grandchild) && !alive(child));
+    }
+
+    #[test]
+    fn dropping_a_process_kills_its_children_too() {
+        is_killed_with_its_child("sleep 1000 & echo $!; wait");
+    }
+
+    #[test]
+    fn dropping_a_process_kills_children_in_groups_of_their_own() {
+        is_killed_with_its_child("setsid sh -c 'echo $$; exec sleep 1000' & wait");
+    }
+
+    #[test]
+    fn the_family_of_no_process_is_empty() {
+        assert!(family(0).is_empty());
     }
 
     #[test]
