@@ -26,6 +26,5 @@ pub mod report;
 pub mod score;
 pub mod search;
 pub mod serve;
-pub(crate) mod structure;
 
 pub use error::CompressError;

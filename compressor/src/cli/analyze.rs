@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use crate::pipeline::shop::Source;
+use crate::pipeline::shop::{Source, macs};
 use crate::plan::{GroupChoice, aligned_keep};
 
 /// Arguments of `analyze`.
@@ -26,17 +26,17 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let source = Source::load(&args.model)?;
     let graph = &source.model.graph;
-    let params = crate::structure::params(&source.model);
-    let macs = crate::structure::macs(&source.model, &source.shapes, 1);
+    let params = graph::cost::params(&source.model);
+    let work = macs(&source.model, &source.shapes);
     let narrowest = narrowest(&source);
     let smallest = source.pruned(&narrowest)?;
     let share = |before: Option<u64>, after: Option<u64>| match (before, after) {
         (Some(b), Some(a)) if b > 0 => Some(1.0 - a as f64 / b as f64),
         _ => None,
     };
-    let prunable_params = share(Some(params), Some(crate::structure::params(&smallest)));
-    let after = crate::structure::macs(&smallest, &graph::infer(&smallest), 1);
-    let prunable_macs = share(macs, after);
+    let prunable_params = share(Some(params), Some(graph::cost::params(&smallest)));
+    let after = macs(&smallest, &graph::infer(&smallest));
+    let prunable_macs = share(work, after);
     let groups: Vec<serde_json::Value> = source
         .grouping
         .groups
@@ -60,14 +60,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.json {
         println!(
             "{}",
-            json!({"params": params, "macs": macs, "prunable_params": prunable_params,
+            json!({"params": params, "macs": work, "prunable_params": prunable_params,
                 "prunable_macs": prunable_macs, "groups": groups, "blocked": blocked, "recommend": recommend})
         );
         return Ok(());
     }
     let percent = |v: Option<f64>| v.map_or_else(|| "unknown".into(), |v| format!("{:.0} %", v * 100.0));
     println!("parameters {params}, of which {} can be removed", percent(prunable_params));
-    match macs {
+    match work {
         Some(macs) => println!("multiply-accumulates {macs}, of which {} can be removed", percent(prunable_macs)),
         None => println!("multiply-accumulates unknown: some shapes are not known"),
     }

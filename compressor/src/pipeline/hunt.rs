@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use bundle::{Estimate, Quality};
 use runtime::EngineKind;
 
-use super::shop::{Bench, Shop, Source, file_size, save};
+use super::shop::{Bench, Shop, Source, file_size, macs, save};
 use super::{CandidateReport, Verdict};
 use crate::error::CompressError;
 use crate::latency::HostLatency;
@@ -286,7 +286,7 @@ pub(crate) fn not_faster(host: &HostLatency, layers: usize) -> String {
 
 fn cost(model: &graph::Model) -> u64 {
     let shapes = graph::infer(model);
-    crate::structure::macs(model, &shapes, 1).unwrap_or_else(|| crate::structure::params(model))
+    macs(model, &shapes).unwrap_or_else(|| graph::cost::params(model))
 }
 
 /// The first units of each narrowed group: enough to time a width.
@@ -331,7 +331,7 @@ fn build(
     let mut model = shop.source.pruned(&choices)?;
     let (params, macs) = {
         let shapes = graph::infer(&model);
-        (crate::structure::params(&model), crate::structure::macs(&model, &shapes, 1))
+        (graph::cost::params(&model), macs(&model, &shapes))
     };
     if let Some(format) = format {
         model = quantized(&model, format)?;

@@ -45,7 +45,7 @@ impl Source {
         })?;
         let digest = bundle::Digest::of_file(path).map_err(|e| wrong(e.to_string()))?;
         let shapes = graph::infer(&model);
-        let grouping = crate::structure::find(&model, &shapes);
+        let grouping = graph::find(&model, &shapes);
         Ok(Self {
             path: path.to_path_buf(),
             digest,
@@ -114,7 +114,7 @@ impl Source {
                 .collect(),
         };
         if !plan.choices.is_empty() {
-            crate::structure::prune(&mut model, &self.grouping, &plan).map_err(|e| CompressError::Graph {
+            graph::prune(&mut model, &self.grouping, &plan).map_err(|e| CompressError::Graph {
                 stage: "prune",
                 what: e.to_string(),
             })?;
@@ -150,13 +150,18 @@ pub(crate) fn save_as(model: &Model, path: &Path) -> Result<ModelFile, CompressE
     };
     let mut model = model.clone();
     graph::Driver::default()
-        .run(&mut model, &[&graph::DeadCode])
+        .run(&mut model, &mut [&mut graph::DeadCode])
         .map_err(|e| wrong(e.to_string()))?;
     let saved = model.save(path).map_err(|e| wrong(e.to_string()))?;
     Ok(ModelFile {
         path: saved.model,
         external: saved.external,
     })
+}
+
+/// Multiply-accumulates of one sample; `None` where no product's shapes are known.
+pub(crate) fn macs(model: &Model, shapes: &Shapes) -> Option<u64> {
+    Some(graph::cost::macs(model, shapes, 1)).filter(|macs| *macs > 0)
 }
 
 /// Size of a model file.

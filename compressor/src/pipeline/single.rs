@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::hunt::{self, PAYS, not_faster};
 use super::judge::{self, Reference, judge};
 use super::repair;
-use super::shop::{Bench, Shop, Source, file_size, save};
+use super::shop::{Bench, Shop, Source, file_size, macs, save};
 use super::{CompressJob, Goal, Progress, locked_dims};
 use crate::error::CompressError;
 use crate::latency::HostLatency;
@@ -120,10 +120,10 @@ fn finish(
 ) -> Result<PruneOutcome, CompressError> {
     save(&model, &job.output)?;
     Ok(PruneOutcome {
-        params_before: crate::structure::params(&source.model),
-        params_after: crate::structure::params(&model),
-        macs_before: crate::structure::macs(&source.model, &source.shapes, 1),
-        macs_after: crate::structure::macs(&model, &graph::infer(&model), 1),
+        params_before: graph::cost::params(&source.model),
+        params_after: graph::cost::params(&model),
+        macs_before: macs(&source.model, &source.shapes),
+        macs_after: macs(&model, &graph::infer(&model)),
         groups,
         refits,
         refused,
