@@ -16,7 +16,7 @@ pub(crate) mod masked;
 mod reduce;
 
 use factor::factors;
-pub(crate) use layout::{split_sizes, windows};
+pub(crate) use layout::{SliceAttrs, split_sizes, windows};
 
 use crate::{Dim, Node, Op, Role};
 

@@ -5,6 +5,13 @@
 //! be kept. What cannot be removed is not silently absent: [`Grouping::locked`] names the axis, the node
 //! that stands in the way, and why.
 
+mod atoms;
+mod collect;
+pub(crate) mod find;
+pub(crate) mod sizes;
+
+pub use find::find;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{NodeId, ValueId};
@@ -146,6 +153,8 @@ pub struct Grouping {
     pub groups: Vec<Group>,
     /// What cannot, and why.
     pub locked: Vec<Locked>,
+    /// Where the sizes of axes are read; a pruning rewrites these operands.
+    pub(crate) sizes_read: Vec<sizes::Read>,
 }
 
 impl Grouping {

@@ -14,6 +14,7 @@ use prost::Message;
 use crate::{Model, OpsetImport, TensorError, Violation, Warning, proto};
 
 mod attribute;
+mod census;
 mod external;
 mod file;
 mod graph;
@@ -30,6 +31,9 @@ pub(crate) use types::tensor_type;
 
 /// How much of anything a file may hold.
 pub mod limits {
+    /// Nodes, attributes, tensors, types and entries of a file, bodies and functions included. In memory each
+    /// takes hundreds of bytes.
+    pub const MESSAGES: usize = 1 << 22;
     /// Nodes of one graph.
     pub const NODES: usize = 1 << 20;
     /// Values of one graph.
@@ -182,8 +186,13 @@ impl Model {
         bytes: impl Into<Bytes>,
         external_dir: Option<&Path>,
     ) -> Result<Self, ImportError> {
-        let bytes = bytes.into();
+        let bytes: Bytes = bytes.into();
         let len = bytes.len();
+        let found = census::messages(&bytes, limits::MESSAGES);
+        if found > limits::MESSAGES {
+            let (place, what) = ("file".to_owned(), "messages");
+            return Err(ImportError::Limit { place, what, found, limit: limits::MESSAGES });
+        }
         let mut proto = proto::ModelProto::decode(bytes)?;
         let lost = len.saturating_sub(proto.encoded_len());
         external::inline(&mut proto, external_dir)?;

@@ -4,11 +4,12 @@
 //! unharmed: [`Model::load`] then [`Model::save`] is semantically equal for every ONNX model, the
 //! unknown included.
 
-mod group;
-mod prune;
 mod builder;
+pub mod cost;
+pub mod coupling;
 mod edit;
 mod export;
+mod group;
 mod import;
 mod infer;
 mod ir;
@@ -17,7 +18,9 @@ mod order;
 mod pass;
 mod proto;
 mod proto_walk;
+mod prune;
 mod same;
+mod shape_operand;
 mod tensor;
 mod verify;
 
@@ -38,6 +41,6 @@ pub use same::{Difference, same};
 pub use verify::Violation;
 pub use tensor::{DType, Tensor, TensorError};
 pub use group::{
-    Consumer, Group, GroupId, Grouping, IndexMap, Locked, LockedBy, Role, Slice,
+    Consumer, Group, GroupId, Grouping, IndexMap, Locked, LockedBy, Role, Slice, find,
 };
-pub use prune::{Choice, PrunePlan, PruneReport};
+pub use prune::{Choice, PruneError, PrunePlan, PruneReport, mask, prune};

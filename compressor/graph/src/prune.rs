@@ -3,9 +3,19 @@
 //! *Masked equals pruned*: for every plan both give a model that computes the same outputs. A mask zeroes
 //! exactly the slices that a pruning removes, but for [`crate::Role::Divisor`].
 
+mod constants;
+mod operands;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
 use serde::{Deserialize, Serialize};
 
-use crate::GroupId;
+use crate::group::sizes::Reader;
+use crate::{
+    Cause, DeadCode, Dim, Driver, Edit, EditError, Group, GroupId, Grouping, Model, NodeId, PassError, Role,
+    Shapes, ValueId, apply, cost, infer,
+};
+use constants::Slicing;
 
 /// What to keep of one group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +40,243 @@ pub struct PruneReport {
     pub params_before: u64,
     /// Elements of all constants after.
     pub params_after: u64,
-    /// Edits that were applied.
-    pub edits: usize,
+    /// Edits that were made, with their causes, in order.
+    pub edits: Vec<String>,
+}
+
+/// Why a plan cannot be applied. The model is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum PruneError {
+    /// The grouping has no such group.
+    #[error("the plan names group {0:?}, which the model does not have")]
+    UnknownGroup(GroupId),
+    /// Two choices for one group.
+    #[error("the plan names group {0:?} twice")]
+    Twice(GroupId),
+    /// Nothing would be left.
+    #[error("the plan keeps no unit of group {0:?}")]
+    Nothing(GroupId),
+    /// Units that are not ascending or do not exist.
+    #[error("the plan keeps units of group {group:?} that are not ascending numbers below {width}")]
+    Units {
+        /// The group.
+        group: GroupId,
+        /// Its width.
+        width: usize,
+    },
+    /// The grouping is not of this model.
+    #[error("the groups are not those of this model: {0}")]
+    Stale(String),
+    /// An edit was refused.
+    #[error(transparent)]
+    Edit(#[from] EditError),
+    /// Cleaning up failed.
+    #[error(transparent)]
+    Pass(#[from] PassError),
+    /// The result does not verify.
+    #[error("the pruned model does not verify: {0}")]
+    Verify(String),
+}
+
+/// Removes the units that `plan` does not keep, from every slice at once, and what is dead afterwards.
+///
+/// # Errors
+/// The plan does not fit the groups, or these are not of this model; then `model` is unchanged.
+pub fn prune(model: &mut Model, grouping: &Grouping, plan: &PrunePlan) -> Result<PruneReport, PruneError> {
+    let removal = Removal::new(model, grouping, plan)?;
+    let mut work = Work { model: model.clone(), edits: Vec::new(), sizes: HashMap::new() };
+    let params_before = cost::params(model);
+    let shapes = infer(model);
+    constants::apply_all(&mut work, &removal, Slicing::Remove)?;
+    operands::fix_all(&mut work, &removal, &shapes)?;
+    correct_types(&mut work, &removal)?;
+    if !work.edits.is_empty() {
+        Driver::default().run(&mut work.model, &[&DeadCode])?;
+    }
+    work.model.verify().map_err(|violations| {
+        PruneError::Verify(violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+    })?;
+    *model = work.model;
+    Ok(PruneReport { params_before, params_after: cost::params(model), edits: work.edits })
+}
+
+/// Zeroes the units that `plan` does not keep; shapes stay.
+///
+/// # Errors
+/// As for [`prune`].
+pub fn mask(model: &Model, grouping: &Grouping, plan: &PrunePlan) -> Result<Model, PruneError> {
+    let removal = Removal::new(model, grouping, plan)?;
+    let mut work = Work { model: model.clone(), edits: Vec::new(), sizes: HashMap::new() };
+    constants::apply_all(&mut work, &removal, Slicing::Zero)?;
+    Ok(work.model)
+}
+
+/// A model under change.
+struct Work {
+    model: Model,
+    edits: Vec<String>,
+    /// Shape operands made so far, by content.
+    sizes: HashMap<Vec<i64>, ValueId>,
+}
+
+impl Work {
+    fn edit(&mut self, edit: Edit, cause: &Cause) -> Result<Option<ValueId>, PruneError> {
+        self.edits.push(format!("{edit} ({cause})"));
+        Ok(apply(&mut self.model.graph, edit, cause)?.value())
+    }
+
+    /// A constant of these integers.
+    fn ints(&mut self, ints: &[i64], cause: &Cause) -> Result<ValueId, PruneError> {
+        if let Some(&known) = self.sizes.get(ints) {
+            return Ok(known);
+        }
+        let tensor = crate::Tensor::from_i64(vec![ints.len()], ints);
+        let tensor = tensor.map_err(|error| PruneError::Stale(error.to_string()))?;
+        let value = self.edit(Edit::AddConstant { name: "pruned_sizes".to_owned(), tensor }, cause)?;
+        let value = value.ok_or_else(|| PruneError::Stale("no constant was added".to_owned()))?;
+        self.sizes.insert(ints.to_vec(), value);
+        Ok(value)
+    }
+}
+
+/// The removed indices of one axis, and the groups that remove them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Gone {
+    indices: BTreeSet<u32>,
+    groups: BTreeSet<GroupId>,
+}
+
+/// Everything a plan removes.
+struct Removal {
+    /// By use of a constant, then by axis.
+    uses: BTreeMap<(ValueId, NodeId, usize), BTreeMap<usize, Gone>>,
+    /// Uses whose axis divides, which a mask leaves alone.
+    divisors: BTreeSet<(NodeId, usize, usize)>,
+    /// By activation and axis.
+    values: BTreeMap<(ValueId, usize), Gone>,
+    /// Nodes with a shape operand that depends on a shrinking axis.
+    size_readers: BTreeMap<NodeId, BTreeSet<GroupId>>,
+}
+
+impl Removal {
+    fn new(model: &Model, grouping: &Grouping, plan: &PrunePlan) -> Result<Self, PruneError> {
+        let mut removal = Self {
+            uses: BTreeMap::new(),
+            divisors: BTreeSet::new(),
+            values: BTreeMap::new(),
+            size_readers: BTreeMap::new(),
+        };
+        let mut seen = BTreeSet::new();
+        for choice in &plan.choices {
+            let group = grouping.group(choice.group).ok_or(PruneError::UnknownGroup(choice.group))?;
+            if !seen.insert(choice.group) {
+                return Err(PruneError::Twice(choice.group));
+            }
+            let units = removed(group, &choice.keep)?;
+            if !units.is_empty() {
+                removal.add(model, group, &units)?;
+            }
+        }
+        for read in &grouping.sizes_read {
+            if let (Some(gone), Reader::Operand(node)) = (removal.values.get(&(read.value, read.axis)), &read.by) {
+                removal.size_readers.entry(*node).or_default().extend(&gone.groups);
+            }
+        }
+        Ok(removal)
+    }
+
+    fn add(&mut self, model: &Model, group: &Group, units: &[usize]) -> Result<(), PruneError> {
+        let graph = &model.graph;
+        for slice in &group.slices {
+            let read = graph.get_node(slice.node).and_then(|node| node.input(slice.slot));
+            if read != Some(slice.value) {
+                return Err(PruneError::Stale(format!("{:?} no longer reads {:?}", slice.node, slice.value)));
+            }
+            let axes = self.uses.entry((slice.value, slice.node, slice.slot)).or_default();
+            let gone = axes.entry(slice.axis).or_default();
+            gone.extend(group.id, units.iter().flat_map(|&unit| slice.map.unit(unit)));
+            if slice.role == Role::Divisor {
+                self.divisors.insert((slice.node, slice.slot, slice.axis));
+            }
+        }
+        for (value, axis, map) in &group.values {
+            let gone = self.values.entry((*value, *axis)).or_default();
+            gone.extend(group.id, units.iter().flat_map(|&unit| map.unit(unit)));
+        }
+        Ok(())
+    }
+
+    fn gone(&self, value: Option<ValueId>, axis: usize) -> Option<&Gone> {
+        self.values.get(&(value?, axis))
+    }
+
+    /// Dimensions after the removal.
+    fn dims(&self, shapes: &Shapes, value: ValueId) -> Option<Vec<Dim>> {
+        let dims = shapes.dims(value)?.iter().enumerate();
+        Some(dims.map(|(axis, dim)| self.shrunk(value, axis, dim)).collect())
+    }
+
+    fn shrunk(&self, value: ValueId, axis: usize, dim: &Dim) -> Dim {
+        match (dim, self.values.get(&(value, axis))) {
+            (Dim::Fixed(size), Some(gone)) => Dim::Fixed(size.saturating_sub(gone.indices.len())),
+            (dim, _) => dim.clone(),
+        }
+    }
+}
+
+impl Gone {
+    fn extend<'a>(&mut self, group: GroupId, indices: impl Iterator<Item = &'a u32>) {
+        self.indices.extend(indices);
+        self.groups.insert(group);
+    }
+
+    /// Indices that stay, of an axis of `size`.
+    fn kept(&self, size: usize) -> Vec<usize> {
+        (0..size).filter(|&i| u32::try_from(i).is_ok_and(|i| !self.indices.contains(&i))).collect()
+    }
+
+    /// How many indices of `start..start + len` stay.
+    fn kept_in(&self, start: usize, len: usize) -> usize {
+        (start..start + len).filter(|&i| u32::try_from(i).is_ok_and(|i| !self.indices.contains(&i))).count()
+    }
+
+    fn cause(&self, note: &str) -> Cause {
+        cause(&self.groups, note)
+    }
+}
+
+fn cause(groups: &BTreeSet<GroupId>, note: &str) -> Cause {
+    let ids: Vec<String> = groups.iter().map(|id| id.0.to_string()).collect();
+    Cause::new(format!("group {}", ids.join(", ")), note)
+}
+
+/// Units of `group` that are not among `keep`.
+fn removed(group: &Group, keep: &[u32]) -> Result<Vec<usize>, PruneError> {
+    if keep.is_empty() {
+        return Err(PruneError::Nothing(group.id));
+    }
+    let fits = keep.last().is_some_and(|&last| (last as usize) < group.width);
+    if !fits || keep.windows(2).any(|pair| pair[0] >= pair[1]) {
+        return Err(PruneError::Units { group: group.id, width: group.width });
+    }
+    let keep: BTreeSet<usize> = keep.iter().map(|&unit| unit as usize).collect();
+    Ok((0..group.width).filter(|unit| !keep.contains(unit)).collect())
+}
+
+/// Declared shapes of what shrank.
+fn correct_types(work: &mut Work, removal: &Removal) -> Result<(), PruneError> {
+    let mut by_value: BTreeMap<ValueId, BTreeSet<GroupId>> = BTreeMap::new();
+    for ((value, _), gone) in &removal.values {
+        by_value.entry(*value).or_default().extend(&gone.groups);
+    }
+    for (value, groups) in by_value {
+        let Some(mut ty) = work.model.graph.get_value(value).and_then(|found| found.ty.clone()) else { continue };
+        if let Some(dims) = &mut ty.dims {
+            for (axis, dim) in dims.iter_mut().enumerate() {
+                *dim = removal.shrunk(value, axis, dim);
+            }
+        }
+        work.edit(Edit::SetType { value, ty: Some(ty) }, &cause(&groups, "narrower"))?;
+    }
+    Ok(())
 }

@@ -9,7 +9,7 @@ use crate::Dim;
 
 /// A common factor of two shapes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Factor {
+pub(crate) struct Factor {
     /// Axis before, and the factor's stripes on it.
     pub from: (usize, Stripe),
     /// Axis after, and the factor's stripes on it.
@@ -20,7 +20,7 @@ pub struct Factor {
 
 impl Factor {
     /// The factor as a relation of its two axes.
-    pub fn relation(&self) -> Relation {
+    pub(crate) fn relation(&self) -> Relation {
         if self.whole {
             Relation::Same
         } else {
@@ -32,7 +32,7 @@ impl Factor {
 /// What is known of a reshape: its factors, outermost first, and pairs of equal axes of unknown size. An
 /// axis in neither has no common factor that could be found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Factoring {
+pub(crate) struct Factoring {
     /// Factors of known width.
     pub factors: Vec<Factor>,
     /// Axes (before, after) of equal but unknown size.
@@ -42,7 +42,7 @@ pub struct Factoring {
 type Axes<'a> = &'a [(usize, &'a Dim)];
 
 /// Refines the shapes `from` and `to` of the same elements.
-pub fn factors(from: &[Dim], to: &[Dim]) -> Factoring {
+pub(super) fn factors(from: &[Dim], to: &[Dim]) -> Factoring {
     let significant = |dims: &'_ [Dim]| -> Vec<usize> {
         (0..dims.len()).filter(|&axis| dims[axis] != Dim::Fixed(1)).collect()
     };

@@ -135,7 +135,7 @@ pub(super) fn split(axis: i64, sizes: Option<&[i64]>, ports: &Ports) -> Result<C
 }
 
 /// `(starts, ends, axes)` of a `Slice` before opset 10.
-pub(super) type SliceAttrs = (Vec<i64>, Vec<i64>, Option<Vec<i64>>);
+pub(crate) type SliceAttrs = (Vec<i64>, Vec<i64>, Option<Vec<i64>>);
 
 /// One sliced axis: `start..end` by `step`, not yet clamped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

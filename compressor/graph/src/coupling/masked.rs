@@ -13,7 +13,7 @@ use crate::{BinaryOp, Node, Op, PoolKind, ReduceKind, UnaryOp};
 
 /// What stands at the indices of a masked unit.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Fact {
+pub(crate) enum Fact {
     /// This value (zero is exact, others are up to rounding).
     Exact(f64),
     /// Something finite, given that the unmasked model's values are.
@@ -23,7 +23,7 @@ pub enum Fact {
 }
 
 /// Exactly zero.
-pub const ZERO: Fact = Fact::Exact(0.0);
+pub(crate) const ZERO: Fact = Fact::Exact(0.0);
 
 /// The axes of a node's inputs that carry an output axis, as `(slot, axis)`.
 fn carriers(links: &[Link], out: AxisRef) -> Vec<(usize, usize)> {

@@ -369,6 +369,19 @@ proptest! {
 }
 
 #[test]
+fn a_small_file_of_very_many_nodes_is_refused_before_it_fills_memory() {
+    let mut nodes = Vec::new();
+    for _ in 0..=limits::MESSAGES {
+        nodes.extend([0x0a, 0]);
+    }
+    let mut bytes = vec![0x3a];
+    prost::encode_length_delimiter(nodes.len(), &mut bytes).unwrap();
+    bytes.extend(nodes);
+    let error = Model::from_bytes(bytes, None).unwrap_err();
+    assert!(matches!(error, ImportError::Limit { limit: limits::MESSAGES, .. }), "{error}");
+}
+
+#[test]
 fn fields_that_are_newer_than_we_know_are_reported() {
     let mut bytes = nested().encode_to_vec();
     assert!(Model::from_bytes(bytes.clone(), None).unwrap().warnings.is_empty());

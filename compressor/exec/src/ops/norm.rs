@@ -1,0 +1,70 @@
+//! Normalisations.
+
+use candle_core::Tensor as Array;
+
+use super::{Context, axis_of};
+use crate::error::{Result, invalid};
+use crate::value::Value;
+
+/// `[C]` laid along axis 1 of `rank` axes.
+fn along_channels(param: &Value, rank: usize) -> Result<Array> {
+    let dims: Vec<usize> = (0..rank).map(|axis| if axis == 1 { param.array.elem_count() } else { 1 }).collect();
+    Ok(param.array.reshape(dims)?)
+}
+
+/// `scale (x − mean) / √(var + ε) + bias`.
+pub(super) fn batch(epsilon: f32, cx: &Context<'_>) -> Result<Value> {
+    let x = cx.get(0)?;
+    if x.rank() < 2 {
+        return invalid("no channel axis");
+    }
+    let param = |slot: usize| along_channels(cx.get(slot)?, x.rank());
+    let deviation = (param(4)? + f64::from(epsilon))?.sqrt()?;
+    let centred = x.array.broadcast_sub(&param(3)?)?.broadcast_div(&deviation)?;
+    Ok(x.with(centred.broadcast_mul(&param(1)?)?.broadcast_add(&param(2)?)?))
+}
+
+/// Mean and variance over the axes from `first` on.
+fn standardise(x: &Array, first: usize, epsilon: f32) -> Result<Array> {
+    let axes: Vec<usize> = (first..x.rank()).collect();
+    let centred = x.broadcast_sub(&x.mean_keepdim(axes.clone())?)?;
+    let variance = centred.sqr()?.mean_keepdim(axes)?;
+    Ok(centred.broadcast_div(&(variance + f64::from(epsilon))?.sqrt()?)?)
+}
+
+pub(super) fn instance(epsilon: f32, cx: &Context<'_>) -> Result<Value> {
+    let x = cx.get(0)?;
+    if x.rank() < 3 {
+        return invalid("no spatial axes");
+    }
+    let (scale, bias) = (along_channels(cx.get(1)?, x.rank())?, along_channels(cx.get(2)?, x.rank())?);
+    Ok(x.with(standardise(&x.array, 2, epsilon)?.broadcast_mul(&scale)?.broadcast_add(&bias)?))
+}
+
+pub(super) fn layer(axis: i64, epsilon: f32, cx: &Context<'_>) -> Result<Value> {
+    let x = cx.get(0)?;
+    let mut y = standardise(&x.array, axis_of(axis, x.rank())?, epsilon)?;
+    y = y.broadcast_mul(&cx.get(1)?.array)?;
+    if let Some(bias) = cx.find(2) {
+        y = y.broadcast_add(&bias.array)?;
+    }
+    Ok(x.with(y))
+}
+
+/// `x / (k + α/size Σ x²)^β` over `size` neighbouring channels.
+pub(super) fn local_response(size: usize, cx: &Context<'_>) -> Result<Value> {
+    let x = cx.get(0)?;
+    if x.rank() < 2 || size == 0 {
+        return invalid("no channel axis, or a size of 0");
+    }
+    let channels = x.dims()[1];
+    let squares = x.array.sqr()?;
+    let padded = super::window::pad_axis(&squares, 1, ((size - 1) / 2, size / 2), 0.0)?;
+    let mut sum = padded.narrow(1, 0, channels)?;
+    for offset in 1..size {
+        sum = (sum + padded.narrow(1, offset, channels)?)?;
+    }
+    let alpha = cx.float("alpha", f64::from(0.0001_f32)) / size as f64;
+    let divisor = ((sum * alpha)? + cx.float("bias", 1.0))?.powf(cx.float("beta", 0.75))?;
+    Ok(x.with((&x.array / divisor)?))
+}

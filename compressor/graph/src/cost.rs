@@ -1,0 +1,75 @@
+//! What a model costs: parameters, and multiply-accumulate operations of its products.
+
+use crate::{Dim, Graph, Model, Node, Op, Origin, Shapes, ValueId};
+
+/// Elements of every constant, wherever it is: initializers, `Constant` nodes, bodies of control flow.
+#[must_use]
+pub fn params(model: &Model) -> u64 {
+    graph_params(&model.graph)
+}
+
+fn graph_params(graph: &Graph) -> u64 {
+    let own: u64 = graph
+        .values()
+        .filter(|(_, value)| match value.origin {
+            Origin::Initializer => true,
+            Origin::Node(node, _) => graph.node(node).op == Op::Constant,
+            Origin::Input | Origin::Outer => false,
+        })
+        .filter_map(|(id, _)| graph.constant(id))
+        .map(|tensor| tensor.dims.iter().map(|&size| size as u64).product::<u64>())
+        .sum();
+    let bodies = graph.nodes().flat_map(|(id, _)| graph.subgraphs(id)).map(|(_, body)| graph_params(body));
+    own + bodies.sum::<u64>()
+}
+
+/// Multiply-accumulate operations of one run, where every free dimension is `free`.
+///
+/// Counted are convolutions and matrix products, by their dimensions, constant or not (a product with a one-hot
+/// matrix counts in full). A node whose shapes are not known counts nothing.
+#[must_use]
+pub fn macs(model: &Model, shapes: &Shapes, free: u64) -> u64 {
+    let graph = &model.graph;
+    graph.nodes().filter_map(|(_, node)| node_macs(graph, shapes, node, free)).sum()
+}
+
+/// As [`macs`], of one node; `None` where it has none or its shapes are not known.
+#[must_use]
+pub fn node_macs(graph: &Graph, shapes: &Shapes, node: &Node, free: u64) -> Option<u64> {
+    let dims = |value: Option<ValueId>| -> Option<Vec<u64>> {
+        let value = value?;
+        match graph.constant(value) {
+            Some(tensor) => Some(tensor.dims.iter().map(|&size| size as u64).collect()),
+            None => Some(shapes.dims(value)?.iter().map(|dim| size(dim, free)).collect()),
+        }
+    };
+    let volume = |dims: &[u64]| dims.iter().fold(1_u64, |product, &size| product.saturating_mul(size));
+    match &node.op {
+        // Every output element sums one filter.
+        Op::Conv(_) => {
+            let (out, weight) = (dims(node.output(0))?, dims(node.input(1))?);
+            Some(volume(&out).saturating_mul(volume(weight.get(1..)?)))
+        }
+        // Every input element is multiplied by one filter.
+        Op::ConvTranspose(_) => {
+            let (x, weight) = (dims(node.input(0))?, dims(node.input(1))?);
+            Some(volume(&x).saturating_mul(volume(weight.get(1..)?)))
+        }
+        Op::Gemm(attrs) => {
+            let (out, a) = (dims(node.output(0))?, dims(node.input(0))?);
+            Some(volume(&out).saturating_mul(*a.get(usize::from(!attrs.trans_a))?))
+        }
+        Op::MatMul | Op::MatMulInteger => {
+            let (out, a) = (dims(node.output(0))?, dims(node.input(0))?);
+            Some(volume(&out).saturating_mul(*a.last()?))
+        }
+        _ => None,
+    }
+}
+
+fn size(dim: &Dim, free: u64) -> u64 {
+    match dim {
+        Dim::Fixed(size) => *size as u64,
+        Dim::Symbol(_) | Dim::Unknown => free,
+    }
+}

@@ -1,0 +1,171 @@
+//! Attributes and shape operands that name the sizes of what shrank.
+
+use std::collections::BTreeSet;
+
+use super::{PruneError, Removal, Work, cause};
+use crate::coupling::{Port, Ports, normal_axis, split_sizes, windows};
+use crate::group::find::{Readers, ports};
+use crate::shape_operand::{self, Kind};
+use crate::{AttributeValue, Cause, Dim, Edit, GroupId, Node, NodeId, Op, Shapes, ValueId};
+
+/// Rewrites what names an old size, node by node.
+pub(super) fn fix_all(work: &mut Work, removal: &Removal, shapes: &Shapes) -> Result<(), PruneError> {
+    let graph = work.model.graph.clone();
+    let all_ports = ports(&graph, shapes, &Readers::new(&graph));
+    for (id, node) in graph.nodes() {
+        let Some(ports) = all_ports.get(&id) else { continue };
+        let at = Place { id, node, ports, removal, shapes };
+        match &node.op {
+            Op::Conv(attrs) if attrs.group > 1 => at.conv_groups(work)?,
+            Op::Reshape { allow_zero } => at.shape(work, Kind::Reshape { allow_zero: *allow_zero }, 1)?,
+            Op::Expand => at.shape(work, Kind::Expand, 1)?,
+            Op::ConstantOfShape => at.shape(work, Kind::Filled, 0)?,
+            Op::Split { axis, sizes } => at.split(work, *axis, sizes.as_deref())?,
+            Op::Slice { attrs } => at.slice(work, attrs.as_ref())?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+struct Place<'a> {
+    id: NodeId,
+    node: &'a Node,
+    ports: &'a Ports,
+    removal: &'a Removal,
+    shapes: &'a Shapes,
+}
+
+impl Place<'_> {
+    /// The groups that shrink an axis of `value` or a size that an operand here is computed from.
+    fn groups(&self, value: Option<ValueId>) -> BTreeSet<GroupId> {
+        let rank = value.and_then(|value| self.shapes.dims(value)).map_or(0, <[Dim]>::len);
+        let axes = (0..rank).filter_map(|axis| self.removal.gone(value, axis));
+        let mut groups: BTreeSet<GroupId> = axes.flat_map(|gone| gone.groups.iter().copied()).collect();
+        groups.extend(self.removal.size_readers.get(&self.id).into_iter().flatten());
+        groups
+    }
+
+    /// A depthwise convolution has as many groups as channels.
+    fn conv_groups(&self, work: &mut Work) -> Result<(), PruneError> {
+        let (Some(gone), Some(1)) = (
+            self.removal.gone(self.node.input(0), 1),
+            self.ports.size(crate::coupling::input(1, 1)),
+        ) else {
+            return Ok(());
+        };
+        let channels = self.ports.size(crate::coupling::input(0, 1)).unwrap_or(0);
+        let left = to_int(channels.saturating_sub(gone.indices.len()))?;
+        self.set(work, "group", AttributeValue::Int(left), &gone.cause("one group a channel"))
+    }
+
+    fn shape(&self, work: &mut Work, kind: Kind, slot: usize) -> Result<(), PruneError> {
+        let out = self.node.output(0);
+        let groups = self.groups(out);
+        let (false, Some(out)) = (groups.is_empty(), out) else { return Ok(()) };
+        let Some(to) = self.removal.dims(self.shapes, out) else { return Ok(()) };
+        let from = self.node.input(0).and_then(|value| self.removal.dims(self.shapes, value)).unwrap_or_default();
+        let known = self.ports.ints(slot);
+        let operand = match known {
+            Some(ints) => patched(ints, kind, &to)?,
+            None => shape_operand::constant(kind, &from, &to).map_err(PruneError::Stale)?,
+        };
+        let constant = self.ports.get(Port::In(slot)).is_some_and(|info| info.constant);
+        if constant && known == Some(&operand) {
+            return Ok(());
+        }
+        let cause = cause(&groups, "new sizes");
+        self.feed(work, slot, &operand, &cause)
+    }
+
+    fn split(&self, work: &mut Work, axis: i64, sizes: Option<&[i64]>) -> Result<(), PruneError> {
+        let groups = self.groups(self.node.input(0));
+        let rank = self.ports.dims(Port::In(0)).map_or(0, <[Dim]>::len);
+        let (false, Ok(axis)) = (groups.is_empty(), normal_axis(axis, rank)) else { return Ok(()) };
+        let Some(size) = self.ports.size(crate::coupling::input(0, axis)) else { return Ok(()) };
+        let old = split_sizes(sizes.or_else(|| self.ports.ints(1)), size, self.node.outputs.len());
+        let old = old.map_err(PruneError::Stale)?;
+        let mut start = 0;
+        let mut new = Vec::new();
+        for len in old {
+            let kept = self.removal.gone(self.node.input(0), axis).map_or(len, |gone| gone.kept_in(start, len));
+            new.push(to_int(kept)?);
+            start += len;
+        }
+        let cause = cause(&groups, "new sizes");
+        if sizes.is_some() || work.model.opset("").unwrap_or(1) < 13 {
+            return self.set(work, "split", AttributeValue::Ints(new), &cause);
+        }
+        if self.node.attr("num_outputs").is_some() {
+            let edit = Edit::SetAttribute { node: self.id, name: "num_outputs".to_owned(), value: None };
+            work.edit(edit, &cause)?;
+        }
+        self.feed(work, 1, &new, &cause)
+    }
+
+    fn slice(&self, work: &mut Work, attrs: Option<&crate::coupling::SliceAttrs>) -> Result<(), PruneError> {
+        let groups = self.groups(self.node.input(0));
+        if groups.is_empty() {
+            return Ok(());
+        }
+        let windows = windows(attrs, self.ports).map_err(PruneError::Stale)?;
+        let (mut starts, mut ends, mut axes, mut steps) = (vec![], vec![], vec![], vec![]);
+        for window in &windows {
+            let size = self.ports.size(crate::coupling::input(0, window.axis));
+            let gone = self.removal.gone(self.node.input(0), window.axis);
+            let moved = gone.zip(size).and_then(|(gone, size)| {
+                let (start, len) = window.clamp(size)?;
+                Some((gone.kept_in(0, start), gone.kept_in(start, len)))
+            });
+            let (start, end) = match moved {
+                Some((start, len)) => (to_int(start)?, to_int(start + len)?),
+                None => (window.start, window.end),
+            };
+            starts.push(start);
+            ends.push(end);
+            axes.push(to_int(window.axis)?);
+            steps.push(window.step);
+        }
+        let cause = cause(&groups, "new bounds");
+        if attrs.is_some() {
+            self.set(work, "starts", AttributeValue::Ints(starts), &cause)?;
+            self.set(work, "ends", AttributeValue::Ints(ends), &cause)?;
+            return self.set(work, "axes", AttributeValue::Ints(axes), &cause);
+        }
+        // The four must agree in type, so all are written.
+        for (slot, ints) in (1..).zip([starts, ends, axes, steps]) {
+            self.feed(work, slot, &ints, &cause)?;
+        }
+        Ok(())
+    }
+
+    fn set(&self, work: &mut Work, name: &str, value: AttributeValue, cause: &Cause) -> Result<(), PruneError> {
+        let edit = Edit::SetAttribute { node: self.id, name: name.to_owned(), value: Some(value) };
+        work.edit(edit, cause).map(drop)
+    }
+
+    fn feed(&self, work: &mut Work, slot: usize, ints: &[i64], cause: &Cause) -> Result<(), PruneError> {
+        let value = Some(work.ints(ints, cause)?);
+        work.edit(Edit::ReplaceInput { node: self.id, slot, value }, cause).map(drop)
+    }
+}
+
+/// A constant shape operand with the sizes it names replaced; what it leaves open stays open.
+fn patched(ints: &[i64], kind: Kind, to: &[Dim]) -> Result<Vec<i64>, PruneError> {
+    let shift = to.len().checked_sub(ints.len());
+    let shift = shift.ok_or_else(|| PruneError::Stale("a shape operand longer than the output's rank".to_owned()))?;
+    let keeps = |size: i64| match kind {
+        Kind::Reshape { .. } => size <= 0,
+        Kind::Expand => size == 1,
+        Kind::Filled => false,
+    };
+    let new = ints.iter().zip(&to[shift..]).map(|(&size, dim)| match dim {
+        Dim::Fixed(fixed) if !keeps(size) => to_int(*fixed),
+        _ => Ok(size),
+    });
+    new.collect()
+}
+
+fn to_int(size: usize) -> Result<i64, PruneError> {
+    i64::try_from(size).map_err(|_| PruneError::Stale(format!("size {size} overflows")))
+}
