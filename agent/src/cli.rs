@@ -1,9 +1,244 @@
-//! The command line.
+//! The command line: a match from what is asked to an exit code.
 
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use serde_json::json;
+
+use crate::config::{Config, ConfigError, Sources};
+use crate::core::{ActiveEntry, Durable};
+use crate::plane::worker::{self, NoHook};
+use crate::shell::state_dir::status_socket;
+use crate::shell::{driver, journal, logging, status};
+
+mod bench;
+
+/// The configuration is wrong.
+const EXIT_CONFIGURATION: u8 = 64;
+
+/// Serves models on a device inside its budgets
+#[derive(Debug, Parser)]
+#[command(
+    name = "espalier-agent",
+    version,
+    after_help = "Examples:
+  espalier-agent check --config /etc/espalier/agent.toml
+  espalier-agent run --config /etc/espalier/agent.toml --set telemetry.window_ms=2000
+  espalier-agent status --json
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 64 wrong configuration."
+)]
+struct Cli {
+    #[command(subcommand)]
+    mode: Mode,
+}
+
+#[derive(Debug, Subcommand)]
+enum Mode {
+    /// Serve until asked to end (SIGTERM); SIGHUP reads the budgets again
+    Run(ConfigArgs),
+    /// Ask the running agent how it is
+    Status(AskArgs),
+    /// Validate the configuration and tell everything that is wrong with it
+    Check(AskArgs),
+    /// List what is installed
+    Models(AskArgs),
+    /// Measure an installed model in this process, on its self-test's input
+    Bench(BenchArgs),
+    /// Host one model for a running agent (started by the agent)
+    #[command(hide = true)]
+    Worker,
+}
+
+/// Where the configuration comes from
+#[derive(Debug, Args)]
+struct ConfigArgs {
+    /// The configuration file [default: /etc/espalier/agent.toml]
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set one key over file and environment
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct AskArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// One JSON object on standard output
+    #[arg(long)]
+    json: bool,
+    /// The state directory, instead of the configuration's
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct BenchArgs {
+    #[command(flatten)]
+    ask: AskArgs,
+    /// The model; needed only when there are several
+    model: Option<String>,
+    /// Runs that count
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    runs: u32,
+    /// Runs before them
+    #[arg(long, default_value_t = 10)]
+    warmup: u32,
+}
+
+/// Why a command did not do what it should.
+enum Failure {
+    Configuration(ConfigError),
+    Other(String),
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Configuration(error)
+    }
+}
+
+fn failed(error: impl Display) -> Failure {
+    Failure::Other(error.to_string())
+}
 
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let outcome = match Cli::parse().mode {
+        Mode::Worker => return host_model(),
+        Mode::Run(args) => run(args),
+        Mode::Status(args) => show_status(&args),
+        Mode::Check(args) => check(&args),
+        Mode::Models(args) => models(&args),
+        Mode::Bench(args) => bench::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Configuration(error)) => {
+            error.0.iter().for_each(|problem| eprintln!("{problem}"));
+            ExitCode::from(EXIT_CONFIGURATION)
+        }
+        Err(Failure::Other(reason)) => {
+            eprintln!("espalier-agent: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn host_model() -> ExitCode {
+    logging::start();
+    ExitCode::from(u8::try_from(worker::main(&mut NoHook)).unwrap_or(1))
+}
+
+fn run(args: ConfigArgs) -> Result<(), Failure> {
+    let sources = args.sources();
+    let config = Config::load(&sources)?;
+    logging::start();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(failed)?;
+    let outcome = runtime.block_on(driver::run(config, sources)).map_err(failed);
+    // A worker's last words are not waited for.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn show_status(args: &AskArgs) -> Result<(), Failure> {
+    let answer = status::ask(&status_socket(&args.state_dir()?)).map_err(failed)?;
+    if args.json {
+        println!("{answer}");
+    } else {
+        println!("{}", status::render(&answer));
+    }
+    Ok(())
+}
+
+fn check(args: &AskArgs) -> Result<(), Failure> {
+    let checked = Config::load(&args.config.sources());
+    if args.json {
+        let problems = checked.as_ref().err().map(|error| &error.0);
+        let told: Vec<_> = problems
+            .into_iter()
+            .flatten()
+            .map(|p| json!({ "origin": p.origin, "key": p.key, "what": p.what }))
+            .collect();
+        println!("{}", json!({ "ok": told.is_empty(), "problems": told }));
+    }
+    let config = checked?;
+    if !args.json {
+        let broker = match &config.mqtt {
+            Some(mqtt) => format!("broker {}:{}", mqtt.host, mqtt.port),
+            None => "no broker".to_owned(),
+        };
+        let (id, state) = (&config.device.id, config.state_dir.display());
+        println!("the configuration of {id} is valid: state in {state}, {broker}");
+    }
+    Ok(())
+}
+
+fn models(args: &AskArgs) -> Result<(), Failure> {
+    let dir = args.state_dir()?;
+    let mut durable = Durable::default();
+    let records = journal::peek(&dir.join("journal")).map_err(failed)?;
+    records.iter().for_each(|record| durable.apply(record));
+    if args.json {
+        let models: Vec<_> = durable
+            .models
+            .iter()
+            .map(|(name, m)| {
+                json!({
+                    "model": name,
+                    "active": m.active,
+                    "previous": m.previous,
+                    "blocked": m.blocked,
+                    "installing": m.install.as_ref().map(|i| json!({
+                        "digest": i.offer.digest, "state": i.state,
+                    })),
+                })
+            })
+            .collect();
+        println!("{}", json!({ "models": models }));
+        return Ok(());
+    }
+    if durable.models.is_empty() {
+        println!("no models");
+    }
+    for ActiveEntry { model, installed } in durable.active() {
+        let (version, sequence, digest) = (installed.version, installed.sequence, installed.digest);
+        println!(
+            "{model} {version} (sequence {sequence}, {} bytes) {digest}",
+            installed.size_bytes
+        );
+    }
+    Ok(())
+}
+
+impl ConfigArgs {
+    fn sources(&self) -> Sources {
+        Sources::with_environment(self.config.clone(), self.overrides.clone())
+    }
+}
+
+impl AskArgs {
+    fn state_dir(&self) -> Result<PathBuf, Failure> {
+        match &self.state {
+            Some(dir) => Ok(dir.clone()),
+            None => Ok(Config::load(&self.config.sources())?.state_dir),
+        }
+    }
+
+    fn active(&self, dir: &Path) -> Result<Vec<ActiveEntry>, Failure> {
+        let path = dir.join("active.json");
+        let fail = |e: &dyn Display| failed(format!("{}: {e}", path.display()));
+        let text = std::fs::read(&path).map_err(|e| fail(&e))?;
+        serde_json::from_slice(&text).map_err(|e| fail(&e))
+    }
 }

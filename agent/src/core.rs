@@ -146,6 +146,17 @@ impl Core {
         self.durable.models.iter().all(serves)
     }
 
+    /// Whether every active bundle serves, or is known not to: nothing is in the making.
+    #[must_use]
+    pub fn settled(&self) -> bool {
+        let settled = |(name, model): (&String, &DurableModel)| {
+            let live = self.live.get(name);
+            let said = live.is_some_and(|l| l.serving.is_some() || l.activation.reason.is_some());
+            model.active.is_none() || said
+        };
+        self.durable.models.iter().all(settled)
+    }
+
     /// The budgets that hold for a model: a command's, or the configuration's.
     #[must_use]
     pub fn budgets(&self, model: &str) -> Budgets {

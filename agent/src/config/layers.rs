@@ -31,10 +31,7 @@ pub(super) struct Layers {
 
 impl Layers {
     pub(super) fn collect(sources: &Sources) -> (Self, Vec<Problem>) {
-        let mut layers = Self {
-            main: "configuration".to_owned(),
-            ..Self::default()
-        };
+        let mut layers = Self { main: "configuration".to_owned(), ..Self::default() };
         let mut problems = Vec::new();
         for file in files(sources, &mut problems) {
             if layers.main == "configuration" {
@@ -64,10 +61,8 @@ impl Layers {
     }
 
     fn put_environment(&mut self, environment: &[(String, String)]) {
-        let mut own: Vec<_> = environment
-            .iter()
-            .filter(|(key, _)| key.starts_with(PREFIX))
-            .collect();
+        let mut own: Vec<_> =
+            environment.iter().filter(|(key, _)| key.starts_with(PREFIX)).collect();
         own.sort();
         for (key, value) in own {
             let parts: Vec<&str> = key[PREFIX.len()..].split("__").collect();
@@ -142,9 +137,5 @@ fn read(file: &Path) -> Result<Table, String> {
 }
 
 pub(super) fn problem(origin: &str, key: &str, what: String) -> Problem {
-    Problem {
-        origin: origin.to_owned(),
-        key: key.to_owned(),
-        what,
-    }
+    Problem { origin: origin.to_owned(), key: key.to_owned(), what }
 }

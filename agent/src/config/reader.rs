@@ -20,11 +20,7 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(layers: &'a Layers) -> Self {
-        Self {
-            layers,
-            asked: BTreeSet::new(),
-            problems: Vec::new(),
-        }
+        Self { layers, asked: BTreeSet::new(), problems: Vec::new() }
     }
 
     /// Everything wrong, unknown keys included.

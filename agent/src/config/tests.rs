@@ -20,10 +20,7 @@ impl Files {
     }
 
     fn sources(&self) -> Sources {
-        Sources {
-            file: Some(self.main()),
-            ..Sources::default()
-        }
+        Sources { file: Some(self.main()), ..Sources::default() }
     }
 }
 
@@ -46,7 +43,8 @@ fn a_device_id_is_all_that_is_needed() {
 
 #[test]
 fn each_layer_lies_over_the_one_before() {
-    let files = Files::new("[device]\nid = \"file\"\nclass = \"pi4\"\n[telemetry]\nwindow_ms = 1000\n");
+    let files =
+        Files::new("[device]\nid = \"file\"\nclass = \"pi4\"\n[telemetry]\nwindow_ms = 1000\n");
     files.piece("20.toml", "[device]\nid = \"piece 20\"\n");
     files.piece("10.toml", "[device]\nid = \"piece-10\"\n[telemetry]\nwindow_ms = 2000\n");
     files.piece("ignored.bak", "nonsense");
@@ -97,10 +95,7 @@ fn every_problem_is_told_at_once_with_its_origin_and_key() {
 
 #[test]
 fn a_file_that_is_missing_or_no_toml_is_named() {
-    let missing = Sources {
-        file: Some("/nowhere/agent.toml".into()),
-        ..Sources::default()
-    };
+    let missing = Sources { file: Some("/nowhere/agent.toml".into()), ..Sources::default() };
     assert!(problems(&missing)[0].starts_with("/nowhere/agent.toml: No such file"));
     let broken = Files::new("[device\nid = 1");
     let told = problems(&broken.sources());

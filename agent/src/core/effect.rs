@@ -64,7 +64,7 @@ pub enum Effect {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
     /// Fetch the bundle's files into the staging folder, resuming what is there.
-    Download(Offer),
+    Download(Box<Offer>),
     /// Check the staged files against the digest and move them into the store.
     Verify {
         /// The bundle.

@@ -215,7 +215,9 @@ impl Core {
         };
         let digest = own.offer.digest.clone();
         let step = match own.state {
-            InstallState::Offered | InstallState::Downloading => Step::Download(own.offer.clone()),
+            InstallState::Offered | InstallState::Downloading => {
+                Step::Download(Box::new(own.offer.clone()))
+            }
             InstallState::Verifying => Step::Verify { digest },
             InstallState::Loading => Step::Load { digest },
             InstallState::SelfTest => Step::SelfTest { digest },

@@ -126,7 +126,7 @@ impl Core {
         live.install.since = now;
         live.resume_pending = false;
         self.advance(now, &model, InstallState::Downloading);
-        self.emit(Effect::Step { model, install, step: Step::Download(offer) });
+        self.emit(Effect::Step { model, install, step: Step::Download(Box::new(offer)) });
     }
 
     fn supersede(&mut self, now: Millis, model: &str, sequence: u64) {

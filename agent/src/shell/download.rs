@@ -112,8 +112,7 @@ fn fetch_manifest(job: &Job<'_>, agent: &Agent) -> Result<Vec<u8>, StepFailure> 
     let limit = job.limits.manifest_bytes;
     let mut bytes = Vec::new();
     let mut body = response.body_mut().as_reader().take(limit + 1);
-    body.read_to_end(&mut bytes)
-        .map_err(|e| StepFailure::transient(format!("{url}: {e}")))?;
+    body.read_to_end(&mut bytes).map_err(|e| StepFailure::transient(format!("{url}: {e}")))?;
     if bytes.len() as u64 > limit {
         let reason = format!("{url}: over the limit manifest_bytes of {limit}");
         return Err(StepFailure::attempt(reason));
@@ -232,9 +231,7 @@ fn get(agent: &Agent, url: &str, from: Option<u64>) -> Result<Response<Body>, St
         Some(from) => request.header(header::RANGE, format!("bytes={from}-")),
         None => request,
     };
-    request
-        .call()
-        .map_err(|e| StepFailure::transient(format!("{url}: {e}")))
+    request.call().map_err(|e| StepFailure::transient(format!("{url}: {e}")))
 }
 
 /// The first byte of a partial answer.
@@ -256,17 +253,9 @@ fn expect_status(
     let reason = format!("{url}: the server answered {status}");
     // A server in trouble, or one that is still publishing, may do better later.
     let later = status.is_server_error()
-        || [
-            StatusCode::NOT_FOUND,
-            StatusCode::REQUEST_TIMEOUT,
-            StatusCode::TOO_MANY_REQUESTS,
-        ]
-        .contains(&status);
-    Err(if later {
-        StepFailure::transient(reason)
-    } else {
-        StepFailure::attempt(reason)
-    })
+        || [StatusCode::NOT_FOUND, StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS]
+            .contains(&status);
+    Err(if later { StepFailure::transient(reason) } else { StepFailure::attempt(reason) })
 }
 
 fn address(folder: &str, name: &str) -> String {

@@ -1,1 +1,608 @@
-//! Pending.
+//! The main loop: it owns the core, feeds it events, and performs its effects in order.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{broadcast, mpsc};
+use tokio::time::MissedTickBehavior;
+
+use super::install::Installer;
+use super::journal::Journal;
+use super::mqtt::{LinkEvent, Will};
+use super::notify::{Manager, watchdog_interval};
+use super::outbox::{Outbox, Stamp};
+use super::spool::Spool;
+use super::state_dir::{PathError, StateDir, write_atomically};
+use super::status::Question;
+use super::store::Store;
+use super::{mqtt, status};
+use crate::config::{Config, ConfigError, Sources};
+use crate::core::StepFailure;
+use crate::core::{ActiveEntry, Core, Durable, Effect, Event, Millis, Record, Report, Settings};
+use crate::plane::{Plane, PlaneConfig, PlaneError, PlaneEvent};
+use crate::sys::{Roots, Sampler};
+
+mod facts;
+
+/// How often deadlines are looked at.
+const TICK: Duration = Duration::from_millis(200);
+/// How often the power gauges are read.
+const POWER_TICK: Duration = Duration::from_secs(1);
+/// Answers that may wait for the driver.
+const MAX_EVENTS: usize = 256;
+/// Askers that may wait for the driver.
+const MAX_QUESTIONS: usize = 16;
+/// How long the last messages may take to reach the broker.
+const GOOD_BYE: Duration = Duration::from_secs(2);
+/// How long to wait before the journal is tried again.
+const STALL: Duration = Duration::from_secs(5);
+/// Clocks that show an earlier time than this (September 2020) were never set.
+const CLOCK_SET_MS: u64 = 1_600_000_000_000;
+
+/// Why the agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] PathError),
+    /// The inference endpoints.
+    #[error(transparent)]
+    Plane(#[from] PlaneError),
+    /// The engine.
+    #[error("the inference engine cannot be used: {0}")]
+    Engine(#[from] runtime::EngineError),
+    /// The system.
+    #[error("cannot {0}: {1}")]
+    System(&'static str, std::io::Error),
+}
+
+/// Runs the agent until it is asked to end.
+///
+/// # Errors
+/// It could not start. Once started it ends only when asked.
+pub async fn run(config: Config, sources: Sources) -> Result<(), RunError> {
+    let mut driver = Driver::start(config, sources).await?;
+    driver.go_round().await;
+    driver.end().await;
+    Ok(())
+}
+
+/// Sources of events, apart from the driver so that it can wait for all of them at once.
+struct Inputs {
+    events: mpsc::Receiver<Event>,
+    questions: mpsc::Receiver<Question>,
+    plane: broadcast::Receiver<PlaneEvent>,
+    link: Option<mpsc::Receiver<LinkEvent>>,
+    terminate: Signal,
+    interrupt: Signal,
+    reload: Signal,
+}
+
+struct Driver {
+    config: Config,
+    sources: Sources,
+    settings: Settings,
+    core: Core,
+    state: StateDir,
+    journal: Journal,
+    store: Store,
+    plane: Plane,
+    installer: Installer,
+    outbox: Option<Outbox>,
+    sampler: Sampler,
+    roots: Roots,
+    inputs: Option<Inputs>,
+    manager: Manager,
+    clock: Instant,
+    window_began: Instant,
+    stalled: Option<(Instant, String)>,
+    ending: bool,
+}
+
+/// What woke the driver.
+enum Woken {
+    Event(Box<Event>),
+    Question(Question),
+    Plane(PlaneEvent),
+    Link(LinkEvent),
+    Tick,
+    Power,
+    Window,
+    Watchdog,
+    Reload,
+    End,
+}
+
+impl Driver {
+    async fn start(config: Config, sources: Sources) -> Result<Self, RunError> {
+        let library = facts::check_engine(&config.engine)?;
+        let state = StateDir::open(&config.state_dir)?;
+        let (journal, records) = open_journal(&state)?;
+        let plane = Plane::start(plane_config(&config, &state)?).await?;
+        write_endpoints(&plane, &state)?;
+        let boot_id = facts::boot_id();
+        let roots = Roots::under(&config.sys_root);
+        let settings = facts::settings(&config, &roots, &boot_id, library.as_deref());
+        let (events_in, events) = mpsc::channel(MAX_EVENTS);
+        let (questions_in, questions) = mpsc::channel(MAX_QUESTIONS);
+        status::listen(&state.run().join("status.sock"), questions_in)?;
+        let store = Store::new(&state, config.install.max_bundle_bytes);
+        let installer = Installer::new(plane.clone(), store.clone(), events_in);
+        let (outbox, link) = connect(&config, &state, &boot_id)?;
+        let clock = Instant::now();
+        let (core, effects) = Core::recover(settings.clone(), &records, Millis(0));
+        let inputs = Inputs {
+            events,
+            questions,
+            plane: plane.events(),
+            link,
+            terminate: listen_for(SignalKind::terminate())?,
+            interrupt: listen_for(SignalKind::interrupt())?,
+            reload: listen_for(SignalKind::hangup())?,
+        };
+        let mut driver = Self {
+            sampler: Sampler::new(roots.clone(), config.power, clock),
+            config,
+            sources,
+            settings,
+            core,
+            state,
+            journal,
+            store,
+            plane,
+            installer,
+            outbox,
+            roots,
+            inputs: Some(inputs),
+            manager: Manager::default(),
+            clock,
+            window_began: clock,
+            stalled: None,
+            ending: false,
+        };
+        driver.execute(effects);
+        Ok(driver)
+    }
+
+    async fn go_round(&mut self) {
+        let Some(mut inputs) = self.inputs.take() else {
+            return;
+        };
+        let mut tick = every(TICK);
+        let mut power = every(POWER_TICK);
+        let mut window = every(self.config.window);
+        window.reset();
+        let mut watchdog = every(watchdog_interval().unwrap_or(Duration::from_secs(3600)));
+        while !self.ending {
+            let woken = tokio::select! {
+                woken = inputs.next() => woken,
+                _ = tick.tick() => Woken::Tick,
+                _ = power.tick() => Woken::Power,
+                _ = window.tick() => Woken::Window,
+                _ = watchdog.tick() => Woken::Watchdog,
+            };
+            self.on(woken);
+            self.pump();
+        }
+        self.inputs = Some(inputs);
+    }
+
+    fn on(&mut self, woken: Woken) {
+        match woken {
+            Woken::Event(event) => self.feed(*event),
+            Woken::Question(question) => drop(question.send(self.status())),
+            Woken::Plane(event) => self.on_plane(event),
+            Woken::Link(event) => self.on_link(event),
+            Woken::Tick => self.on_tick(),
+            Woken::Power => self.sampler.tick(Instant::now()),
+            Woken::Window => self.on_window(),
+            Woken::Watchdog => self.manager.alive(),
+            Woken::Reload => self.on_reload(),
+            Woken::End => self.feed(Event::Shutdown),
+        }
+    }
+
+    fn now(&self) -> Millis {
+        let passed = self.clock.elapsed().as_millis();
+        Millis(u64::try_from(passed).unwrap_or(u64::MAX))
+    }
+
+    fn feed(&mut self, event: Event) {
+        if self.stalled.is_some() {
+            // The core is ahead of its journal and is about to be replaced.
+            self.ending |= matches!(event, Event::Shutdown);
+            return;
+        }
+        let effects = self.core.step(self.now(), event);
+        self.execute(effects);
+    }
+
+    fn execute(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            if let Err(error) = self.perform(effect) {
+                self.stall(&error);
+                return;
+            }
+        }
+    }
+
+    /// Performs one effect. Only what the next start relies on can fail.
+    fn perform(&mut self, effect: Effect) -> Result<(), PathError> {
+        match effect {
+            Effect::Journal(record) => self.write(&record)?,
+            Effect::WriteActive(entries) => self.write_active(&entries)?,
+            Effect::Activate { model, digest } => self.installer.activate(model, digest),
+            Effect::Step { model, install, step } => self.installer.step(model, install, step),
+            Effect::Abandon { install, .. } => self.installer.abandon(install),
+            Effect::RetireStandby { model } => self.installer.retire_standby(model),
+            Effect::Collect { keep } => {
+                if let Err(error) = self.store.collect(&keep.into_iter().collect()) {
+                    tracing::warn!(%error, "an unused bundle stays");
+                }
+            }
+            Effect::Publish(report) => self.publish(*report),
+            Effect::Drain => self.ending = true,
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, record: &Record) -> Result<(), PathError> {
+        tracing::debug!(?record, "journal");
+        self.journal.append(unix_ms().unwrap_or(0), record)
+    }
+
+    fn write_active(&self, entries: &[ActiveEntry]) -> Result<(), PathError> {
+        let text = serde_json::to_vec_pretty(entries)
+            .expect("entries hold only string keys and infallible serializers");
+        write_atomically(&self.state.active(), &text)
+    }
+
+    /// The journal cannot be written: serving goes on, deciding does not. After a while a new core
+    /// is recovered from what the journal really holds, as after a crash.
+    fn stall(&mut self, error: &PathError) {
+        tracing::error!(%error, "nothing can be decided until the journal can be written");
+        self.installer.abandon_all();
+        self.stalled = Some((Instant::now() + STALL, error.to_string()));
+    }
+
+    fn recover(&mut self) {
+        let opened = match open_journal(&self.state) {
+            Ok(opened) => opened,
+            Err(error) => return self.stall(&error),
+        };
+        self.stalled = None;
+        self.journal = opened.0;
+        let (core, effects) = Core::recover(self.settings.clone(), &opened.1, self.now());
+        self.core = core;
+        self.execute(effects);
+        let linked = self.outbox.as_ref().is_some_and(Outbox::is_linked);
+        if linked && self.stalled.is_none() {
+            self.feed(Event::Connected);
+        }
+    }
+
+    fn publish(&mut self, report: Report) {
+        log_report(&report);
+        let Some(outbox) = &mut self.outbox else {
+            return;
+        };
+        match outbox.put(report, unix_ms()) {
+            Ok(dropped) if dropped.records > 0 => {
+                let event = Event::SpoolDropped { records: dropped.records, bytes: dropped.bytes };
+                let effects = self.core.step(self.now(), event);
+                // The report of a loss may itself cost a record; that one is not reported.
+                for effect in effects {
+                    if let (Effect::Publish(report), Some(outbox)) = (effect, &mut self.outbox) {
+                        let _ = outbox.put(*report, unix_ms());
+                    }
+                }
+            }
+            Ok(_) => {}
+            Err(reason) => tracing::error!(reason, "a report is lost"),
+        }
+    }
+
+    fn pump(&mut self) {
+        if let Some(Err(reason)) = self.outbox.as_mut().map(Outbox::pump) {
+            tracing::error!(reason, "the spool cannot be read");
+        }
+    }
+
+    fn on_tick(&mut self) {
+        if self.stalled.as_ref().is_some_and(|(until, _)| Instant::now() >= *until) {
+            self.recover();
+        }
+        self.feed(Event::Tick);
+        for (model, install) in self.core.shadowing() {
+            if let Some(facts) = self.installer.shadow_facts(install) {
+                self.feed(Event::ShadowProgress { model, install, facts });
+            }
+        }
+        if self.core.settled() {
+            let models = self.core.durable().active().len();
+            self.manager.ready(&format!("{models} models"));
+        }
+        if self.journal.is_long() && self.stalled.is_none() {
+            let compacted = self.journal.compact(unix_ms().unwrap_or(0), self.core.durable());
+            if let Err(error) = compacted {
+                self.stall(&error);
+            }
+        }
+    }
+
+    fn on_window(&mut self) {
+        let now = Instant::now();
+        let length = now.duration_since(self.window_began);
+        self.window_began = now;
+        let windows = self.plane.take_window();
+        let pids = self.plane.worker_pids();
+        let workers: Vec<u32> = pids.iter().map(|(_, pid)| *pid).collect();
+        let inferences = windows.iter().map(|window| window.requests).sum();
+        let sample = self.sampler.sample(now, &workers, inferences);
+        let facts = facts::window(length, windows, &pids, &sample, &self.roots);
+        self.feed(Event::Window(facts));
+    }
+
+    fn on_plane(&mut self, event: PlaneEvent) {
+        match event {
+            PlaneEvent::WorkerDied { model, reason } => {
+                tracing::warn!(model, reason, "a worker died");
+                self.feed(Event::WorkerDied { model, reason });
+            }
+            PlaneEvent::WorkerRestarted { model } => tracing::info!(model, "its worker runs again"),
+            PlaneEvent::CandidateDied { candidate, model, reason } => {
+                let Some(install) = self.installer.install_of(candidate) else {
+                    return;
+                };
+                let reason = format!("the worker of the new model died: {reason}");
+                self.feed(Event::Step {
+                    model,
+                    install,
+                    outcome: Err(StepFailure::attempt(reason)),
+                });
+            }
+        }
+    }
+
+    fn on_link(&mut self, event: LinkEvent) {
+        let Some(outbox) = &mut self.outbox else {
+            return;
+        };
+        match event {
+            LinkEvent::Connected(link) => {
+                tracing::info!("connected to the broker");
+                outbox.connected(link);
+                self.feed(Event::Connected);
+            }
+            LinkEvent::Disconnected(reason) => {
+                tracing::info!(reason, "not connected to the broker");
+                outbox.disconnected();
+                self.feed(Event::Disconnected { reason });
+            }
+            LinkEvent::Sent(packet) => outbox.sent(packet),
+            LinkEvent::Acknowledged { packet, refused } => {
+                if let Err(reason) = outbox.acknowledged(packet, refused.as_deref()) {
+                    tracing::error!(reason, "the spool cannot be written");
+                }
+            }
+            LinkEvent::Message { topic, payload } => self.on_message(&topic, &payload),
+        }
+    }
+
+    fn on_message(&mut self, topic: &str, payload: &[u8]) {
+        let Some(mqtt) = &self.config.mqtt else {
+            return;
+        };
+        match facts::message(&mqtt.root, &self.config.device.id, topic, payload, unix_ms()) {
+            Ok(Some(event)) => self.feed(event),
+            Ok(None) => {}
+            Err(reason) => tracing::warn!(topic, reason, "a message is ignored"),
+        }
+    }
+
+    fn on_reload(&mut self) {
+        self.manager.reloading();
+        match Config::load(&self.sources) {
+            Ok(new) => {
+                if self.config.needs_restart(&new) {
+                    tracing::warn!("only budgets are taken over; other changes need a restart");
+                }
+                self.config.budgets.clone_from(&new.budgets);
+                self.settings.budgets.clone_from(&new.budgets);
+                self.feed(Event::BudgetsConfigured(new.budgets));
+            }
+            Err(ConfigError(problems)) => {
+                for problem in problems {
+                    tracing::error!(%problem, "the configuration is not taken over");
+                }
+            }
+        }
+        self.manager.reloaded();
+    }
+
+    fn status(&self) -> Value {
+        let core = serde_json::to_value(self.core.status(self.now()));
+        json!({
+            "agent": {
+                "version": env!("CARGO_PKG_VERSION"),
+                "pid": std::process::id(),
+                "boot_id": self.settings.birth.header.boot_id,
+                "uptime_ms": self.now().0,
+                "stalled": self.stalled.as_ref().map(|(_, reason)| reason),
+            },
+            "core": core.unwrap_or_default(),
+            "plane": self.plane.status(),
+            "endpoints": self.plane.endpoints(),
+            "spool": self.outbox.as_ref().map(Outbox::fill),
+        })
+    }
+
+    /// Answers the requests at hand, and lets the last messages reach the broker.
+    async fn end(mut self) {
+        self.manager.stopping();
+        let plane = self.plane.clone();
+        let deadline = self.config.serve.drain_deadline;
+        let drained = tokio::spawn(async move { plane.drain(deadline).await });
+        let until = tokio::time::Instant::now() + GOOD_BYE;
+        if let Some(mut inputs) = self.inputs.take() {
+            self.pump();
+            while self.outbox.as_ref().is_some_and(Outbox::is_busy) {
+                let Some(link) = &mut inputs.link else { break };
+                match tokio::time::timeout_at(until, link.recv()).await {
+                    Ok(Some(event)) => self.on_link(event),
+                    _ => break,
+                }
+                self.pump();
+            }
+            if let Some(outbox) = &mut self.outbox {
+                outbox.close();
+            }
+            // The good-bye itself has to go out, which the broker answers by closing.
+            if let Some(link) = &mut inputs.link {
+                let gone = async {
+                    while let Some(event) = link.recv().await {
+                        if matches!(event, LinkEvent::Disconnected(_)) {
+                            break;
+                        }
+                    }
+                };
+                let _ = tokio::time::timeout(Duration::from_millis(500), gone).await;
+            }
+        }
+        let _ = drained.await;
+    }
+}
+
+impl Inputs {
+    async fn next(&mut self) -> Woken {
+        loop {
+            tokio::select! {
+                biased;
+                _ = self.terminate.recv() => return Woken::End,
+                _ = self.interrupt.recv() => return Woken::End,
+                _ = self.reload.recv() => return Woken::Reload,
+                Some(event) = self.events.recv() => return Woken::Event(Box::new(event)),
+                Ok(event) = self.plane.recv() => return Woken::Plane(event),
+                Some(event) = from(&mut self.link) => return Woken::Link(event),
+                Some(question) = self.questions.recv() => return Woken::Question(question),
+                else => tokio::time::sleep(TICK).await,
+            }
+        }
+    }
+}
+
+/// The next event of a link, for ever none where there is no broker.
+async fn from(link: &mut Option<mpsc::Receiver<LinkEvent>>) -> Option<LinkEvent> {
+    match link {
+        Some(link) => link.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Opens the journal. Where damage cost it an active model that `active.json` still knows, that
+/// copy fills the gap.
+fn open_journal(state: &StateDir) -> Result<(Journal, Vec<Record>), PathError> {
+    let opened = Journal::open(&state.journal())?;
+    if let Some(cut) = &opened.cut {
+        let (bytes, lines) = (cut.bytes, cut.lines);
+        tracing::warn!(bytes, lines, "the journal's end was damaged and is cut off");
+    }
+    let (mut journal, mut records) = (opened.journal, opened.records);
+    let mut durable = Durable::default();
+    records.iter().for_each(|record| durable.apply(record));
+    let copied = std::fs::read(state.active()).unwrap_or_default();
+    let copied: Vec<ActiveEntry> = serde_json::from_slice(&copied).unwrap_or_default();
+    let mut filled = false;
+    for entry in copied {
+        let model = durable.models.entry(entry.model).or_default();
+        if model.active.is_none() && model.install.is_none() {
+            model.active = Some(entry.installed);
+            filled = true;
+        }
+    }
+    if filled {
+        tracing::warn!(
+            "the journal has lost a model that active.json knows; it is taken from there"
+        );
+        journal.compact(unix_ms().unwrap_or(0), &durable)?;
+        let durable = Box::new(durable);
+        records = vec![Record::Snapshot { durable }];
+    }
+    Ok((journal, records))
+}
+
+fn plane_config(config: &Config, state: &StateDir) -> Result<PlaneConfig, RunError> {
+    let own = || std::env::current_exe().map_err(|e| RunError::System("find this program", e));
+    let worker_program: PathBuf = match &config.worker.program {
+        Some(program) => program.clone(),
+        None => own()?,
+    };
+    Ok(PlaneConfig {
+        engine: config.engine.clone(),
+        worker_program,
+        worker_args: config.worker.args.clone(),
+        http: config.serve.http,
+        unix: config.serve.unix.clone(),
+        queue_depth: config.serve.queue_depth,
+        max_request_bytes: config.serve.max_request_bytes,
+        request_deadline: config.serve.request_deadline,
+        run_dir: state.run(),
+    })
+}
+
+fn write_endpoints(plane: &Plane, state: &StateDir) -> Result<(), PathError> {
+    let text = serde_json::to_vec_pretty(&plane.endpoints())
+        .expect("endpoints hold only string keys and infallible serializers");
+    write_atomically(&state.run().join("endpoints.json"), &text)
+}
+
+type Connection = (Option<Outbox>, Option<mpsc::Receiver<LinkEvent>>);
+
+fn connect(config: &Config, state: &StateDir, boot_id: &str) -> Result<Connection, PathError> {
+    let (Some(mqtt), Some(topics)) = (&config.mqtt, config.topics()) else {
+        return Ok((None, None));
+    };
+    let spool = Spool::open(&state.spool(), config.spool_bytes)?;
+    let will = Will { topic: topics.state(), payload: facts::will(boot_id, unix_ms()) };
+    let outbox = Outbox::new(topics, Stamp::new(boot_id), spool, mqtt.inflight);
+    let (link, _task) = mqtt::start(mqtt, &config.device.id, will);
+    Ok((Some(outbox), Some(link)))
+}
+
+fn listen_for(kind: SignalKind) -> Result<Signal, RunError> {
+    signal(kind).map_err(|e| RunError::System("listen for signals", e))
+}
+
+fn every(period: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    interval
+}
+
+/// Unix time, if the device's clock was ever set.
+fn unix_ms() -> Option<u64> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    let ms = u64::try_from(since.as_millis()).ok()?;
+    (ms >= CLOCK_SET_MS).then_some(ms)
+}
+
+fn log_report(report: &Report) {
+    match report {
+        Report::Breach(b) => tracing::warn!(
+            model = b.model, budget = %b.budget, cause = %b.cause, limit = b.limit,
+            observed = b.observed, recompress = b.recompress, "over budget"
+        ),
+        Report::Install(i) => tracing::info!(
+            model = i.model, digest = i.digest, phase = %i.phase, outcome = %i.outcome,
+            reason = i.reason, "install"
+        ),
+        Report::Recompress(r) => tracing::info!(
+            model = r.model, request = r.request_id, budget = %r.budget,
+            "asking for a smaller model"
+        ),
+        Report::State(s) => tracing::info!(state = %s.state, reason = s.reason, "device"),
+        _ => {}
+    }
+}

@@ -1,1 +1,318 @@
-//! Pending.
+//! Performs the steps of installs and activations beside the driver, and answers with events.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bundle::Digest;
+use tokio::sync::mpsc;
+
+use super::download;
+use super::store::Store;
+use crate::core::{BundleFacts, Event, InstallId, ShadowFacts, Step, StepDone, StepFailure};
+use crate::plane::{CandidateId, Plane, PlaneError};
+
+/// Performs steps. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Installer {
+    plane: Plane,
+    store: Store,
+    events: mpsc::Sender<Event>,
+    work: Arc<Mutex<Work>>,
+}
+
+/// What is under way and who serves.
+#[derive(Debug, Default)]
+struct Work {
+    installs: BTreeMap<InstallId, Install>,
+    abandoned: BTreeSet<InstallId>,
+    serving: BTreeMap<String, Serving>,
+}
+
+#[derive(Debug, Default)]
+struct Install {
+    digest: String,
+    candidate: Option<CandidateId>,
+    cancelled: Arc<AtomicBool>,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Serving {
+    active: Option<String>,
+    standby: Option<String>,
+}
+
+impl Installer {
+    /// An installer that answers to `events`.
+    #[must_use]
+    pub fn new(plane: Plane, store: Store, events: mpsc::Sender<Event>) -> Self {
+        Self { plane, store, events, work: Arc::default() }
+    }
+
+    /// Begins a step; one `Step` event answers it.
+    pub fn step(&self, model: String, install: InstallId, step: Step) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let outcome = this.perform(&model, install, step).await;
+            let event = Event::Step { model, install, outcome };
+            let _ = this.events.send(event).await;
+        });
+    }
+
+    /// Stops an install and frees its worker.
+    pub fn abandon(&self, install: InstallId) {
+        let mut work = self.work();
+        work.abandoned.insert(install);
+        let Some(own) = work.installs.remove(&install) else {
+            return;
+        };
+        own.cancelled.store(true, Ordering::Relaxed);
+        if let Some(candidate) = own.candidate {
+            let plane = self.plane.clone();
+            tokio::spawn(async move { plane.discard(candidate).await });
+        }
+    }
+
+    /// Stops every install: the core that asked for them is gone.
+    pub fn abandon_all(&self) {
+        let all: Vec<InstallId> = self.work().installs.keys().copied().collect();
+        all.into_iter().for_each(|install| self.abandon(install));
+    }
+
+    /// Brings an installed bundle to serve; `Activated` or `ActivateFailed` answers.
+    pub fn activate(&self, model: String, digest: String) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let event = match this.bring_to_serve(&model, &digest).await {
+                Ok(()) => Event::Activated { model, digest },
+                Err(failure) => Event::ActivateFailed { model, digest, failure },
+            };
+            let _ = this.events.send(event).await;
+        });
+    }
+
+    /// Ends the worker of the model before the last switch.
+    pub fn retire_standby(&self, model: String) {
+        self.work().serving.entry(model.clone()).or_default().standby = None;
+        let plane = self.plane.clone();
+        tokio::spawn(async move { plane.retire_standby(&model).await });
+    }
+
+    /// What shadowing has seen of an install so far.
+    #[must_use]
+    pub fn shadow_facts(&self, install: InstallId) -> Option<ShadowFacts> {
+        let candidate = self.work().installs.get(&install)?.candidate?;
+        let report = self.plane.shadow_report(candidate);
+        Some(ShadowFacts {
+            requests: report.requests,
+            agreement: report.agreement,
+            before_p95_us: report.before.quantile(0.95),
+            after_p95_us: report.after.quantile(0.95),
+        })
+    }
+
+    /// The install that a candidate belongs to.
+    #[must_use]
+    pub fn install_of(&self, candidate: CandidateId) -> Option<InstallId> {
+        let work = self.work();
+        let mut installs = work.installs.iter();
+        let found = installs.find(|(_, own)| own.candidate == Some(candidate))?;
+        Some(*found.0)
+    }
+
+    async fn perform(
+        &self,
+        model: &str,
+        install: InstallId,
+        step: Step,
+    ) -> Result<StepDone, StepFailure> {
+        match step {
+            Step::Download(offer) => {
+                let digest = parse(&offer.digest)?;
+                self.download(install, offer.url, digest).await?;
+                Ok(StepDone::Downloaded)
+            }
+            Step::Verify { digest } => self.verify(parse(&digest)?).await,
+            Step::Load { digest } => {
+                let candidate = self.load(model, &digest).await?;
+                self.keep(install, &digest, candidate).await?;
+                Ok(StepDone::Loaded)
+            }
+            Step::SelfTest { digest } => self.self_test(install, parse(&digest)?).await,
+            Step::Shadow => {
+                let candidate = self.candidate(install)?;
+                self.plane.shadow(candidate).await.map_err(|e| classify(&e))?;
+                Ok(StepDone::ShadowStarted)
+            }
+            Step::Switch => self.switch(model, install).await,
+        }
+    }
+
+    async fn download(
+        &self,
+        install: InstallId,
+        url: String,
+        digest: Digest,
+    ) -> Result<(), StepFailure> {
+        let cancelled = {
+            let mut work = self.work();
+            let own = work.installs.entry(install).or_default();
+            own.digest = digest.to_string();
+            own.cancelled.clone()
+        };
+        let store = self.store.clone();
+        blocking(move || {
+            if store.has(&digest) && store.open(&digest).is_ok() {
+                return Ok(());
+            }
+            download::fetch(&download::Job {
+                url: &url,
+                digest,
+                into: &store.staged(&digest),
+                limits: store.limits(),
+                cancelled: &cancelled,
+            })
+        })
+        .await
+    }
+
+    async fn verify(&self, digest: Digest) -> Result<StepDone, StepFailure> {
+        let store = self.store.clone();
+        blocking(move || {
+            let bundle = store.admit(&digest).map_err(|failure| {
+                // Whatever lies there is not what was offered: the next attempt begins anew.
+                if let Err(error) = store.unstage(&digest) {
+                    tracing::warn!(%error, "a bad bundle stays in staging");
+                }
+                StepFailure::attempt(failure.reason)
+            })?;
+            let size_bytes = bundle.size_bytes();
+            let manifest = bundle.manifest;
+            Ok(StepDone::Verified(BundleFacts {
+                name: manifest.name,
+                version: manifest.version,
+                sequence: manifest.sequence,
+                runtime: manifest.runtime,
+                device_class: manifest.device_class,
+                size_bytes,
+            }))
+        })
+        .await
+    }
+
+    async fn load(&self, model: &str, digest: &str) -> Result<CandidateId, StepFailure> {
+        let (store, parsed) = (self.store.clone(), parse(digest)?);
+        let bundle = blocking(move || store.open(&parsed)).await?;
+        let loaded = self.plane.load(model, digest, &bundle).await;
+        loaded.map_err(|error| classify(&error))
+    }
+
+    /// Remembers a candidate, unless its install was abandoned while it was loading.
+    async fn keep(
+        &self,
+        install: InstallId,
+        digest: &str,
+        candidate: CandidateId,
+    ) -> Result<(), StepFailure> {
+        let late = {
+            let mut work = self.work();
+            if work.abandoned.contains(&install) {
+                Some(candidate)
+            } else {
+                let own = work.installs.entry(install).or_default();
+                own.digest = digest.to_owned();
+                own.candidate.replace(candidate)
+            }
+        };
+        if let Some(late) = late {
+            self.plane.discard(late).await;
+        }
+        self.candidate(install).map(drop)
+    }
+
+    async fn self_test(&self, install: InstallId, digest: Digest) -> Result<StepDone, StepFailure> {
+        let candidate = self.candidate(install)?;
+        let store = self.store.clone();
+        let test = blocking(move || {
+            let bundle = store.open(&digest)?;
+            bundle.selftest().map_err(StepFailure::bundle)
+        })
+        .await?;
+        let tested = self.plane.self_test(candidate, &test).await;
+        tested.map_err(|error| classify(&error))?;
+        Ok(StepDone::SelfTested)
+    }
+
+    async fn switch(&self, model: &str, install: InstallId) -> Result<StepDone, StepFailure> {
+        let candidate = self.candidate(install)?;
+        let served = self.plane.serve(candidate).await;
+        served.map_err(|error| classify(&error))?;
+        let mut work = self.work();
+        let own = work.installs.remove(&install).unwrap_or_default();
+        let serving = work.serving.entry(model.to_owned()).or_default();
+        serving.standby = serving.active.replace(own.digest);
+        Ok(StepDone::Switched)
+    }
+
+    async fn bring_to_serve(&self, model: &str, digest: &str) -> Result<(), StepFailure> {
+        let now = self.work().serving.get(model).cloned().unwrap_or_default();
+        if now.active.as_deref() == Some(digest) {
+            return Ok(());
+        }
+        let stands_by = now.standby.as_deref() == Some(digest);
+        if stands_by && self.plane.rollback(model).await.is_ok() {
+            self.serves(model, digest);
+            return Ok(());
+        }
+        let candidate = self.load(model, digest).await?;
+        if let Err(error) = self.plane.serve(candidate).await {
+            self.plane.discard(candidate).await;
+            return Err(classify(&error));
+        }
+        self.serves(model, digest);
+        self.plane.retire_standby(model).await;
+        Ok(())
+    }
+
+    fn serves(&self, model: &str, digest: &str) {
+        let serving = Serving { active: Some(digest.to_owned()), standby: None };
+        self.work().serving.insert(model.to_owned(), serving);
+    }
+
+    fn candidate(&self, install: InstallId) -> Result<CandidateId, StepFailure> {
+        let work = self.work();
+        let own = work.installs.get(&install).and_then(|own| own.candidate);
+        own.ok_or_else(|| StepFailure::attempt("the install's worker is gone"))
+    }
+
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn parse(digest: &str) -> Result<Digest, StepFailure> {
+    digest.parse().map_err(|e| StepFailure::attempt(format!("{digest:?}: {e}")))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StepFailure> + Send + 'static,
+) -> Result<T, StepFailure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(StepFailure::attempt(format!("the step was ended: {error}"))),
+    }
+}
+
+/// What a failure of the plane means for the bundle.
+fn classify(error: &PlaneError) -> StepFailure {
+    match error {
+        PlaneError::Load { .. } | PlaneError::Interface { .. } | PlaneError::SelfTest(_) => {
+            StepFailure::bundle(error)
+        }
+        PlaneError::Spawn { .. }
+        | PlaneError::TooManyWorkers { .. }
+        | PlaneError::NotServing(_)
+        | PlaneError::WorkerGone { .. } => StepFailure::transient(error),
+        _ => StepFailure::attempt(error),
+    }
+}

@@ -83,16 +83,8 @@ impl Journal {
             shorten.map_err(PathError::at("shorten", path))?;
         }
         super::state_dir::sync_folder_of(path)?;
-        let journal = Self {
-            path: path.to_owned(),
-            file,
-            bytes: good as u64,
-        };
-        Ok(Opened {
-            journal,
-            records,
-            cut,
-        })
+        let journal = Self { path: path.to_owned(), file, bytes: good as u64 };
+        Ok(Opened { journal, records, cut })
     }
 
     /// Appends a record and syncs it. On an error nothing is appended.
@@ -176,10 +168,7 @@ fn parse_line(line: &[u8]) -> Option<Record> {
 
 fn cut(rest: &[u8]) -> Option<Cut> {
     let lines = rest.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    (!rest.is_empty()).then(|| Cut {
-        bytes: rest.len() as u64,
-        lines: lines.count(),
-    })
+    (!rest.is_empty()).then(|| Cut { bytes: rest.len() as u64, lines: lines.count() })
 }
 
 #[cfg(test)]

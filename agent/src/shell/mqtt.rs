@@ -15,7 +15,9 @@ use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
     ConnectProperties, DisconnectReasonCode, LastWill, LastWillProperties, PubAckReason,
 };
-use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, Incoming, MqttOptions, StateError};
+use rumqttc::v5::{
+    AsyncClient, ConnectionError, Event, EventLoop, Incoming, MqttOptions, StateError,
+};
 use rumqttc::{NetworkOptions, Outgoing};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -120,7 +122,8 @@ pub fn start(
 ) -> (mpsc::Receiver<LinkEvent>, JoinHandle<()>) {
     let (events, receiver) = mpsc::channel(MAX_EVENTS);
     let (config, client_id) = (config.clone(), client_id.to_owned());
-    let task = tokio::spawn(async move { keep_connected(&config, &client_id, &will, &events).await });
+    let task =
+        tokio::spawn(async move { keep_connected(&config, &client_id, &will, &events).await });
     (receiver, task)
 }
 
@@ -203,10 +206,9 @@ fn translate(event: Event, client: &AsyncClient) -> Option<LinkEvent> {
         Event::Incoming(Incoming::ConnAck(_)) => {
             Some(LinkEvent::Connected(Box::new(Client(client.clone()))))
         }
-        Event::Incoming(Incoming::PubAck(ack)) => Some(LinkEvent::Acknowledged {
-            packet: ack.pkid,
-            refused: refusal(ack.reason),
-        }),
+        Event::Incoming(Incoming::PubAck(ack)) => {
+            Some(LinkEvent::Acknowledged { packet: ack.pkid, refused: refusal(ack.reason) })
+        }
         Event::Incoming(Incoming::Publish(message)) => Some(LinkEvent::Message {
             topic: String::from_utf8_lossy(&message.topic).into_owned(),
             payload: message.payload.to_vec(),

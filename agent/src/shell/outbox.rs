@@ -20,10 +20,7 @@ impl Stamp {
     /// For one run of the agent.
     #[must_use]
     pub fn new(boot_id: &str) -> Self {
-        Self {
-            boot_id: boot_id.to_owned(),
-            seq: 0,
-        }
+        Self { boot_id: boot_id.to_owned(), seq: 0 }
     }
 
     fn write(&mut self, header: &mut Header, unix_ms: Option<u64>) {
@@ -86,6 +83,12 @@ impl Outbox {
         self.spool.fill()
     }
 
+    /// Whether there is a connection.
+    #[must_use]
+    pub fn is_linked(&self) -> bool {
+        self.link.is_some()
+    }
+
     /// Whether there is a connection and something is on its way over it.
     #[must_use]
     pub fn is_busy(&self) -> bool {
@@ -122,11 +125,7 @@ impl Outbox {
     /// The report could not be written, with the reason; it is lost.
     pub fn put(&mut self, report: Report, unix_ms: Option<u64>) -> Result<Dropped, String> {
         let letter = self.write(report, unix_ms)?;
-        let Letter {
-            topic,
-            payload,
-            class,
-        } = letter;
+        let Letter { topic, payload, class } = letter;
         let Some(class) = class else {
             if self.link.is_some() {
                 self.retained.insert(topic, payload);
@@ -250,11 +249,7 @@ fn letter<P: Payload>(
 ) -> Result<Letter, String> {
     stamp.write(header(payload), unix_ms);
     let payload = wire::try_encode(payload).map_err(|e| e.to_string())?;
-    Ok(Letter {
-        topic,
-        payload,
-        class,
-    })
+    Ok(Letter { topic, payload, class })
 }
 
 #[cfg(test)]
@@ -348,7 +343,9 @@ mod tests {
     fn no_more_messages_are_under_way_than_allowed() {
         let dir = tempfile::tempdir().unwrap();
         let mut outbox = outbox(dir.path(), 2);
-        (0..5).for_each(|_| drop(outbox.put(event(), None).unwrap()));
+        for _ in 0..5 {
+            outbox.put(event(), None).unwrap();
+        }
         let wire = Wire::default();
         outbox.connected(Box::new(wire.clone()));
         outbox.pump().unwrap();

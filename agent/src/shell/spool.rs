@@ -110,12 +110,7 @@ impl Spool {
     /// # Errors
     /// The system's, with the path.
     pub fn open(folder: &Path, max_bytes: u64) -> Result<Self, PathError> {
-        let mut spool = Self {
-            queues: BTreeMap::new(),
-            max_bytes,
-            next_id: 1,
-            damaged_bytes: 0,
-        };
+        let mut spool = Self { queues: BTreeMap::new(), max_bytes, next_id: 1, damaged_bytes: 0 };
         for (class, name) in [(Class::Event, "events"), (Class::Telemetry, "telemetry")] {
             let queue = Queue::open(&folder.join(name), &mut spool.damaged_bytes)?;
             let last = queue.segments.iter().filter_map(Segment::last_id).max();
@@ -138,10 +133,7 @@ impl Spool {
     ) -> Result<Dropped, PathError> {
         let bytes = record::encode(self.next_id, unix_ms, topic, payload);
         if bytes.len() > MAX_RECORD_BYTES {
-            return Ok(Dropped {
-                records: 1,
-                bytes: bytes.len() as u64,
-            });
+            return Ok(Dropped { records: 1, bytes: bytes.len() as u64 });
         }
         let dropped = self.make_room(bytes.len() as u64)?;
         let id = self.next_id;
@@ -208,9 +200,7 @@ impl Spool {
     }
 
     fn queue(&mut self, class: Class) -> &mut Queue {
-        self.queues
-            .get_mut(&class)
-            .expect("both queues are made on opening")
+        self.queues.get_mut(&class).expect("both queues are made on opening")
     }
 
     fn make_room(&mut self, bytes: u64) -> Result<Dropped, PathError> {
@@ -239,11 +229,7 @@ impl Queue {
             }
         }
         paths.sort();
-        let mut queue = Self {
-            folder: folder.to_owned(),
-            segments: VecDeque::new(),
-            open: None,
-        };
+        let mut queue = Self { folder: folder.to_owned(), segments: VecDeque::new(), open: None };
         for path in paths {
             let segment = Segment::scan(path, damaged)?;
             if segment.entries.is_empty() {
@@ -269,11 +255,7 @@ impl Queue {
             let _ = file.set_len(segment.bytes);
             return Err(PathError::at("append to", &segment.path)(error));
         }
-        let entry = Entry {
-            offset: segment.bytes,
-            length: bytes.len(),
-            sent: false,
-        };
+        let entry = Entry { offset: segment.bytes, length: bytes.len(), sent: false };
         segment.bytes += bytes.len() as u64;
         segment.entries.insert(id, entry);
         Ok(())
@@ -285,20 +267,13 @@ impl Queue {
         let file = options.create(true).append(true).open(&path);
         self.open = Some(file.map_err(PathError::at("create", &path))?);
         super::state_dir::sync_folder_of(&path)?;
-        self.segments.push_back(Segment {
-            path,
-            bytes: 0,
-            entries: BTreeMap::new(),
-        });
+        self.segments.push_back(Segment { path, bytes: 0, entries: BTreeMap::new() });
         Ok(())
     }
 
     fn first_unsent(&self) -> Option<u64> {
         let entries = self.segments.iter().flat_map(|segment| &segment.entries);
-        entries
-            .filter(|(_, entry)| !entry.sent)
-            .map(|(id, _)| *id)
-            .next()
+        entries.filter(|(_, entry)| !entry.sent).map(|(id, _)| *id).next()
     }
 
     fn read(&mut self, id: u64) -> Result<Option<Message>, PathError> {
@@ -346,10 +321,7 @@ impl Queue {
             self.open = None;
         }
         segment.delete()?;
-        Ok(Some(Dropped {
-            records: segment.entries.len() as u64,
-            bytes: segment.bytes,
-        }))
+        Ok(Some(Dropped { records: segment.entries.len() as u64, bytes: segment.bytes }))
     }
 }
 
@@ -371,19 +343,11 @@ impl Segment {
                 offset = next;
                 continue;
             };
-            let entry = Entry {
-                offset: offset as u64,
-                length,
-                sent: false,
-            };
+            let entry = Entry { offset: offset as u64, length, sent: false };
             entries.insert(message.id, entry);
             offset += length;
         }
-        Ok(Self {
-            path,
-            bytes: content.len() as u64,
-            entries,
-        })
+        Ok(Self { path, bytes: content.len() as u64, entries })
     }
 
     fn delete(&self) -> Result<(), PathError> {

@@ -33,11 +33,7 @@ impl PathError {
     /// For `map_err`.
     pub fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self {
-            doing,
-            path,
-            source,
-        }
+        move |source| Self { doing, path, source }
     }
 }
 
@@ -63,13 +59,9 @@ impl StateDir {
         let mut options = OpenOptions::new();
         let lock = options.create(true).truncate(false).write(true).open(&path);
         let lock = lock.map_err(PathError::at("open", &path))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)
-            .map_err(io::Error::from)
-            .map_err(|source| PathError {
-                doing: "lock (is another agent running?)",
-                path,
-                source,
-            })?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from).map_err(
+            |source| PathError { doing: "lock (is another agent running?)", path, source },
+        )?;
         Ok(Self { root, _lock: lock })
     }
 

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bundle::{Bundle, Digest, Limits};
+use bundle::{Bundle, BundleError, Digest, Limits};
 
 use super::state_dir::{PathError, StateDir};
+use crate::core::StepFailure;
 
 /// Where bundles lie.
 #[derive(Clone, Debug)]
@@ -26,11 +27,7 @@ impl Store {
             model_bytes: max_bundle_bytes.min(defaults.model_bytes),
             ..defaults
         };
-        Self {
-            store: state.store(),
-            staging: state.staging(),
-            limits,
-        }
+        Self { store: state.store(), staging: state.staging(), limits }
     }
 
     /// The limits that every bundle is held to.
@@ -55,7 +52,7 @@ impl Store {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn open(&self, digest: &Digest) -> Result<Bundle, String> {
+    pub fn open(&self, digest: &Digest) -> Result<Bundle, StepFailure> {
         let dir = self.store.join(digest.hex());
         checked(&dir, digest, &self.limits)
     }
@@ -65,13 +62,13 @@ impl Store {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn admit(&self, digest: &Digest) -> Result<Bundle, String> {
+    pub fn admit(&self, digest: &Digest) -> Result<Bundle, StepFailure> {
         if let Ok(there) = self.open(digest) {
             return Ok(there);
         }
         let staged = checked(&self.staged(digest), digest, &self.limits)?;
-        remove(&self.store.join(digest.hex())).map_err(|e| e.to_string())?;
-        staged.move_into(&self.store).map_err(|e| e.to_string())
+        remove(&self.store.join(digest.hex())).map_err(StepFailure::transient)?;
+        staged.move_into(&self.store).map_err(|e| failure(&e))
     }
 
     /// Deletes a staged bundle.
@@ -102,12 +99,23 @@ impl Store {
     }
 }
 
-fn checked(dir: &Path, digest: &Digest, limits: &Limits) -> Result<Bundle, String> {
-    let bundle = Bundle::open(dir, limits).map_err(|e| e.to_string())?;
+fn checked(dir: &Path, digest: &Digest, limits: &Limits) -> Result<Bundle, StepFailure> {
+    let bundle = Bundle::open(dir, limits).map_err(|e| failure(&e))?;
     if bundle.digest == *digest {
         return Ok(bundle);
     }
-    Err(format!("the manifest has digest {}, wanted {digest}", bundle.digest))
+    let got = bundle.digest;
+    Err(StepFailure::bundle(format!("the manifest has digest {got}, wanted {digest}")))
+}
+
+/// A disk that cannot be read now may be read later; a bundle that is missing or wrong stays so.
+fn failure(error: &BundleError) -> StepFailure {
+    match error {
+        BundleError::Io { source, .. } if source.kind() != std::io::ErrorKind::NotFound => {
+            StepFailure::transient(error)
+        }
+        _ => StepFailure::bundle(error),
+    }
 }
 
 fn remove(path: &Path) -> Result<(), PathError> {

@@ -54,7 +54,9 @@ fn what_was_not_acknowledged_is_there_after_a_restart_and_what_was_is_gone() {
 fn after_a_lost_connection_everything_unacknowledged_is_sent_again() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = open(dir.path());
-    (0..4).for_each(|n| drop(push(&mut spool, Class::Telemetry, n)));
+    for n in 0..4 {
+        push(&mut spool, Class::Telemetry, n);
+    }
     let first = spool.take_unsent().unwrap().unwrap();
     assert_eq!(unsent(&mut spool).len(), 3);
     spool.acknowledge(first.id).unwrap();
@@ -103,7 +105,9 @@ fn events_go_only_when_there_is_no_telemetry_left() {
 fn every_torn_tail_costs_only_the_torn_record() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = open(dir.path());
-    (0..3).for_each(|n| drop(push(&mut spool, Class::Event, n)));
+    for n in 0..3 {
+        push(&mut spool, Class::Event, n);
+    }
     drop(spool);
     let path = segments(dir.path(), "events").remove(0);
     let whole = fs::read(&path).unwrap();
@@ -123,7 +127,9 @@ fn every_torn_tail_costs_only_the_torn_record() {
 fn a_flipped_bit_anywhere_costs_only_its_own_record() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = open(dir.path());
-    (0..3).for_each(|n| drop(push(&mut spool, Class::Event, n)));
+    for n in 0..3 {
+        push(&mut spool, Class::Event, n);
+    }
     drop(spool);
     let path = segments(dir.path(), "events").remove(0);
     let whole = fs::read(&path).unwrap();

@@ -1,0 +1,267 @@
+//! Translations between what the world says and what the core is told.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use runtime::{EngineError, EngineKind, EngineOptions};
+use wire::{
+    Birth, Command, DeviceState, Header, Offer, Payload, PowerWindow, Quality, ResourceWindow,
+    Runtime, StateReport, Topic,
+};
+
+use crate::config::Config;
+use crate::core::{Event, ModelFacts, Settings, WindowFacts};
+use crate::plane::ModelWindow;
+use crate::sys::{PowerReading, PowerSource, Roots, Sample, memory};
+
+/// A name for this run of the agent that no other run has.
+pub(super) fn boot_id() -> String {
+    let chance = RandomState::new().build_hasher().finish();
+    format!("{chance:016x}")
+}
+
+/// Whether the engine is there at all, without loading it into this process. Gives the library's
+/// path where the engine is one.
+pub(super) fn check_engine(engine: &EngineOptions) -> Result<Option<PathBuf>, EngineError> {
+    match engine.kind {
+        EngineKind::Ort => runtime::find_library(engine.ort_library.as_deref()).map(Some),
+        EngineKind::Tract => Ok(None),
+    }
+}
+
+pub(super) fn settings(
+    config: &Config,
+    roots: &Roots,
+    boot_id: &str,
+    library: Option<&Path>,
+) -> Settings {
+    Settings {
+        birth: birth(config, roots, boot_id, library),
+        threads: u32::try_from(config.engine.threads).unwrap_or(1),
+        budgets: config.budgets.clone(),
+        breach: config.breach.clone(),
+        install: config.install.clone(),
+    }
+}
+
+fn birth(config: &Config, roots: &Roots, boot_id: &str, library: Option<&Path>) -> Birth {
+    let runtime = match config.engine.kind {
+        EngineKind::Tract => Runtime::Tract,
+        EngineKind::Ort => Runtime::Ort,
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let (power_source, power_quality) = power(config);
+    Birth {
+        header: Header::of::<Birth>(0, 0, boot_id),
+        device: config.device.id.clone(),
+        device_class: config.device.class.clone(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        arch: std::env::consts::ARCH.to_owned(),
+        runtime,
+        engine_version: engine_version(&config.engine, library),
+        cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+        memory_bytes: memory::info(roots).total_bytes.unwrap_or(0),
+        power_source,
+        power_quality,
+        emulated: config.device.emulated,
+    }
+}
+
+/// A library tells its version by its name; loading it here would cost the memory that workers are
+/// for.
+fn engine_version(engine: &EngineOptions, library: Option<&Path>) -> String {
+    let named = || {
+        let name = library?.canonicalize().ok()?;
+        let name = name.file_name()?.to_str()?;
+        let (_, version) = name.split_once(".so.")?;
+        Some(version.to_owned())
+    };
+    let asked = || runtime::open(engine).ok().map(|engine| engine.version());
+    let version = match engine.kind {
+        EngineKind::Ort => named(),
+        EngineKind::Tract => asked(),
+    };
+    version.unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn power(config: &Config) -> (String, Quality) {
+    let (name, quality) = match config.power.source {
+        PowerSource::Auto => ("auto", Quality::None),
+        PowerSource::Hwmon => ("hwmon", Quality::Measured),
+        PowerSource::Battery => ("battery", Quality::Measured),
+        PowerSource::Rapl => ("rapl", Quality::Measured),
+        PowerSource::Model => ("model", Quality::Modelled),
+        PowerSource::Off => ("none", Quality::None),
+    };
+    (name.to_owned(), quality)
+}
+
+/// What the broker tells of a device that vanished.
+pub(super) fn will(boot_id: &str, unix_ms: Option<u64>) -> Vec<u8> {
+    wire::encode(&StateReport {
+        header: Header::of::<StateReport>(unix_ms.unwrap_or(0), 0, boot_id),
+        state: DeviceState::Offline,
+        reason: Some("the connection was lost".to_owned()),
+    })
+}
+
+/// A message from the broker as an event; none if it is not for the core.
+pub(super) fn message(
+    root: &str,
+    device: &str,
+    topic: &str,
+    payload: &[u8],
+    unix_ms: Option<u64>,
+) -> Result<Option<Event>, String> {
+    let (to, parsed) = wire::parse(root, topic).map_err(|e| e.to_string())?;
+    if to != device {
+        return Err(format!("it is for {to}"));
+    }
+    if payload.is_empty() {
+        // A retained message was deleted.
+        return Ok(None);
+    }
+    match parsed {
+        Topic::Offer(name) => {
+            let offer: Offer = wire::decode(payload).map_err(|e| e.to_string())?;
+            if offer.model != name {
+                return Err(format!("the topic says model {name}, the offer {}", offer.model));
+            }
+            Ok(Some(Event::Offer(offer)))
+        }
+        Topic::Command(kind, id) => {
+            let command: Command = wire::decode(payload).map_err(|e| e.to_string())?;
+            if command.kind != kind || command.id != id {
+                return Err("the topic and the command name different commands".to_owned());
+            }
+            Ok(Some(Event::Command { command, unix_ms }))
+        }
+        _ => Ok(None),
+    }
+}
+
+pub(super) fn window(
+    length: Duration,
+    windows: Vec<ModelWindow>,
+    pids: &[(String, u32)],
+    sample: &Sample,
+    roots: &Roots,
+) -> WindowFacts {
+    let window_ms = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
+    let alone = match windows.as_slice() {
+        [one] => Some(one.model.clone()),
+        _ => None,
+    };
+    let pss = |model: &str| {
+        let own = pids.iter().filter(|(name, _)| name == model);
+        own.filter_map(|(_, pid)| memory::pss_bytes(roots, *pid)).reduce(u64::saturating_add)
+    };
+    WindowFacts {
+        window_ms,
+        models: windows.into_iter().map(|w| model(pss(&w.model), w)).collect(),
+        resources: Some(resources(window_ms, sample)),
+        power: power_window(window_ms, &sample.power, alone),
+    }
+}
+
+fn model(pss_bytes: Option<u64>, window: ModelWindow) -> ModelFacts {
+    ModelFacts {
+        model: window.model,
+        digest: window.digest,
+        compute: window.compute,
+        queue: window.queue,
+        requests: window.requests,
+        errors: window.errors,
+        rejected: window.rejected,
+        cold: window.cold,
+        pss_bytes,
+    }
+}
+
+fn blank<P: Payload>() -> Header {
+    Header::of::<P>(0, 0, "")
+}
+
+fn resources(window_ms: u64, sample: &Sample) -> ResourceWindow {
+    ResourceWindow {
+        header: blank::<ResourceWindow>(),
+        window_ms,
+        agent_pss_bytes: sample.agent_pss_bytes,
+        workers_pss_bytes: sample.workers_pss_bytes,
+        memory_total_bytes: sample.memory_total_bytes.unwrap_or(0),
+        memory_available_bytes: sample.memory_available_bytes.unwrap_or(0),
+        swap_in_pages: sample.swap_in_pages,
+        cpu_percent: sample.cpu_percent.and_then(wire::finite),
+        steal_percent: sample.steal_percent.and_then(wire::finite),
+        load1: sample.load1.and_then(wire::finite),
+        temperature_mc: sample.temperature_mc,
+        freq_khz: sample.freq_khz,
+        throttled: sample.throttled,
+    }
+}
+
+fn power_window(
+    window_ms: u64,
+    reading: &PowerReading,
+    model: Option<String>,
+) -> Option<PowerWindow> {
+    if reading.quality == Quality::None {
+        return None;
+    }
+    Some(PowerWindow {
+        header: blank::<PowerWindow>(),
+        window_ms,
+        source: reading.source.to_owned(),
+        quality: reading.quality,
+        power_mw: reading.power_mw.and_then(wire::finite),
+        energy_per_inference_mj: reading.energy_per_inference_mj.and_then(wire::finite),
+        model,
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn offer(model: &str) -> Vec<u8> {
+        wire::encode(&Offer {
+            header: blank::<Offer>(),
+            model: model.into(),
+            version: "1".into(),
+            sequence: 1,
+            digest: format!("sha256:{:064x}", 1),
+            url: "http://h/b".into(),
+            size_bytes: 1,
+            runtime: Runtime::Tract,
+            device_class: "any".into(),
+            request_id: None,
+        })
+    }
+
+    fn take(topic: &str, payload: &[u8]) -> Result<Option<Event>, String> {
+        message("espalier/v1", "d", topic, payload, None)
+    }
+
+    #[test]
+    fn an_offer_becomes_an_event() {
+        let event = take("espalier/v1/d/d/dn/offer/m", &offer("m")).unwrap();
+        assert!(matches!(event, Some(Event::Offer(offer)) if offer.model == "m"));
+    }
+
+    #[test]
+    fn a_message_that_contradicts_its_topic_is_refused_with_the_reason() {
+        let other = take("espalier/v1/d/d/dn/offer/n", &offer("m")).unwrap_err();
+        assert_eq!(other, "the topic says model n, the offer m");
+        let device = take("espalier/v1/d/x/dn/offer/m", &offer("m")).unwrap_err();
+        assert_eq!(device, "it is for x");
+    }
+
+    #[test]
+    fn garbage_is_refused_and_a_deleted_offer_is_nothing() {
+        assert!(take("espalier/v1/d/d/dn/offer/m", b"{\"schema\":1").is_err());
+        assert!(take("espalier/v1/d/d/dn/offer/m", &vec![b' '; 1 << 20]).is_err());
+        assert!(take("espalier/v1/d/d/dn/offer/m", b"").unwrap().is_none());
+    }
+}
