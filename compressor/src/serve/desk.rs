@@ -17,6 +17,7 @@ use super::store::{Accepted, StoreError};
 /// What can be seen of the desk from outside.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
+    /// Connected, and the subscription is acknowledged.
     pub(super) connected: AtomicBool,
     pub(super) accepted: AtomicU64,
     pub(super) duplicates: AtomicU64,
@@ -64,7 +65,10 @@ impl Desk {
                 self.client = None;
                 self.in_flight = None;
             }
-            LinkEvent::Subscribed(Ok(())) => tracing::info!("subscribed to requests"),
+            LinkEvent::Subscribed(Ok(())) => {
+                tracing::info!("subscribed to requests");
+                self.counters.connected.store(true, Ordering::Relaxed);
+            }
             LinkEvent::Subscribed(Err(reason)) => {
                 tracing::error!(
                     reason,
@@ -78,7 +82,6 @@ impl Desk {
 
     async fn on_up(&mut self, client: AsyncClient, session: bool) {
         tracing::info!(session, "connected to the broker");
-        self.counters.connected.store(true, Ordering::Relaxed);
         self.in_flight = None;
         // Also where the session is there: it may be of an older configuration, and it is idempotent.
         match wire::requests_filter(&self.root) {

@@ -120,6 +120,21 @@ impl Listener {
         offer.expect("no offer came").expect("the device lost its broker")
     }
 
+    /// The next offer newer than this one: what the broker had not acknowledged before a restart is
+    /// sent again.
+    pub(crate) async fn newer(&mut self, than: &Offer) -> Offer {
+        loop {
+            let offer = self.offer().await;
+            if offer.sequence > than.sequence {
+                return offer;
+            }
+            assert_eq!(
+                offer.digest, than.digest,
+                "an older offer came, and it is not the one before"
+            );
+        }
+    }
+
     pub(crate) async fn ask(&self, request: &RecompressRequest) {
         self.publish(wire::encode(request)).await;
     }
