@@ -107,3 +107,18 @@ fn real_models_are_searched_in_well_under_a_second_each() {
     }
     assert!(searched > 0);
 }
+
+#[test]
+#[ignore]
+fn dump() {
+    let model = Model::load(std::env::var("M").unwrap()).unwrap();
+    let shapes = infer(&model);
+    let g = find(&model, &shapes);
+    for group in &g.groups {
+        println!("group {} width {} producers {:?}", group.id.0, group.width, group.producers.iter().map(|&n| model.graph.node(n).op_type.clone()).collect::<Vec<_>>());
+    }
+    for l in &g.locked {
+        let by = match l.by { graph::LockedBy::Node(n) => format!("{} {}", model.graph.node(n).op_type, model.graph.node(n).name), ref o => format!("{o:?}") };
+        println!("{}[{}] width {} by {}: {}", model.graph.value(l.value).name, l.axis, l.width, by, l.why);
+    }
+}

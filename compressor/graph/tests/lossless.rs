@@ -7,7 +7,9 @@ use std::{
     process::{Command, Output},
 };
 
-use graph::{Cause, DeadCode, Driver, Edit, LiftConstants, Model, Tensor, apply, same};
+use graph::{
+    Cause, DeadCode, Driver, Edit, LiftConstants, Model, SaveOptions, Tensor, apply, same,
+};
 
 #[path = "support/assets.rs"]
 mod assets;
@@ -54,6 +56,25 @@ fn exports_say_and_compute_the_same_in_onnx_runtime() {
     );
     println!("{text}");
     assert!(output.status.success(), "{}:\n{text}", output.status);
+}
+
+#[test]
+fn exports_with_external_data_say_and_compute_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut list = String::new();
+    for name in ["magika.onnx", "models/minilm.onnx", "models/silero_vad_op18_ifless.onnx"] {
+        let original = assets::assets().join(name);
+        let exported = folder.path().join(name.replace('/', "_"));
+        let everything = SaveOptions { external_above_bytes: 0 };
+        let saved = Model::load(&original).unwrap().save_with(&exported, &everything).unwrap();
+        assert!(saved.external.is_some());
+        list += &format!("{}\t{}\n", original.display(), exported.display());
+    }
+    let pairs = folder.path().join("pairs.txt");
+    std::fs::write(&pairs, list).unwrap();
+    let output = compare(&pairs, &[]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("3 same outputs"), "{text}");
 }
 
 #[test]
