@@ -268,4 +268,4 @@ fn at(path: &Path, doing: &str, error: &std::io::Error) -> StepFailure {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests;
+pub(in crate::shell) mod tests;

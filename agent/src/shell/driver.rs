@@ -63,7 +63,7 @@ pub enum RunError {
 /// # Errors
 /// It could not start. Once started it ends only when asked.
 pub async fn run(config: Config, sources: Sources) -> Result<(), RunError> {
-    let mut driver = Driver::start(config, sources).await?;
+    let mut driver = Driver::start(config, sources, connect).await?;
     driver.go_round().await;
     driver.end().await;
     Ok(())
@@ -116,7 +116,12 @@ enum Woken {
 }
 
 impl Driver {
-    async fn start(config: Config, sources: Sources) -> Result<Self, RunError> {
+    /// `connect` makes the way to the broker; tests have one of their own.
+    async fn start(
+        config: Config,
+        sources: Sources,
+        connect: impl FnOnce(&Config, &StateDir, &str) -> Result<Connection, PathError>,
+    ) -> Result<Self, RunError> {
         let library = facts::check_engine(&config.engine)?;
         let state = StateDir::open(&config.state_dir)?;
         let (journal, records) = open_journal(&state)?;
@@ -377,7 +382,11 @@ impl Driver {
                 self.feed(Event::Connected);
             }
             LinkEvent::Disconnected(reason) => {
-                tracing::info!(reason, "not connected to the broker");
+                if outbox.is_linked() {
+                    tracing::warn!(reason, "the connection to the broker is lost");
+                } else {
+                    tracing::debug!(reason, "no connection to the broker");
+                }
                 outbox.disconnected();
                 self.feed(Event::Disconnected { reason });
             }
@@ -606,3 +615,7 @@ fn log_report(report: &Report) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

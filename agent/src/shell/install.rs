@@ -49,6 +49,12 @@ impl Installer {
         Self { plane, store, events, work: Arc::default() }
     }
 
+    /// Where answers go.
+    #[cfg(test)]
+    pub(super) fn sender(&self) -> mpsc::Sender<Event> {
+        self.events.clone()
+    }
+
     /// Begins a step; one `Step` event answers it.
     pub fn step(&self, model: String, install: InstallId, step: Step) {
         let this = self.clone();

@@ -1,5 +1,7 @@
 //! Logs: to the journal when systemd started the agent, to standard error otherwise.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -15,6 +17,7 @@ pub fn start() {
         let _ = registry.with(journald).try_init();
         return;
     }
-    let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
     let _ = registry.with(stderr).try_init();
 }

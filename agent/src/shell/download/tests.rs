@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex};
 use bundle::{Bundle, Draft, NamedTensor, SelfTest, Source, TensorSpec};
 
 /// How the server answers a request for a file: its whole content, and the first byte asked for.
-type Answer = dyn Fn(&str, &[u8], u64) -> Vec<u8> + Send + Sync;
+pub(in crate::shell) type Answer = dyn Fn(&str, &[u8], u64) -> Vec<u8> + Send + Sync;
 
-struct Server {
-    url: String,
+pub(in crate::shell) struct Server {
+    pub(in crate::shell) url: String,
     asked: Arc<Mutex<Vec<(String, u64)>>>,
 }
 
-fn honest(_: &str, content: &[u8], from: u64) -> Vec<u8> {
+pub(in crate::shell) fn honest(_: &str, content: &[u8], from: u64) -> Vec<u8> {
     let rest = &content[from as usize..];
     let mut answer = if from == 0 {
         format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", rest.len())
@@ -32,7 +32,7 @@ fn honest(_: &str, content: &[u8], from: u64) -> Vec<u8> {
 }
 
 /// Serves a folder, one connection after the other.
-fn serve(folder: &Path, answer: Box<Answer>) -> Server {
+pub(in crate::shell) fn serve(folder: &Path, answer: Box<Answer>) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let asked: Arc<Mutex<Vec<(String, u64)>>> = Arc::default();

@@ -1,0 +1,337 @@
+//! The whole agent in one process: real journal, store, downloads, plane and worker processes; the
+//! engine and the broker are stand-ins.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bundle::{Bundle, Case, Draft, NamedTensor, SelfTest, Source, TensorSpec};
+use tokio::task::JoinHandle;
+use wire::{Header, InstallEvent, InstallOutcome, Offer, Topics};
+
+use super::super::download::tests::{Answer, honest, serve};
+use super::super::journal;
+use super::super::mqtt::{Busy, Publisher};
+use super::*;
+use crate::core::InstallState;
+
+/// A broker that takes and acknowledges everything, and remembers it.
+#[derive(Debug, Clone)]
+struct Broker {
+    said: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    link: mpsc::Sender<LinkEvent>,
+}
+
+impl Publisher for Broker {
+    fn publish(&self, topic: &str, _: bool, payload: &[u8]) -> Result<(), Busy> {
+        let mut said = self.said.lock().unwrap();
+        said.push((topic.to_owned(), payload.to_vec()));
+        let packet = u16::try_from(said.len() % 60_000).unwrap();
+        let _ = self.link.try_send(LinkEvent::Sent(packet));
+        let _ = self.link.try_send(LinkEvent::Acknowledged { packet, refused: None });
+        Ok(())
+    }
+
+    fn subscribe(&self, _: &str) -> Result<(), Busy> {
+        Ok(())
+    }
+
+    fn disconnect(&self) {}
+}
+
+struct Device {
+    dir: tempfile::TempDir,
+    config: Config,
+    broker: Option<Broker>,
+    running: Option<JoinHandle<()>>,
+    events: Option<mpsc::Sender<Event>>,
+}
+
+const CONFIG: &str = r#"
+[device]
+id = "d"
+class = "c"
+[serve]
+http = "127.0.0.1:0"
+[mqtt]
+host = "unused"
+[telemetry]
+window_ms = 200
+[breach]
+min_requests = 1
+[install]
+shadow_requests = 5
+probation_windows = 2
+[worker]
+args = ["--exact", "plane::fake::child", "--ignored", "--nocapture", "as-a-worker"]
+"#;
+
+impl Device {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("agent.toml");
+        let state = dir.path().join("state");
+        let text = format!("{CONFIG}\n[state]\ndir = \"{}\"\n", state.display());
+        std::fs::write(&file, text).unwrap();
+        let sources = Sources { file: Some(file), ..Sources::default() };
+        let config = Config::load(&sources).unwrap();
+        Self { dir, config, broker: None, running: None, events: None }
+    }
+
+    async fn start(&mut self) {
+        let (link_in, link) = mpsc::channel(4096);
+        let said = self.broker.take().map_or_else(Arc::default, |broker| broker.said);
+        let broker = Broker { said, link: link_in };
+        let connect = |config: &Config, state: &StateDir, boot_id: &str| {
+            let topics = Topics::new("espalier/v1", "d").unwrap();
+            let spool = Spool::open(&state.spool(), config.spool_bytes)?;
+            Ok((Some(Outbox::new(topics, Stamp::new(boot_id), spool, 16)), Some(link)))
+        };
+        let mut driver =
+            Driver::start(self.config.clone(), Sources::default(), connect).await.unwrap();
+        self.events = Some(driver.installer.sender());
+        self.running = Some(tokio::spawn(async move {
+            driver.go_round().await;
+            driver.end().await;
+        }));
+        let connected = LinkEvent::Connected(Box::new(broker.clone()));
+        broker.link.send(connected).await.unwrap();
+        self.broker = Some(broker);
+    }
+
+    /// Ends the driver between two awaits, with nothing said or written any more.
+    async fn crash(&mut self) {
+        let running = self.running.take().unwrap();
+        running.abort();
+        let _ = running.await;
+    }
+
+    async fn stop(&mut self) {
+        self.events.take().unwrap().send(Event::Shutdown).await.unwrap();
+        self.running.take().unwrap().await.unwrap();
+    }
+
+    async fn offer(&self, bundle: &Bundle, url: &str) {
+        let manifest = &bundle.manifest;
+        let offer = Offer {
+            header: Header::of::<Offer>(1, 1, "host"),
+            model: manifest.name.clone(),
+            version: manifest.version.clone(),
+            sequence: manifest.sequence,
+            digest: bundle.digest.to_string(),
+            url: url.to_owned(),
+            size_bytes: bundle.size_bytes(),
+            runtime: wire::Runtime::Tract,
+            device_class: "any".into(),
+            request_id: None,
+        };
+        let message = LinkEvent::Message {
+            topic: "espalier/v1/d/d/dn/offer/double".into(),
+            payload: wire::encode(&offer),
+        };
+        self.broker.as_ref().unwrap().link.send(message).await.unwrap();
+    }
+
+    fn state_dir(&self) -> std::path::PathBuf {
+        self.dir.path().join("state")
+    }
+
+    fn journal(&self) -> Vec<Record> {
+        journal::peek(&self.state_dir().join("journal")).unwrap_or_default()
+    }
+
+    fn reached(&self, sequence: u64, wanted: InstallState) -> bool {
+        let records = self.journal();
+        let of = |record: &Record| match record {
+            Record::Offered { install, offer, .. } if offer.sequence == sequence => Some(*install),
+            _ => None,
+        };
+        let Some(own) = records.iter().rev().find_map(of) else { return false };
+        records.iter().any(|record| {
+            matches!(record, Record::Install { install, state, .. }
+                if *install == own && *state == wanted)
+        })
+    }
+
+    fn ends(&self) -> Vec<InstallEvent> {
+        let broker = self.broker.as_ref().unwrap();
+        let said = broker.said.lock().unwrap();
+        let installs = said.iter().filter(|(topic, _)| topic.ends_with("up/e/install"));
+        let decoded = installs.map(|(_, payload)| wire::decode::<InstallEvent>(payload).unwrap());
+        decoded.filter(|event| event.outcome != InstallOutcome::Progress).collect()
+    }
+
+    fn served(&self) -> String {
+        let text = std::fs::read(self.state_dir().join("active.json")).unwrap();
+        let active: Vec<ActiveEntry> = serde_json::from_slice(&text).unwrap();
+        active[0].installed.version.clone()
+    }
+
+    fn address(&self) -> String {
+        let text = std::fs::read(self.state_dir().join("run/endpoints.json")).unwrap();
+        let endpoints: Value = serde_json::from_slice(&text).unwrap();
+        endpoints["http"].as_str().unwrap().to_owned()
+    }
+}
+
+/// Waits for a condition; the deadline is for the machine, not for the test.
+async fn until(what: &str, mut met: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !met() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn tensor(name: &str, values: [f32; 2]) -> NamedTensor {
+    NamedTensor {
+        name: name.into(),
+        dtype: "FP32".into(),
+        dims: vec![1, 2],
+        data: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    }
+}
+
+/// A model that doubles, as version and sequence `n`; `factor` is what it really does.
+fn bundle(dir: &Path, n: u64, factor: &str) -> Bundle {
+    let spec = |name: &str| TensorSpec {
+        name: name.into(),
+        dtype: "FP32".into(),
+        dims: vec![-1, 2],
+    };
+    let mut draft = Draft::new("double", &format!("1.0.{n}"), Source::Bytes(factor.into()));
+    draft.sequence = n;
+    draft.inputs = vec![spec("x")];
+    draft.outputs = vec![spec("y")];
+    let case = Case {
+        inputs: vec![tensor("x", [3.0, 4.0])],
+        outputs: vec![tensor("y", [6.0, 8.0])],
+    };
+    draft.selftest = SelfTest { cases: vec![case], rtol: 1e-3, atol: 1e-6 };
+    draft.write(&dir.join(format!("published-{n}"))).unwrap()
+}
+
+/// Sends requests until it is dropped, and counts those that fail.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    failed: Arc<AtomicU64>,
+    answered: Arc<AtomicU64>,
+}
+
+fn traffic(address: &str) -> Traffic {
+    let (stop, failed, answered) =
+        (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let url = format!("http://{address}/v2/models/double/infer");
+    let body = r#"{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[3,4]}]}"#;
+    let told = (stop.clone(), failed.clone(), answered.clone());
+    std::thread::spawn(move || {
+        while !told.0.load(Ordering::Relaxed) {
+            let counter = match ureq::post(&url).content_type("application/json").send(body) {
+                Ok(_) => &told.2,
+                Err(_) => &told.1,
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    Traffic { stop, failed, answered }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+async fn installed(n: u64) -> Device {
+    let mut device = Device::new();
+    device.start().await;
+    let first = bundle(device.dir.path(), n, "2");
+    let server = serve(&first.dir, Box::new(honest));
+    device.offer(&first, &server.url).await;
+    until("the first commit", || !device.ends().is_empty()).await;
+    assert_eq!(device.ends()[0].outcome, InstallOutcome::Committed, "{:?}", device.ends());
+    device
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newer_model_is_installed_under_traffic_and_no_request_fails() {
+    let mut device = installed(1).await;
+    let traffic = traffic(&device.address());
+    let second = bundle(device.dir.path(), 2, "2.0");
+    let server = serve(&second.dir, Box::new(honest));
+    device.offer(&second, &server.url).await;
+    until("the second commit", || device.ends().len() > 1).await;
+    let end = device.ends().pop().unwrap();
+    assert_eq!(end.outcome, InstallOutcome::Committed, "{end:?}");
+    let comparison = end.comparison.unwrap();
+    assert!(comparison.shadow_requests >= 5 && comparison.agreement > 0.99, "{comparison:?}");
+    assert_eq!(traffic.failed.load(Ordering::Relaxed), 0);
+    assert!(traffic.answered.load(Ordering::Relaxed) > 5);
+    drop(traffic);
+    assert_eq!(device.served(), "1.0.2");
+    device.stop().await;
+    let broker = device.broker.as_ref().unwrap();
+    let said = broker.said.lock().unwrap();
+    let last = said.iter().rev().find(|(topic, _)| topic.ends_with("up/state")).unwrap();
+    assert!(String::from_utf8_lossy(&last.1).contains("offline"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unfit_bundles_are_rejected_with_their_reason_and_the_old_model_serves_on() {
+    let mut device = installed(1).await;
+    let traffic = traffic(&device.address());
+    let damaged: Box<Answer> = Box::new(|name, content, from| {
+        let content = if name == "model.onnx" { b"9" } else { content };
+        honest(name, content, from)
+    });
+    let wrong = bundle(device.dir.path(), 2, "3");
+    let broken = bundle(device.dir.path(), 3, "nonsense");
+    let corrupt = bundle(device.dir.path(), 4, "2");
+    let cases: [(&Bundle, Box<Answer>, &str); 3] = [
+        (&wrong, Box::new(honest), "self-test"),
+        (&broken, Box::new(honest), "`nonsense` is no model"),
+        (&corrupt, damaged, "model.onnx"),
+    ];
+    for (i, (bundle, answer, reason)) in cases.into_iter().enumerate() {
+        let server = serve(&bundle.dir, answer);
+        device.offer(bundle, &server.url).await;
+        until(reason, || device.ends().len() > i + 1).await;
+        let end = device.ends().pop().unwrap();
+        assert_eq!(end.outcome, InstallOutcome::Rejected);
+        assert!(end.reason.as_ref().unwrap().contains(reason), "{end:?}");
+    }
+    assert_eq!(device.served(), "1.0.1");
+    assert_eq!(traffic.failed.load(Ordering::Relaxed), 0);
+    drop(traffic);
+    device.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_dead_in_any_state_the_agent_comes_back_serving_and_finishes() {
+    for state in [
+        InstallState::Downloading,
+        InstallState::Verifying,
+        InstallState::Loading,
+        InstallState::SelfTest,
+        InstallState::Shadow,
+        InstallState::Switching,
+        InstallState::Probation,
+    ] {
+        let mut device = installed(1).await;
+        let second = bundle(device.dir.path(), 2, "2.0");
+        let server = serve(&second.dir, Box::new(honest));
+        let early = traffic(&device.address());
+        device.offer(&second, &server.url).await;
+        until("the state", || device.reached(2, state)).await;
+        device.crash().await;
+        drop(early);
+        device.start().await;
+        let late = traffic(&device.address());
+        until("the commit", || device.reached(2, InstallState::Committed)).await;
+        assert_eq!(device.served(), "1.0.2", "stopped in {state:?}");
+        assert!(late.answered.load(Ordering::Relaxed) > 0);
+        drop(late);
+        device.stop().await;
+    }
+}
