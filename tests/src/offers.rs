@@ -55,7 +55,7 @@ pub fn offer(stack: &Stack, server: &FileServer, bundle: &Bundle, change: impl F
         url: server.url(&bundle.digest.hex()),
         size_bytes: bundle.size_bytes(),
         runtime: options.runtime,
-        device_class: options.board.name.to_owned(),
+        device_class: options.board.slug.to_owned(),
         request_id: None,
     };
     change(&mut offer);
