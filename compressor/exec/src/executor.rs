@@ -23,7 +23,7 @@ impl Executor {
     pub fn new(model: &Model) -> Result<Self, ExecError> {
         let graph = Arc::new(model.graph.clone());
         for (id, node) in graph.nodes() {
-            if let Err(why) = ops::supported(&node.op) {
+            if let Err(why) = ops::supported(node) {
                 return Err(ExecError::Unsupported { node: label(&graph, id), op: node.op_type.clone(), why });
             }
         }

@@ -45,8 +45,10 @@ impl Context<'_> {
 }
 
 /// Whether [`run`] knows the operator.
-pub(crate) fn supported(op: &Op) -> std::result::Result<(), String> {
-    match op {
+pub(crate) fn supported(node: &Node) -> std::result::Result<(), String> {
+    let second = node.output(1).is_some();
+    match &node.op {
+        Op::Pool(_) if second => Err("positions of maxima".to_owned()),
         Op::Opaque => Err("it is not understood".to_owned()),
         Op::ConvTranspose(_)
         | Op::DequantizeLinear { .. }
@@ -74,7 +76,7 @@ pub(crate) fn run(cx: &Context<'_>) -> Result<Vec<Value>> {
         Op::MatMul => contract::matmul(cx).map(one),
         Op::BatchNormalization { epsilon, .. } => norm::batch(*epsilon, cx).map(one),
         Op::InstanceNormalization { epsilon } => norm::instance(*epsilon, cx).map(one),
-        Op::LayerNormalization { axis, epsilon } => norm::layer(*axis, *epsilon, cx).map(one),
+        Op::LayerNormalization { axis, epsilon } => norm::layer(*axis, *epsilon, cx),
         Op::Lrn { size } => norm::local_response(*size, cx).map(one),
         Op::Pool(attrs) => pool::pool(attrs, cx).map(one),
         Op::Reduce { kind, axes, keepdims, noop_with_empty_axes } => {

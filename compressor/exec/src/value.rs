@@ -45,6 +45,11 @@ impl Value {
                 let bytes: Vec<u8> = tensor.data.iter().map(|&byte| u8::from(byte != 0)).collect();
                 Array::from_vec(bytes, dims, &Device::Cpu)?
             }
+            // The upper half of u64 wraps, and comes back on the way out.
+            _ if tensor.dtype == DType::U64 => {
+                let words = tensor.data.chunks_exact(8).map(|word| word.iter().rev().fold(0_i64, |value, &byte| (value << 8) | i64::from(byte)));
+                Array::from_vec(words.collect::<Vec<_>>(), dims, &Device::Cpu)?
+            }
             _ => Array::from_vec(tensor.to_i64_vec().map_err(text)?, dims, &Device::Cpu)?,
         };
         Ok(Self { array, dtype: tensor.dtype })

@@ -12,7 +12,14 @@ use exec::{ExecError, Executor};
 use graph::{Model, Tensor};
 
 /// Tests of implemented operators that are not passed, and why.
-const SKIPS: &[(&str, &str)] = &[];
+const SKIPS: &[(&str, &str)] = &[
+    ("test_cast_BFLOAT16_to_FLOAT", STORED_AS_U16),
+    ("test_cast_FLOAT_to_BFLOAT16", STORED_AS_U16),
+    ("test_castlike_BFLOAT16_to_FLOAT_expanded", STORED_AS_U16),
+    ("test_castlike_FLOAT_to_BFLOAT16_expanded", STORED_AS_U16),
+];
+
+const STORED_AS_U16: &str = "the data files hold the bits of bfloat16 as uint16, against the model's types";
 
 enum Verdict {
     Passed,

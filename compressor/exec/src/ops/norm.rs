@@ -24,12 +24,14 @@ pub(super) fn batch(epsilon: f32, cx: &Context<'_>) -> Result<Value> {
     Ok(x.with(centred.broadcast_mul(&param(1)?)?.broadcast_add(&param(2)?)?))
 }
 
-/// Mean and variance over the axes from `first` on.
-fn standardise(x: &Array, first: usize, epsilon: f32) -> Result<Array> {
+/// What is standardised over the axes from `first` on, their mean, and the inverse of their deviation.
+fn standardise(x: &Array, first: usize, epsilon: f32) -> Result<[Array; 3]> {
     let axes: Vec<usize> = (first..x.rank()).collect();
-    let centred = x.broadcast_sub(&x.mean_keepdim(axes.clone())?)?;
+    let mean = x.mean_keepdim(axes.clone())?;
+    let centred = x.broadcast_sub(&mean)?;
     let variance = centred.sqr()?.mean_keepdim(axes)?;
-    Ok(centred.broadcast_div(&(variance + f64::from(epsilon))?.sqrt()?)?)
+    let inverse = (variance + f64::from(epsilon))?.sqrt()?.recip()?;
+    Ok([centred.broadcast_mul(&inverse)?, mean, inverse])
 }
 
 pub(super) fn instance(epsilon: f32, cx: &Context<'_>) -> Result<Value> {
@@ -38,17 +40,19 @@ pub(super) fn instance(epsilon: f32, cx: &Context<'_>) -> Result<Value> {
         return invalid("no spatial axes");
     }
     let (scale, bias) = (along_channels(cx.get(1)?, x.rank())?, along_channels(cx.get(2)?, x.rank())?);
-    Ok(x.with(standardise(&x.array, 2, epsilon)?.broadcast_mul(&scale)?.broadcast_add(&bias)?))
+    let [y, ..] = standardise(&x.array, 2, epsilon)?;
+    Ok(x.with(y.broadcast_mul(&scale)?.broadcast_add(&bias)?))
 }
 
-pub(super) fn layer(axis: i64, epsilon: f32, cx: &Context<'_>) -> Result<Value> {
+/// With the mean and the inverse of the deviation.
+pub(super) fn layer(axis: i64, epsilon: f32, cx: &Context<'_>) -> Result<Vec<Value>> {
     let x = cx.get(0)?;
-    let mut y = standardise(&x.array, axis_of(axis, x.rank())?, epsilon)?;
+    let [mut y, mean, inverse] = standardise(&x.array, axis_of(axis, x.rank())?, epsilon)?;
     y = y.broadcast_mul(&cx.get(1)?.array)?;
     if let Some(bias) = cx.find(2) {
         y = y.broadcast_add(&bias.array)?;
     }
-    Ok(x.with(y))
+    Ok(vec![x.with(y), x.with(mean), x.with(inverse)])
 }
 
 /// `x / (k + α/size Σ x²)^β` over `size` neighbouring channels.
