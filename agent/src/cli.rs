@@ -1,8 +1,9 @@
 //! The command line: a match from what is asked to an exit code.
 
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+#![allow(clippy::print_stderr)]
 
 use std::fmt::Display;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -131,6 +132,11 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// A line on standard output. A reader that has heard enough, as `head` has, is no error.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 fn host_model() -> ExitCode {
     logging::start();
     ExitCode::from(u8::try_from(worker::main(&mut NoHook)).unwrap_or(1))
@@ -154,9 +160,9 @@ fn run(args: ConfigArgs) -> Result<(), Failure> {
 fn show_status(args: &AskArgs) -> Result<(), Failure> {
     let answer = status::ask(&status_socket(&args.state_dir()?)).map_err(failed)?;
     if args.json {
-        println!("{answer}");
+        say(&answer.to_string());
     } else {
-        println!("{}", status::render(&answer));
+        say(&status::render(&answer));
     }
     Ok(())
 }
@@ -170,7 +176,7 @@ fn check(args: &AskArgs) -> Result<(), Failure> {
             .flatten()
             .map(|p| json!({ "origin": p.origin, "key": p.key, "what": p.what }))
             .collect();
-        println!("{}", json!({ "ok": told.is_empty(), "problems": told }));
+        say(&json!({ "ok": told.is_empty(), "problems": told }).to_string());
     }
     let config = checked?;
     if !args.json {
@@ -179,7 +185,7 @@ fn check(args: &AskArgs) -> Result<(), Failure> {
             None => "no broker".to_owned(),
         };
         let (id, state) = (&config.device.id, config.state_dir.display());
-        println!("the configuration of {id} is valid: state in {state}, {broker}");
+        say(&format!("the configuration of {id} is valid: state in {state}, {broker}"));
     }
     Ok(())
 }
@@ -205,18 +211,18 @@ fn models(args: &AskArgs) -> Result<(), Failure> {
                 })
             })
             .collect();
-        println!("{}", json!({ "models": models }));
+        say(&json!({ "models": models }).to_string());
         return Ok(());
     }
     if durable.models.is_empty() {
-        println!("no models");
+        say("no models");
     }
     for ActiveEntry { model, installed } in durable.active() {
         let (version, sequence, digest) = (installed.version, installed.sequence, installed.digest);
-        println!(
+        say(&format!(
             "{model} {version} (sequence {sequence}, {} bytes) {digest}",
             installed.size_bytes
-        );
+        ));
     }
     Ok(())
 }

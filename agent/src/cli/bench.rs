@@ -4,7 +4,7 @@ use bundle::{Bundle, Digest, Limits};
 use runtime::{EngineOptions, LoadOptions, Tensor};
 use serde_json::json;
 
-use super::{BenchArgs, Failure, failed};
+use super::{BenchArgs, Failure, failed, say};
 use crate::config::Config;
 
 pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
@@ -33,13 +33,13 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
             "runs": stats.runs,
             "p50_us": p50, "p95_us": p95, "p99_us": p99, "mean_us": mean,
         });
-        println!("{report}");
+        say(&report.to_string());
     } else {
         let runs = stats.runs;
-        println!(
+        say(&format!(
             "{}: p50 {p50:.0} us, p95 {p95:.0} us, p99 {p99:.0} us over {runs} runs",
             entry.model
-        );
+        ));
     }
     Ok(())
 }

@@ -15,10 +15,13 @@ use super::super::mqtt::{Busy, Publisher};
 use super::*;
 use crate::core::InstallState;
 
+/// A topic and what was said there.
+type Said = (String, Vec<u8>);
+
 /// A broker that takes and acknowledges everything, and remembers it.
 #[derive(Debug, Clone)]
 struct Broker {
-    said: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    said: Arc<Mutex<Vec<Said>>>,
     link: mpsc::Sender<LinkEvent>,
 }
 
@@ -194,19 +197,14 @@ fn tensor(name: &str, values: [f32; 2]) -> NamedTensor {
 
 /// A model that doubles, as version and sequence `n`; `factor` is what it really does.
 fn bundle(dir: &Path, n: u64, factor: &str) -> Bundle {
-    let spec = |name: &str| TensorSpec {
-        name: name.into(),
-        dtype: "FP32".into(),
-        dims: vec![-1, 2],
-    };
+    let spec =
+        |name: &str| TensorSpec { name: name.into(), dtype: "FP32".into(), dims: vec![-1, 2] };
     let mut draft = Draft::new("double", &format!("1.0.{n}"), Source::Bytes(factor.into()));
     draft.sequence = n;
     draft.inputs = vec![spec("x")];
     draft.outputs = vec![spec("y")];
-    let case = Case {
-        inputs: vec![tensor("x", [3.0, 4.0])],
-        outputs: vec![tensor("y", [6.0, 8.0])],
-    };
+    let case =
+        Case { inputs: vec![tensor("x", [3.0, 4.0])], outputs: vec![tensor("y", [6.0, 8.0])] };
     draft.selftest = SelfTest { cases: vec![case], rtol: 1e-3, atol: 1e-6 };
     draft.write(&dir.join(format!("published-{n}"))).unwrap()
 }
@@ -219,8 +217,11 @@ struct Traffic {
 }
 
 fn traffic(address: &str) -> Traffic {
-    let (stop, failed, answered) =
-        (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (stop, failed, answered) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+        Arc::new(AtomicU64::new(0)),
+    );
     let url = format!("http://{address}/v2/models/double/infer");
     let body = r#"{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[3,4]}]}"#;
     let told = (stop.clone(), failed.clone(), answered.clone());
