@@ -310,28 +310,36 @@ impl Driver {
 
     fn answer(&mut self, noticed: &Noticed, display: &mut dyn Display) -> Result<Offer, Failure> {
         let wanted = &noticed.request;
+        let mut doing = String::new();
         loop {
-            let found =
-                self.wait_at_most("an offer", Duration::from_secs(1), |record| {
-                    match &record.message {
-                        Message::Offer(offer) if offer.digest != wanted.digest => {
-                            Some(offer.clone())
-                        }
-                        _ => None,
-                    }
-                });
+            let soon = self.deadline.min(Instant::now() + Duration::from_secs(1));
+            let patience = soon.saturating_duration_since(Instant::now());
+            let found = self.wait_at_most("an offer", patience, |record| match &record.message {
+                Message::Offer(offer) if offer.digest != wanted.digest => Some(offer.clone()),
+                _ => None,
+            });
             match found {
                 Ok(offer) => {
                     display.done(&offer_line(&offer));
                     return Ok(offer);
                 }
                 Err(StackError::Waited { .. }) if Instant::now() < self.deadline => {}
+                Err(StackError::Waited { .. }) => return Err(self.no_offer(&doing)),
                 Err(error) => return Err(error.into()),
             }
             if let Ok(jobs) = self.stack.jobs() {
-                look_at_jobs(&jobs, display)?;
+                doing = look_at_jobs(&jobs)?;
+                display.note(&doing);
             }
         }
+    }
+
+    fn no_offer(&self, doing: &str) -> Failure {
+        let took = self.started.elapsed().as_secs();
+        let log = crate::process::tail(&self.stack.service_log(), 15);
+        Failure::Result(format!(
+            "no offer within the run's time of {took} s; {doing}\n--- end of the service's log\n{log}"
+        ))
     }
 
     fn install(&mut self, offer: &Offer, display: &mut dyn Display) -> Result<Installed, Failure> {
@@ -522,19 +530,19 @@ fn install_line(event: &InstallEvent) -> String {
     format!("{}{}{}", event.phase, compared.unwrap_or_default(), reason.unwrap_or_default())
 }
 
-/// Shows what the newest job is doing; a job or request that failed ends the demonstration.
-fn look_at_jobs(table: &Value, display: &mut dyn Display) -> Result<(), Failure> {
+/// What the newest job is doing; a job or request that failed ends the demonstration.
+fn look_at_jobs(table: &Value) -> Result<String, Failure> {
     let rows = |key: &str| table[key].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut all = rows("jobs").iter().chain(rows("requests"));
     if let Some(row) = all.find(|row| row["state"] == "failed") {
         let why = row["reason"].as_str().unwrap_or("no reason given");
         return Err(Failure::Result(format!("the compressor gave up: {why}")));
     }
-    if let Some(job) = rows("jobs").iter().max_by_key(|job| job["id"].as_i64()) {
-        let stage = table["stage"].as_str().unwrap_or_default();
-        display.note(&format!("job {}: {stage}", job["state"].as_str().unwrap_or_default()));
-    }
-    Ok(())
+    let Some(job) = rows("jobs").iter().max_by_key(|job| job["id"].as_i64()) else {
+        return Ok("no job yet".to_owned());
+    };
+    let stage = table["stage"].as_str().unwrap_or_default();
+    Ok(format!("job {}: {stage}", job["state"].as_str().unwrap_or_default()))
 }
 
 /// The default budget: a share of the p95, rounded to two digits.
@@ -585,15 +593,15 @@ mod tests {
             {"id": 1, "state": "done"},
             {"id": 2, "state": "failed", "reason": "no candidate reaches 0.85"},
         ]});
-        let error = look_at_jobs(&table, &mut Silent).unwrap_err().to_string();
+        let error = look_at_jobs(&table).unwrap_err().to_string();
         assert!(error.contains("no candidate reaches 0.85"), "{error}");
         let table = serde_json::json!({"jobs": [], "requests": [
             {"state": "failed", "reason": "there is no model of this name"},
         ]});
-        let error = look_at_jobs(&table, &mut Silent).unwrap_err().to_string();
+        let error = look_at_jobs(&table).unwrap_err().to_string();
         assert!(error.contains("no model of this name"), "{error}");
         for harmless in [serde_json::json!({"jobs": []}), serde_json::json!("nonsense")] {
-            assert!(look_at_jobs(&harmless, &mut Silent).is_ok());
+            assert!(look_at_jobs(&harmless).is_ok());
         }
     }
 

@@ -59,6 +59,8 @@ impl Process {
             OpenOptions::new().create(true).append(true).open(path)
         };
         command
+            // Colours in a log file are noise.
+            .env("NO_COLOR", "1")
             .stdin(Stdio::piped())
             .stdout(append(stdout).map_err(fail)?)
             .stderr(append(log).map_err(fail)?)
