@@ -43,7 +43,7 @@ const ONLY: &[(&str, &[&str], &str)] = &[
     ("rumqttd", &["edge-sim"], "the embedded broker is for demos"),
     ("tokio", &["espalier", "espalier-agent", "edge-sim", "e2e"], "the libraries are not async"),
     ("axum", &["espalier", "espalier-agent"], "only the two servers serve HTTP"),
-    ("hyper", &["espalier-agent"], "only the agent serves a UNIX socket"),
+    ("hyper", &["espalier", "espalier-agent"], "only the two servers serve HTTP"),
     ("rusqlite", &["espalier"], "only the compressor keeps jobs"),
     ("anyhow", &["espalier", "espalier-agent", "edge-sim", "e2e", "xtask"], "libraries have typed errors"),
 ];
