@@ -24,7 +24,11 @@ impl Executor {
         let graph = Arc::new(model.graph.clone());
         for (id, node) in graph.nodes() {
             if let Err(why) = ops::supported(node) {
-                return Err(ExecError::Unsupported { node: label(&graph, id), op: node.op_type.clone(), why });
+                return Err(ExecError::Unsupported {
+                    node: label(&graph, id),
+                    op: node.op_type.clone(),
+                    why,
+                });
             }
         }
         Ok(Self { graph })
@@ -89,11 +93,18 @@ impl Executor {
         Ok(Plan { nodes, reads })
     }
 
-    fn feed(&self, inputs: &HashMap<String, Tensor>, plan: &Plan) -> Result<HashMap<ValueId, Value>, ExecError> {
+    fn feed(
+        &self,
+        inputs: &HashMap<String, Tensor>,
+        plan: &Plan,
+    ) -> Result<HashMap<ValueId, Value>, ExecError> {
         let mut values = HashMap::new();
         let known: HashSet<&str> = self.inputs().collect();
         if let Some(name) = inputs.keys().find(|name| !known.contains(name.as_str())) {
-            return Err(ExecError::Input { name: name.clone(), why: "the model has no such input".to_owned() });
+            return Err(ExecError::Input {
+                name: name.clone(),
+                why: "the model has no such input".to_owned(),
+            });
         }
         for &value in self.graph.inputs() {
             if !plan.reads.contains_key(&value) {
@@ -104,19 +115,36 @@ impl Executor {
             let tensor = inputs.get(name).ok_or_else(|| fail("it is missing".to_owned()))?;
             let declared = self.graph.value(value).ty.as_ref();
             if let Some(ty) = declared.filter(|ty| ty.dtype != tensor.dtype) {
-                return Err(fail(format!("the model wants {:?}, found {:?}", ty.dtype, tensor.dtype)));
+                return Err(fail(format!(
+                    "the model wants {:?}, found {:?}",
+                    ty.dtype, tensor.dtype
+                )));
             }
-            values.insert(value, Value::from_tensor(tensor).map_err(|error| fail(error.to_string()))?);
+            values.insert(
+                value,
+                Value::from_tensor(tensor).map_err(|error| fail(error.to_string()))?,
+            );
         }
         Ok(values)
     }
 
-    fn operands(&self, id: NodeId, values: &HashMap<ValueId, Value>) -> Result<Vec<Option<Value>>, ExecError> {
+    fn operands(
+        &self,
+        id: NodeId,
+        values: &HashMap<ValueId, Value>,
+    ) -> Result<Vec<Option<Value>>, ExecError> {
         let node = self.graph.node(id);
-        node.inputs.iter().map(|input| input.map(|value| self.operand(value, values)).transpose()).collect()
+        node.inputs
+            .iter()
+            .map(|input| input.map(|value| self.operand(value, values)).transpose())
+            .collect()
     }
 
-    fn operand(&self, value: ValueId, values: &HashMap<ValueId, Value>) -> Result<Value, ExecError> {
+    fn operand(
+        &self,
+        value: ValueId,
+        values: &HashMap<ValueId, Value>,
+    ) -> Result<Value, ExecError> {
         if let Some(found) = values.get(&value) {
             return Ok(found.clone());
         }
@@ -132,7 +160,11 @@ impl Executor {
         Err(ExecError::Fetch { name: name(), why: why.to_owned() })
     }
 
-    fn fetched(&self, value: ValueId, values: &HashMap<ValueId, Value>) -> Result<Tensor, ExecError> {
+    fn fetched(
+        &self,
+        value: ValueId,
+        values: &HashMap<ValueId, Value>,
+    ) -> Result<Tensor, ExecError> {
         let found = self.operand(value, values)?;
         found.to_tensor().map_err(|error| ExecError::Fetch {
             name: self.name(value).to_owned(),
@@ -166,7 +198,11 @@ struct Plan {
 }
 
 /// Forgets a value after its last read.
-fn release(value: ValueId, reads: &mut HashMap<ValueId, usize>, values: &mut HashMap<ValueId, Value>) {
+fn release(
+    value: ValueId,
+    reads: &mut HashMap<ValueId, usize>,
+    values: &mut HashMap<ValueId, Value>,
+) {
     if let Some(left) = reads.get_mut(&value) {
         *left = left.saturating_sub(1);
         if *left == 0 {

@@ -20,9 +20,14 @@ pub(crate) fn kind(dtype: DType) -> Result<Kind> {
         DType::F32 | DType::F16 | DType::Bf16 => Ok(Kind::F32),
         DType::F64 => Ok(Kind::F64),
         DType::Bool => Ok(Kind::U8),
-        DType::I8 | DType::I16 | DType::I32 | DType::I64 | DType::U8 | DType::U16 | DType::U32 | DType::U64 => {
-            Ok(Kind::I64)
-        }
+        DType::I8
+        | DType::I16
+        | DType::I32
+        | DType::I64
+        | DType::U8
+        | DType::U16
+        | DType::U32
+        | DType::U64 => Ok(Kind::I64),
         DType::String | DType::Other(_) => unsupported(format!("element type {dtype:?}")),
     }
 }
@@ -47,7 +52,9 @@ impl Value {
             }
             // The upper half of u64 wraps, and comes back on the way out.
             _ if tensor.dtype == DType::U64 => {
-                let words = tensor.data.chunks_exact(8).map(|word| word.iter().rev().fold(0_i64, |value, &byte| (value << 8) | i64::from(byte)));
+                let words = tensor.data.chunks_exact(8).map(|word| {
+                    word.iter().rev().fold(0_i64, |value, &byte| (value << 8) | i64::from(byte))
+                });
                 Array::from_vec(words.collect::<Vec<_>>(), dims, &Device::Cpu)?
             }
             _ => Array::from_vec(tensor.to_i64_vec().map_err(text)?, dims, &Device::Cpu)?,
@@ -63,10 +70,15 @@ impl Value {
                 let bytes: Vec<u8> = self.array.flatten_all()?.to_vec1()?;
                 Tensor::new(DType::Bool, dims, bytes).map_err(text)
             }
-            DType::F32 => Tensor::from_f32(dims, &self.array.flatten_all()?.to_vec1::<f32>()?).map_err(text),
-            dtype if dtype.is_float() => Tensor::from_f64_as(dtype, dims, &self.floats()?).map_err(text),
+            DType::F32 => {
+                Tensor::from_f32(dims, &self.array.flatten_all()?.to_vec1::<f32>()?).map_err(text)
+            }
+            dtype if dtype.is_float() => {
+                Tensor::from_f64_as(dtype, dims, &self.floats()?).map_err(text)
+            }
             dtype => {
-                let bytes: Vec<u8> = self.ints()?.into_iter().flat_map(|v| int_bytes(dtype, v)).collect();
+                let bytes: Vec<u8> =
+                    self.ints()?.into_iter().flat_map(|v| int_bytes(dtype, v)).collect();
                 Tensor::new(dtype, dims, bytes).map_err(text)
             }
         }

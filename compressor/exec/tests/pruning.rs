@@ -1,6 +1,12 @@
 //! Masked equals pruned: on random networks, on real topologies, and on magika.
 
-#![allow(clippy::unwrap_used, clippy::cast_precision_loss, clippy::cast_possible_truncation, missing_docs, dead_code)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    missing_docs,
+    dead_code
+)]
 #![allow(clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::print_stderr)]
 
 mod common;
@@ -23,7 +29,9 @@ fn plan(grouping: &Grouping, numbers: &mut Numbers) -> PrunePlan {
         }
         let mut keep: Vec<u32> = (0..group.width as u32).filter(|_| numbers.next() > 0.0).collect();
         if keep.is_empty() {
-            keep.push(((numbers.next() + 1.0) / 2.0 * group.width as f32) as u32 % group.width as u32);
+            keep.push(
+                ((numbers.next() + 1.0) / 2.0 * group.width as f32) as u32 % group.width as u32,
+            );
         }
         Some(Choice { group: group.id, keep })
     });
@@ -32,7 +40,9 @@ fn plan(grouping: &Grouping, numbers: &mut Numbers) -> PrunePlan {
 
 fn outputs(model: &Model, inputs: &HashMap<String, Tensor>) -> Vec<Vec<f64>> {
     let executor = Executor::new(model).unwrap();
-    let found = executor.run(inputs.clone(), model.graph.outputs()).unwrap_or_else(|error| panic!("{error}"));
+    let found = executor
+        .run(inputs.clone(), model.graph.outputs())
+        .unwrap_or_else(|error| panic!("{error}"));
     model.graph.outputs().iter().map(|output| found[output].to_f64_vec().unwrap()).collect()
 }
 
@@ -41,7 +51,10 @@ fn difference(a: &[Vec<f64>], b: &[Vec<f64>]) -> f64 {
     let pairs = || a.iter().zip(b).flat_map(|(a, b)| a.iter().zip(b));
     assert!(a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.len() == b.len()));
     let scale = pairs().fold(1e-3_f64, |top, (a, b)| top.max(a.abs()).max(b.abs()));
-    pairs().fold(0.0_f64, |top, (a, b)| if (a - b).is_nan() { f64::INFINITY } else { top.max((a - b).abs()) }) / scale
+    pairs().fold(
+        0.0_f64,
+        |top, (a, b)| if (a - b).is_nan() { f64::INFINITY } else { top.max((a - b).abs()) },
+    ) / scale
 }
 
 /// Checks one plan; how many units went.
@@ -53,7 +66,8 @@ fn check(model: &Model, seed: u64, inputs: &HashMap<String, Tensor>) -> Result<u
     prune(&mut pruned, &grouping, &plan).map_err(|error| error.to_string())?;
     let conflicts = infer(&pruned).conflicts().len();
     let off = difference(&outputs(&masked, inputs), &outputs(&pruned, inputs));
-    let gone = plan.choices.iter().map(|c| grouping.group(c.group).unwrap().width - c.keep.len()).sum();
+    let gone =
+        plan.choices.iter().map(|c| grouping.group(c.group).unwrap().width - c.keep.len()).sum();
     match (conflicts, off < 1e-4) {
         (0, true) => Ok(gone),
         _ => Err(format!("{conflicts} shape conflicts, outputs off by {off}, plan {plan:?}")),
@@ -94,7 +108,16 @@ fn every_block_passes_units_through() {
         (&[Block::Depthwise { multiplier: 1 }, Block::Conv { out: 4, kernel: 1 }], &[6, 4]),
         (&[Block::Depthwise { multiplier: 2 }, Block::Conv { out: 4, kernel: 1 }], &[6, 4]),
         (&[Block::Grouped { groups: 2 }, Block::Conv { out: 4, kernel: 1 }], &[3, 4, 4]),
-        (&[Block::Activation(2), Block::BatchNorm, Block::InstanceNorm, Block::Scale, Block::Pool { max: true }], &[6]),
+        (
+            &[
+                Block::Activation(2),
+                Block::BatchNorm,
+                Block::InstanceNorm,
+                Block::Scale,
+                Block::Pool { max: true },
+            ],
+            &[6],
+        ),
         (&[Block::Residual, Block::Residual], &[6]),
         (&[Block::Branches { out: 2 }], &[6, 2, 3]),
         // A width of 1 cannot shrink.
@@ -143,10 +166,30 @@ fn masked_equals_pruned_on_real_topologies() {
         let value = model.graph.inputs()[0];
         assert_eq!(model.graph.value(value).name, input);
         let inputs = named(input, Numbers::new(5).tensor(&[1, 3, 224, 224], 1.0, 0.0));
-        let gone = check(&model, 5, &inputs).unwrap_or_else(|why| panic!("{name}: {}", &why[..why.len().min(300)]));
+        let gone = check(&model, 5, &inputs)
+            .unwrap_or_else(|why| panic!("{name}: {}", &why[..why.len().min(300)]));
         eprintln!("{name}: {gone} units");
         assert!(gone > 100, "{name}: only {gone} units were removed");
     }
+}
+
+#[test]
+fn masked_equals_pruned_on_a_transformer() {
+    let model = Model::load(assets().join("models/minilm.onnx")).unwrap();
+    let ids: Vec<i64> = (0..2 * 9).map(|i| (i * 977) % 30_000 + 5).collect();
+    let graph = &model.graph;
+    let inputs = graph.inputs().iter().map(|&value| {
+        let name = graph.value(value).name.clone();
+        let values = match name.as_str() {
+            "input_ids" => ids.clone(),
+            "attention_mask" => (0..18).map(|i| i64::from(i != 17)).collect(),
+            _ => vec![0; 18],
+        };
+        (name, Tensor::from_i64(vec![2, 9], &values).unwrap())
+    });
+    let gone = check(&model, 2, &inputs.collect())
+        .unwrap_or_else(|why| panic!("{}", &why[..why.len().min(300)]));
+    assert!(gone > 100, "only {gone} units were removed");
 }
 
 /// The light models compute their weights by `ConstantOfShape`; gives them random ones.
@@ -161,12 +204,16 @@ fn materialise(model: &mut Model) -> usize {
         .collect();
     let mut numbers = Numbers::new(9);
     for &(shape, old) in &nodes {
-        let dims: Vec<usize> = model.graph.constant_ints(shape).unwrap().iter().map(|&v| v as usize).collect();
+        let dims: Vec<usize> =
+            model.graph.constant_ints(shape).unwrap().iter().map(|&v| v as usize).collect();
         let fan_in: usize = dims.iter().skip(1).product();
         // Vectors are scales, shifts and variances, which must be positive.
-        let (scale, shift) = if dims.len() == 1 { (0.2, 0.5) } else { (1.7 / (fan_in as f32).sqrt(), 0.0) };
+        let (scale, shift) =
+            if dims.len() == 1 { (0.2, 0.5) } else { (1.7 / (fan_in as f32).sqrt(), 0.0) };
         let tensor = numbers.tensor(&dims, scale, shift);
-        let new = apply(&mut model.graph, Edit::AddConstant { name: "w".into(), tensor }, &cause).unwrap().value();
+        let new = apply(&mut model.graph, Edit::AddConstant { name: "w".into(), tensor }, &cause)
+            .unwrap()
+            .value();
         for (node, slot) in model.graph.consumers(old) {
             apply(&mut model.graph, Edit::ReplaceInput { node, slot, value: new }, &cause).unwrap();
         }
@@ -191,7 +238,12 @@ fn a_plan_that_does_not_fit_is_refused_and_changes_nothing() {
         assert!(error.contains(wanted), "{error}");
     }
     let twice = vec![Choice { group: id, keep: vec![0] }, Choice { group: id, keep: vec![1] }];
-    assert!(prune(&mut model, &grouping, &PrunePlan { choices: twice }).unwrap_err().to_string().contains("twice"));
+    assert!(
+        prune(&mut model, &grouping, &PrunePlan { choices: twice })
+            .unwrap_err()
+            .to_string()
+            .contains("twice")
+    );
     let unknown = PrunePlan { choices: vec![Choice { group: graph::GroupId(9), keep: vec![0] }] };
     assert!(prune(&mut model, &grouping, &unknown).is_err());
     assert_eq!(model.to_bytes().unwrap(), before);
@@ -201,7 +253,11 @@ fn a_plan_that_does_not_fit_is_refused_and_changes_nothing() {
 fn groups_of_another_model_are_refused() {
     let first = build(&[Block::Conv { out: 8, kernel: 3 }], 1, 17);
     let grouping = find(&first, &infer(&first));
-    let mut other = build(&[Block::Flatten { dynamic: false }, Block::Dense { out: 4, transposed: false }], 2, 17);
+    let mut other = build(
+        &[Block::Flatten { dynamic: false }, Block::Dense { out: 4, transposed: false }],
+        2,
+        17,
+    );
     let plan = PrunePlan { choices: vec![Choice { group: grouping.groups[1].id, keep: vec![0] }] };
     assert!(prune(&mut other, &grouping, &plan).is_err());
 }
@@ -230,7 +286,10 @@ fn operands_that_do_not_fit_are_shown_with_their_shapes() {
     assert!(error.contains("MatMul") && error.contains("[2, 3]"), "{error}");
     let error = executor.run(named("a", tensor()), &[y]).unwrap_err().to_string();
     assert!(error.contains("`b`") && error.contains("missing"), "{error}");
-    let wrong = HashMap::from([("a".to_owned(), tensor()), ("b".to_owned(), Tensor::from_i64(vec![2, 3], &[0; 6]).unwrap())]);
+    let wrong = HashMap::from([
+        ("a".to_owned(), tensor()),
+        ("b".to_owned(), Tensor::from_i64(vec![2, 3], &[0; 6]).unwrap()),
+    ]);
     let error = executor.run(wrong, &[y]).unwrap_err().to_string();
     assert!(error.contains("I64"), "{error}");
 }

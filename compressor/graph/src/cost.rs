@@ -19,7 +19,8 @@ fn graph_params(graph: &Graph) -> u64 {
         .filter_map(|(id, _)| graph.constant(id))
         .map(|tensor| tensor.dims.iter().map(|&size| size as u64).product::<u64>())
         .sum();
-    let bodies = graph.nodes().flat_map(|(id, _)| graph.subgraphs(id)).map(|(_, body)| graph_params(body));
+    let bodies =
+        graph.nodes().flat_map(|(id, _)| graph.subgraphs(id)).map(|(_, body)| graph_params(body));
     own + bodies.sum::<u64>()
 }
 
@@ -43,7 +44,8 @@ pub fn node_macs(graph: &Graph, shapes: &Shapes, node: &Node, free: u64) -> Opti
             None => Some(shapes.dims(value)?.iter().map(|dim| size(dim, free)).collect()),
         }
     };
-    let volume = |dims: &[u64]| dims.iter().fold(1_u64, |product, &size| product.saturating_mul(size));
+    let volume =
+        |dims: &[u64]| dims.iter().fold(1_u64, |product, &size| product.saturating_mul(size));
     match &node.op {
         // Every output element sums one filter.
         Op::Conv(_) => {

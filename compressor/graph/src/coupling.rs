@@ -278,7 +278,8 @@ fn stated(node: &Node, ports: &Ports) -> Result<Coupling, String> {
         Op::MatMul => contract::matmul(ports),
         Op::Pool(_) => Ok(reduce::pool(&node.op_type, ports)),
         Op::Reduce { kind, axes, keepdims, noop_with_empty_axes } => {
-            let spec = reduce::Axes { given: axes.as_deref(), noop_when_empty: *noop_with_empty_axes };
+            let spec =
+                reduce::Axes { given: axes.as_deref(), noop_when_empty: *noop_with_empty_axes };
             reduce::reduce(*kind, &spec, *keepdims, &node.op_type, ports)
         }
         Op::Softmax { axis, flat, .. } => reduce::softmax(*axis, *flat, &node.op_type, ports),

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::group::sizes::Reader;
 use crate::{
-    Cause, DeadCode, Dim, Driver, Edit, EditError, Group, GroupId, Grouping, Model, NodeId, PassError, Role,
-    Shapes, ValueId, apply, cost, infer,
+    Cause, DeadCode, Dim, Driver, Edit, EditError, Group, GroupId, Grouping, Model, NodeId,
+    PassError, Role, Shapes, ValueId, apply, cost, infer,
 };
 use constants::Slicing;
 
@@ -82,19 +82,25 @@ pub enum PruneError {
 ///
 /// # Errors
 /// The plan does not fit the groups, or these are not of this model; then `model` is unchanged.
-pub fn prune(model: &mut Model, grouping: &Grouping, plan: &PrunePlan) -> Result<PruneReport, PruneError> {
+pub fn prune(
+    model: &mut Model,
+    grouping: &Grouping,
+    plan: &PrunePlan,
+) -> Result<PruneReport, PruneError> {
     let removal = Removal::new(model, grouping, plan)?;
     let mut work = Work { model: model.clone(), edits: Vec::new(), sizes: HashMap::new() };
     let params_before = cost::params(model);
     let shapes = infer(model);
     constants::apply_all(&mut work, &removal, Slicing::Remove)?;
-    operands::fix_all(&mut work, &removal, &shapes)?;
+    operands::fix_all(&mut work, &model.graph, &removal, &shapes)?;
     correct_types(&mut work, &removal)?;
     if !work.edits.is_empty() {
         Driver::default().run(&mut work.model, &[&DeadCode])?;
     }
     work.model.verify().map_err(|violations| {
-        PruneError::Verify(violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+        PruneError::Verify(
+            violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        )
     })?;
     *model = work.model;
     Ok(PruneReport { params_before, params_after: cost::params(model), edits: work.edits })
@@ -132,7 +138,8 @@ impl Work {
         }
         let tensor = crate::Tensor::from_i64(vec![ints.len()], ints);
         let tensor = tensor.map_err(|error| PruneError::Stale(error.to_string()))?;
-        let value = self.edit(Edit::AddConstant { name: "pruned_sizes".to_owned(), tensor }, cause)?;
+        let value =
+            self.edit(Edit::AddConstant { name: "pruned_sizes".to_owned(), tensor }, cause)?;
         let value = value.ok_or_else(|| PruneError::Stale("no constant was added".to_owned()))?;
         self.sizes.insert(ints.to_vec(), value);
         Ok(value)
@@ -168,7 +175,8 @@ impl Removal {
         };
         let mut seen = BTreeSet::new();
         for choice in &plan.choices {
-            let group = grouping.group(choice.group).ok_or(PruneError::UnknownGroup(choice.group))?;
+            let group =
+                grouping.group(choice.group).ok_or(PruneError::UnknownGroup(choice.group))?;
             if !seen.insert(choice.group) {
                 return Err(PruneError::Twice(choice.group));
             }
@@ -178,7 +186,9 @@ impl Removal {
             }
         }
         for read in &grouping.sizes_read {
-            if let (Some(gone), Reader::Operand(node)) = (removal.values.get(&(read.value, read.axis)), &read.by) {
+            if let (Some(gone), Reader::Operand(node)) =
+                (removal.values.get(&(read.value, read.axis)), &read.by)
+            {
                 removal.size_readers.entry(*node).or_default().extend(&gone.groups);
             }
         }
@@ -190,7 +200,10 @@ impl Removal {
         for slice in &group.slices {
             let read = graph.get_node(slice.node).and_then(|node| node.input(slice.slot));
             if read != Some(slice.value) {
-                return Err(PruneError::Stale(format!("{:?} no longer reads {:?}", slice.node, slice.value)));
+                return Err(PruneError::Stale(format!(
+                    "{:?} no longer reads {:?}",
+                    slice.node, slice.value
+                )));
             }
             let axes = self.uses.entry((slice.value, slice.node, slice.slot)).or_default();
             let gone = axes.entry(slice.axis).or_default();
@@ -237,7 +250,9 @@ impl Gone {
 
     /// How many indices of `start..start + len` stay.
     fn kept_in(&self, start: usize, len: usize) -> usize {
-        (start..start + len).filter(|&i| u32::try_from(i).is_ok_and(|i| !self.indices.contains(&i))).count()
+        (start..start + len)
+            .filter(|&i| u32::try_from(i).is_ok_and(|i| !self.indices.contains(&i)))
+            .count()
     }
 
     fn cause(&self, note: &str) -> Cause {
@@ -270,7 +285,10 @@ fn correct_types(work: &mut Work, removal: &Removal) -> Result<(), PruneError> {
         by_value.entry(*value).or_default().extend(&gone.groups);
     }
     for (value, groups) in by_value {
-        let Some(mut ty) = work.model.graph.get_value(value).and_then(|found| found.ty.clone()) else { continue };
+        let Some(mut ty) = work.model.graph.get_value(value).and_then(|found| found.ty.clone())
+        else {
+            continue;
+        };
         if let Some(dims) = &mut ty.dims {
             for (axis, dim) in dims.iter_mut().enumerate() {
                 *dim = removal.shrunk(value, axis, dim);

@@ -1,7 +1,13 @@
 //! Shape operands as constants: what to write into the second input of `Reshape` and `Expand` so that it
 //! says the sizes of the output, leaving the unknown ones to the run time.
 
-use crate::Dim;
+use std::collections::HashMap;
+
+use crate::coupling::{Port, Ports, normal_axis, windows};
+use crate::{Dim, Graph, NodeId, Op, Origin, UnaryOp, ValueId};
+
+/// Steps followed from a shape operand back to the `Shape` that an element comes from.
+const MAX_STEPS: usize = 16;
 
 /// What the node does with the operand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,26 +20,39 @@ pub(crate) enum Kind {
     Filled,
 }
 
-/// The operand for an output of dims `to`, from an input of dims `from`.
+/// The operand for an output of dims `to`, from an input of dims `from`; `kept` are the output axes that are
+/// known to equal the input's (see [`kept`]).
 ///
 /// # Errors
 /// More axes of unknown size than the operand can leave open.
-pub(crate) fn constant(kind: Kind, from: &[Dim], to: &[Dim]) -> Result<Vec<i64>, String> {
+pub(crate) fn constant(
+    kind: Kind,
+    from: &[Dim],
+    to: &[Dim],
+    kept: &[bool],
+) -> Result<Vec<i64>, String> {
+    let is_kept = |axis: usize| kept.get(axis) == Some(&true);
     match kind {
-        Kind::Reshape { allow_zero } => reshape(allow_zero, from, to),
+        Kind::Reshape { allow_zero } => reshape(allow_zero, from, to, is_kept),
         Kind::Expand => each(to, |axis| {
             let at = (axis + from.len()).checked_sub(to.len())?;
-            (from[at] == to[axis] && from[at] != Dim::Unknown).then_some(1)
+            ((from[at] == to[axis] && from[at] != Dim::Unknown) || is_kept(axis)).then_some(1)
         }),
         Kind::Filled => each(to, |_| None),
     }
 }
 
-fn reshape(allow_zero: bool, from: &[Dim], to: &[Dim]) -> Result<Vec<i64>, String> {
+fn reshape(
+    allow_zero: bool,
+    from: &[Dim],
+    to: &[Dim],
+    is_kept: impl Fn(usize) -> bool,
+) -> Result<Vec<i64>, String> {
     let open = to.iter().filter(|dim| !matches!(dim, Dim::Fixed(_))).count();
     let mut inferred = false;
     each(to, |axis| {
-        let copied = !allow_zero && from.get(axis) == Some(&to[axis]) && to[axis] != Dim::Unknown;
+        let equal = from.get(axis) == Some(&to[axis]) && to[axis] != Dim::Unknown;
+        let copied = !allow_zero && (equal || is_kept(axis));
         if open > 1 && copied {
             return Some(0);
         }
@@ -41,12 +60,77 @@ fn reshape(allow_zero: bool, from: &[Dim], to: &[Dim]) -> Result<Vec<i64>, Strin
     })
 }
 
+/// Which elements of the shape operand of a `Reshape` or `Expand` are read off the very input that it shapes,
+/// at the same axis: such an axis stays as it is, whatever its size.
+pub(crate) fn kept(graph: &Graph, ports: &HashMap<NodeId, Ports>, id: NodeId) -> Vec<bool> {
+    let node = graph.node(id);
+    let (Some(data), Some(operand)) = (node.input(0), node.input(1)) else { return Vec::new() };
+    let rank = |port| ports.get(&id).and_then(|ports| ports.dims(port)).map_or(0, <[Dim]>::len);
+    let (from, to) = (rank(Port::In(0)), rank(Port::Out(0)));
+    let shift = if node.op == Op::Expand { to.saturating_sub(from) } else { 0 };
+    let kept = |axis: usize| {
+        let source = element(graph, ports, operand, axis, MAX_STEPS)?;
+        Some(source == (data, axis.checked_sub(shift)?))
+    };
+    (0..to).map(|axis| kept(axis) == Some(true)).collect()
+}
+
+/// The value and axis whose size element `index` of `value` is.
+fn element(
+    graph: &Graph,
+    ports: &HashMap<NodeId, Ports>,
+    value: ValueId,
+    index: usize,
+    steps: usize,
+) -> Option<(ValueId, usize)> {
+    let Origin::Node(id, 0) = graph.get_value(value)?.origin else { return None };
+    let (node, ports_here, steps) = (graph.node(id), ports.get(&id)?, steps.checked_sub(1)?);
+    let onward = |slot: usize, index: usize| element(graph, ports, node.input(slot)?, index, steps);
+    let count = |slot: usize| {
+        let dims = ports_here.dims(Port::In(slot))?;
+        dims.iter()
+            .map(|dim| if let Dim::Fixed(size) = dim { Some(*size) } else { None })
+            .product::<Option<usize>>()
+    };
+    match &node.op {
+        Op::Unary(UnaryOp::Cast | UnaryOp::Identity)
+        | Op::Squeeze { .. }
+        | Op::Unsqueeze { .. } => onward(0, index),
+        Op::Gather { .. } => {
+            onward(0, normal_axis(*ports_here.ints(1)?.get(index)?, count(0)?).ok()?)
+        }
+        Op::Slice { attrs } => {
+            let window = *windows(attrs.as_ref(), ports_here).ok()?.first()?;
+            let (start, _) = window.clamp(count(0)?)?;
+            (window.step == 1).then(|| onward(0, start + index)).flatten()
+        }
+        Op::Concat { .. } => {
+            let mut left = index;
+            for slot in 0..node.inputs.len() {
+                let count = count(slot)?;
+                if left < count {
+                    return onward(slot, left);
+                }
+                left -= count;
+            }
+            None
+        }
+        Op::Shape { start, .. } => {
+            let rank = ports_here.dims(Port::In(0))?.len();
+            let start = normal_axis(*start, rank).unwrap_or(0);
+            Some((node.input(0)?, start + index)).filter(|(_, axis)| *axis < rank)
+        }
+        _ => None,
+    }
+}
+
 fn each(to: &[Dim], mut open: impl FnMut(usize) -> Option<i64>) -> Result<Vec<i64>, String> {
     to.iter()
         .enumerate()
         .map(|(axis, dim)| match dim {
             Dim::Fixed(size) => i64::try_from(*size).map_err(|_| format!("size {size} overflows")),
-            _ => open(axis).ok_or_else(|| format!("the size of output axis {axis} is only known at run time")),
+            _ => open(axis)
+                .ok_or_else(|| format!("the size of output axis {axis} is only known at run time")),
         })
         .collect()
 }
@@ -64,7 +148,12 @@ mod tests {
 
     #[test]
     fn one_open_axis_is_inferred() {
-        let operand = constant(RESHAPE, &[sym("N"), Dim::Fixed(6)], &[sym("N"), Dim::Fixed(2), Dim::Fixed(3)]);
+        let operand = constant(
+            RESHAPE,
+            &[sym("N"), Dim::Fixed(6)],
+            &[sym("N"), Dim::Fixed(2), Dim::Fixed(3)],
+            &[],
+        );
         assert_eq!(operand.unwrap(), [-1, 2, 3]);
     }
 
@@ -72,26 +161,36 @@ mod tests {
     fn several_open_axes_are_copied_where_they_stand_still() {
         let from = [sym("N"), sym("L"), Dim::Fixed(8)];
         let to = [sym("N"), sym("L"), Dim::Fixed(2), Dim::Fixed(4)];
-        assert_eq!(constant(RESHAPE, &from, &to).unwrap(), [0, 0, 2, 4]);
+        assert_eq!(constant(RESHAPE, &from, &to, &[]).unwrap(), [0, 0, 2, 4]);
     }
 
     #[test]
     fn open_axes_that_move_cannot_be_said() {
         let from = [sym("N"), sym("L"), Dim::Fixed(8)];
         let to = [sym("L"), sym("N"), Dim::Fixed(8)];
-        assert!(constant(RESHAPE, &from, &to).unwrap_err().contains("output axis 1"));
+        assert!(constant(RESHAPE, &from, &to, &[]).unwrap_err().contains("output axis 1"));
+    }
+
+    #[test]
+    fn unknown_axes_are_copied_where_the_operand_reads_them_off_the_input() {
+        let from = [Dim::Unknown, Dim::Unknown, Dim::Fixed(8)];
+        let to = [Dim::Unknown, Dim::Unknown, Dim::Fixed(2), Dim::Fixed(4)];
+        assert!(constant(RESHAPE, &from, &to, &[]).is_err());
+        let kept = [true, true, false, false];
+        assert_eq!(constant(RESHAPE, &from, &to, &kept).unwrap(), [0, 0, 2, 4]);
+        assert!(constant(Kind::Reshape { allow_zero: true }, &from, &to, &kept).is_err());
     }
 
     #[test]
     fn expand_keeps_an_equal_axis_and_refuses_an_unknown_one() {
         let from = [sym("N"), Dim::Fixed(1)];
-        assert_eq!(constant(Kind::Expand, &from, &[sym("N"), Dim::Fixed(5)]).unwrap(), [1, 5]);
-        assert!(constant(Kind::Expand, &from, &[sym("M"), Dim::Fixed(5)]).is_err());
-        assert!(constant(Kind::Expand, &[Dim::Unknown], &[Dim::Unknown]).is_err());
+        assert_eq!(constant(Kind::Expand, &from, &[sym("N"), Dim::Fixed(5)], &[]).unwrap(), [1, 5]);
+        assert!(constant(Kind::Expand, &from, &[sym("M"), Dim::Fixed(5)], &[]).is_err());
+        assert!(constant(Kind::Expand, &[Dim::Unknown], &[Dim::Unknown], &[]).is_err());
     }
 
     #[test]
     fn a_filled_tensor_needs_every_size() {
-        assert!(constant(Kind::Filled, &[], &[sym("N")]).is_err());
+        assert!(constant(Kind::Filled, &[], &[sym("N")], &[]).is_err());
     }
 }

@@ -1,15 +1,15 @@
 //! Groups of real models: what is found, what is locked, and by whom.
 
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use graph::{Choice, Grouping, Model, PrunePlan, Role, cost, find, infer, mask, prune};
 
-fn assets() -> PathBuf {
-    PathBuf::from(std::env::var_os("ESPALIER_ASSETS").expect("ESPALIER_ASSETS is not set: run through `cargo xtask test`"))
-}
+#[path = "support/assets.rs"]
+mod assets;
+
+use assets::assets;
 
 fn magika() -> (Model, Grouping) {
     let model = Model::load(assets().join("magika.onnx")).unwrap();
@@ -84,7 +84,8 @@ fn pruning_magika_shrinks_both_groups_and_leaves_the_interface() {
     assert!(shapes.conflicts().is_empty(), "{:?}", shapes.conflicts());
     assert_eq!(cost::macs(&model, &shapes, 1), 508 * 128 * 128 * 5 + 2048 * 257 * 32 + 128 * 214);
     let again = Model::from_bytes(model.to_bytes().unwrap(), None).unwrap();
-    let widths: Vec<usize> = find(&again, &infer(&again)).groups.iter().map(|group| group.width).collect();
+    let widths: Vec<usize> =
+        find(&again, &infer(&again)).groups.iter().map(|group| group.width).collect();
     assert_eq!(widths, [32, 128]);
 }
 
@@ -99,7 +100,12 @@ fn real_models_are_searched_in_well_under_a_second_each() {
             let start = Instant::now();
             let grouping = find(&model, &shapes);
             let elapsed = start.elapsed();
-            println!("{} {} groups {} locked {elapsed:?}", path.display(), grouping.groups.len(), grouping.locked.len());
+            println!(
+                "{} {} groups {} locked {elapsed:?}",
+                path.display(),
+                grouping.groups.len(),
+                grouping.locked.len()
+            );
             // Debug builds on a loaded machine; a release build takes a few milliseconds.
             assert!(elapsed < Duration::from_secs(20), "{} took {elapsed:?}", path.display());
             searched += 1;
@@ -109,16 +115,19 @@ fn real_models_are_searched_in_well_under_a_second_each() {
 }
 
 #[test]
-#[ignore]
-fn dump() {
-    let model = Model::load(std::env::var("M").unwrap()).unwrap();
-    let shapes = infer(&model);
-    let g = find(&model, &shapes);
-    for group in &g.groups {
-        println!("group {} width {} producers {:?}", group.id.0, group.width, group.producers.iter().map(|&n| model.graph.node(n).op_type.clone()).collect::<Vec<_>>());
-    }
-    for l in &g.locked {
-        let by = match l.by { graph::LockedBy::Node(n) => format!("{} {}", model.graph.node(n).op_type, model.graph.node(n).name), ref o => format!("{o:?}") };
-        println!("{}[{}] width {} by {}: {}", model.graph.value(l.value).name, l.axis, l.width, by, l.why);
-    }
+fn transformer_blocks_give_up_heads_and_inner_widths_but_not_the_normalised_stream() {
+    let model = Model::load(assets().join("models/minilm.onnx")).unwrap();
+    let grouping = find(&model, &infer(&model));
+    let mut widths: Vec<usize> = grouping.groups.iter().map(|group| group.width).collect();
+    widths.sort_unstable();
+    assert_eq!(widths, [12, 12, 12, 1536, 1536, 1536], "{:#?}", grouping.locked);
+    let heads = grouping.groups.iter().find(|group| group.width == 12).unwrap();
+    assert!(heads.slices.iter().all(|slice| slice.map.per_unit() == 32));
+    assert_eq!(heads.producers.len(), 3, "query, key and value");
+    assert!(
+        grouping
+            .locked
+            .iter()
+            .any(|lock| lock.width == 384 && lock.why.contains("LayerNormalization"))
+    );
 }

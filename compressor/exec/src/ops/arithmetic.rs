@@ -8,7 +8,8 @@ use crate::error::{Result, invalid, unsupported};
 use crate::value::Value;
 
 pub(super) fn binary(op: BinaryOp, cx: &Context<'_>) -> Result<Value> {
-    let operands: Vec<&Value> = (0..cx.operands.len()).map(|slot| cx.get(slot)).collect::<Result<_>>()?;
+    let operands: Vec<&Value> =
+        (0..cx.operands.len()).map(|slot| cx.get(slot)).collect::<Result<_>>()?;
     let dims = broadcast_dims(operands.iter().map(|operand| operand.dims()))?;
     let wide: Vec<Value> = operands
         .iter()
@@ -118,7 +119,7 @@ fn integers(op: BinaryOp, a: &Value, b: &Value, truncated: bool) -> Result<Value
         BinaryOp::Max => |a, b| Some(a.max(b)),
         BinaryOp::Min => |a, b| Some(a.min(b)),
         BinaryOp::Mod if truncated => i64::checked_rem,
-        BinaryOp::Mod => |a, b| Some(a.checked_rem(b)?.wrapping_add(b).checked_rem(b)?),
+        BinaryOp::Mod => |a, b| a.checked_rem(b)?.wrapping_add(b).checked_rem(b),
         BinaryOp::PRelu => |x, slope| Some(if x < 0 { x.wrapping_mul(slope) } else { x }),
         _ => return unsupported(format!("{op:?} of {:?}", a.dtype)),
     };

@@ -17,7 +17,9 @@ pub(super) fn conv(attrs: &ConvAttrs, cx: &Context<'_>) -> Result<Value> {
     let (n, c, o, per_group) = (x.dims()[0], x.dims()[1], w.dims()[0], w.dims()[1]);
     let groups = attrs.group.max(1);
     if c != per_group * groups || !o.is_multiple_of(groups) {
-        return invalid(format!("{c} channels, {o} filters of {per_group} channels, {groups} groups"));
+        return invalid(format!(
+            "{c} channels, {o} filters of {per_group} channels, {groups} groups"
+        ));
     }
     let layout = Layout {
         auto_pad: &attrs.auto_pad,

@@ -25,14 +25,20 @@ pub(super) fn reshape(allow_zero: bool, cx: &Context<'_>) -> Result<Value> {
             }
             0 if !allow_zero => match x.dims().get(axis) {
                 Some(&size) => size,
-                None => return invalid(format!("axis {axis} is to be copied, but the input has no such axis")),
+                None => {
+                    return invalid(format!(
+                        "axis {axis} is to be copied, but the input has no such axis"
+                    ));
+                }
             },
             size => size_of(size)?,
         });
     }
     if let Some(axis) = open {
         let rest: usize = dims.iter().product();
-        let Some(size) = x.array.elem_count().checked_div(rest) else { return invalid("−1 beside a size of 0") };
+        let Some(size) = x.array.elem_count().checked_div(rest) else {
+            return invalid("−1 beside a size of 0");
+        };
         dims[axis] = size;
     }
     if dims.iter().product::<usize>() != x.array.elem_count() {
@@ -45,7 +51,9 @@ pub(super) fn flatten(axis: i64, cx: &Context<'_>) -> Result<Value> {
     let x = cx.get(0)?;
     let rank = i64::try_from(x.rank()).unwrap_or(i64::MAX);
     let axis = if axis < 0 { axis + rank } else { axis };
-    let Some((outer, inner)) = usize::try_from(axis).ok().and_then(|at| x.dims().split_at_checked(at)) else {
+    let Some((outer, inner)) =
+        usize::try_from(axis).ok().and_then(|at| x.dims().split_at_checked(at))
+    else {
         return invalid(format!("axis {axis} is outside of rank {rank}"));
     };
     let dims = (outer.iter().product::<usize>(), inner.iter().product::<usize>());
@@ -88,7 +96,8 @@ pub(super) fn unsqueeze(axes: Option<&[i64]>, cx: &Context<'_>) -> Result<Value>
 }
 
 pub(super) fn concat(axis: i64, cx: &Context<'_>) -> Result<Value> {
-    let parts: Vec<&Value> = (0..cx.operands.len()).map(|slot| cx.get(slot)).collect::<Result<_>>()?;
+    let parts: Vec<&Value> =
+        (0..cx.operands.len()).map(|slot| cx.get(slot)).collect::<Result<_>>()?;
     let Some(first) = parts.first() else { return invalid("no operands") };
     if let Some(part) = parts.iter().find(|part| part.dtype != first.dtype) {
         return invalid(format!("{:?} beside {:?}", first.dtype, part.dtype));
@@ -123,14 +132,16 @@ pub(super) fn split(axis: i64, sizes: Option<&[i64]>, cx: &Context<'_>) -> Resul
         .collect()
 }
 
-pub(super) fn slice(
-    attrs: Option<&(Vec<i64>, Vec<i64>, Option<Vec<i64>>)>,
-    cx: &Context<'_>,
-) -> Result<Value> {
+/// `(starts, ends, axes)` before opset 10.
+type SliceAttrs = (Vec<i64>, Vec<i64>, Option<Vec<i64>>);
+
+pub(super) fn slice(attrs: Option<&SliceAttrs>, cx: &Context<'_>) -> Result<Value> {
     let x = cx.get(0)?;
     let (starts, ends, axes, steps) = match attrs {
         Some((starts, ends, axes)) => (starts.clone(), ends.clone(), axes.clone(), None),
-        None => (cx.get(1)?.ints()?, cx.get(2)?.ints()?, cx.ints_or(None, 3)?, cx.ints_or(None, 4)?),
+        None => {
+            (cx.get(1)?.ints()?, cx.get(2)?.ints()?, cx.ints_or(None, 3)?, cx.ints_or(None, 4)?)
+        }
     };
     let axes = match axes {
         Some(axes) => axes_of(&axes, x.rank())?,
@@ -205,7 +216,8 @@ pub(super) fn expand(cx: &Context<'_>) -> Result<Value> {
 }
 
 pub(super) fn shape(start: i64, end: Option<i64>, cx: &Context<'_>) -> Result<Value> {
-    let dims: Vec<i64> = cx.get(0)?.dims().iter().filter_map(|&size| i64::try_from(size).ok()).collect();
+    let dims: Vec<i64> =
+        cx.get(0)?.dims().iter().filter_map(|&size| i64::try_from(size).ok()).collect();
     let positions = sliced(start, end.unwrap_or(i64::MAX), 1, dims.len())?;
     let picked: Vec<i64> = positions.into_iter().map(|at| dims[at]).collect();
     let count = picked.len();
@@ -271,7 +283,13 @@ pub(super) fn pad(mode: &str, pads: Option<&[i64]>, cx: &Context<'_>) -> Result<
 }
 
 /// Negative amounts cut.
-fn pad_one(mode: &str, x: &Array, axis: usize, (begin, end): (i64, i64), fill: f64) -> Result<Array> {
+fn pad_one(
+    mode: &str,
+    x: &Array,
+    axis: usize,
+    (begin, end): (i64, i64),
+    fill: f64,
+) -> Result<Array> {
     let size = i64::try_from(x.dims()[axis]).unwrap_or(i64::MAX);
     if begin == 0 && end == 0 {
         return Ok(x.clone());
@@ -291,6 +309,7 @@ fn pad_one(mode: &str, x: &Array, axis: usize, (begin, end): (i64, i64), fill: f
         }
         other => unsupported(format!("mode `{other}`")),
     };
-    let positions: Vec<usize> = (-begin..size + end).map(|i| size_of(at(i)?)).collect::<Result<_>>()?;
+    let positions: Vec<usize> =
+        (-begin..size + end).map(|i| size_of(at(i)?)).collect::<Result<_>>()?;
     pick(x, axis, &positions)
 }

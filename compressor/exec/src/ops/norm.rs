@@ -8,7 +8,8 @@ use crate::value::Value;
 
 /// `[C]` laid along axis 1 of `rank` axes.
 fn along_channels(param: &Value, rank: usize) -> Result<Array> {
-    let dims: Vec<usize> = (0..rank).map(|axis| if axis == 1 { param.array.elem_count() } else { 1 }).collect();
+    let dims: Vec<usize> =
+        (0..rank).map(|axis| if axis == 1 { param.array.elem_count() } else { 1 }).collect();
     Ok(param.array.reshape(dims)?)
 }
 
@@ -39,7 +40,8 @@ pub(super) fn instance(epsilon: f32, cx: &Context<'_>) -> Result<Value> {
     if x.rank() < 3 {
         return invalid("no spatial axes");
     }
-    let (scale, bias) = (along_channels(cx.get(1)?, x.rank())?, along_channels(cx.get(2)?, x.rank())?);
+    let (scale, bias) =
+        (along_channels(cx.get(1)?, x.rank())?, along_channels(cx.get(2)?, x.rank())?);
     let [y, ..] = standardise(&x.array, 2, epsilon)?;
     Ok(x.with(y.broadcast_mul(&scale)?.broadcast_add(&bias)?))
 }

@@ -19,7 +19,8 @@ pub(super) fn reduce(
     if given.is_empty() && noop {
         return Ok(x.clone());
     }
-    let mut axes = if given.is_empty() { (0..x.rank()).collect() } else { axes_of(&given, x.rank())? };
+    let mut axes =
+        if given.is_empty() { (0..x.rank()).collect() } else { axes_of(&given, x.rank())? };
     axes.sort_unstable();
     axes.dedup();
     let mut reduced = fold(kind, &x.array, &axes)?;
@@ -63,7 +64,11 @@ fn fold(kind: ReduceKind, x: &Array, axes: &[usize]) -> Result<Array> {
     })
 }
 
-fn each(x: &Array, axes: &[usize], f: impl Fn(&Array, usize) -> candle_core::Result<Array>) -> Result<Array> {
+fn each(
+    x: &Array,
+    axes: &[usize],
+    f: impl Fn(&Array, usize) -> candle_core::Result<Array>,
+) -> Result<Array> {
     Ok(axes.iter().try_fold(x.clone(), |x, &axis| f(&x, axis))?)
 }
 
@@ -83,7 +88,11 @@ pub(super) fn softmax(axis: i64, log: bool, flat: bool, cx: &Context<'_>) -> Res
     let shifted = x.array.broadcast_sub(&each(&x.array, &axes, |x, axis| x.max_keepdim(axis))?)?;
     let powers = shifted.exp()?;
     let total = powers.sum_keepdim(axes)?;
-    Ok(x.with(if log { shifted.broadcast_sub(&total.log()?)? } else { powers.broadcast_div(&total)? }))
+    Ok(x.with(if log {
+        shifted.broadcast_sub(&total.log()?)?
+    } else {
+        powers.broadcast_div(&total)?
+    }))
 }
 
 /// The first position of the greatest element, or the last where the attribute says so.
@@ -99,7 +108,8 @@ pub(super) fn arg_max(axis: i64, keepdims: bool, cx: &Context<'_>) -> Result<Val
     let found = rows.chunks(x.dims()[axis]).map(|row| position(row, last_wins)).collect();
     let mut dims = turned.dims().to_vec();
     *dims.last_mut().expect("rank is at least 1") = 1;
-    let mut array = Value::from_ints(found, &dims, DType::I64)?.array.transpose(axis, x.rank() - 1)?;
+    let mut array =
+        Value::from_ints(found, &dims, DType::I64)?.array.transpose(axis, x.rank() - 1)?;
     if !keepdims {
         array = array.squeeze(axis)?;
     }

@@ -13,8 +13,12 @@ pub(super) fn unary(op: UnaryOp, cx: &Context<'_>) -> Result<Vec<Value>> {
         UnaryOp::Dropout => return dropout(x, cx),
         UnaryOp::Cast => cast(x, cx),
         UnaryOp::Clip => clip(x, cx),
-        UnaryOp::Not => Value::from_bools(x.ints()?.into_iter().map(|v| v == 0).collect(), x.dims()),
-        UnaryOp::IsNan => Value::from_bools(x.floats()?.into_iter().map(f64::is_nan).collect(), x.dims()),
+        UnaryOp::Not => {
+            Value::from_bools(x.ints()?.into_iter().map(|v| v == 0).collect(), x.dims())
+        }
+        UnaryOp::IsNan => {
+            Value::from_bools(x.floats()?.into_iter().map(f64::is_nan).collect(), x.dims())
+        }
         UnaryOp::Erf => Ok(x.with(x.array.erf()?)),
         UnaryOp::Gelu => gelu(x, cx),
         op if x.is_float() => map(x, |v| float(op, v, cx)),
@@ -46,7 +50,9 @@ fn float(op: UnaryOp, x: f64, cx: &Context<'_>) -> f64 {
         UnaryOp::Reciprocal => x.recip(),
         UnaryOp::Relu if x < 0.0 => 0.0,
         UnaryOp::Round => x.round_ties_even(),
-        UnaryOp::Selu => cx.float("gamma", 1.050_700_987_355_480_5) * elu(x, alpha(1.673_263_242_354_377_3)),
+        UnaryOp::Selu => {
+            cx.float("gamma", 1.050_700_987_355_480_5) * elu(x, alpha(1.673_263_242_354_377_3))
+        }
         UnaryOp::Sigmoid => (1.0 + (-x).exp()).recip(),
         UnaryOp::Sign if x == 0.0 => 0.0,
         UnaryOp::Sign => x.signum(),
@@ -110,23 +116,31 @@ fn clip(x: &Value, cx: &Context<'_>) -> Result<Value> {
         let (low, high) = (bound(1, "min", f64::NEG_INFINITY)?, bound(2, "max", f64::INFINITY)?);
         return map(x, |v| if v.is_nan() { v } else { v.max(low).min(high) });
     }
-    let bound = |slot: usize, open: i64| match cx.find(slot).map(Value::ints).transpose()?.as_deref() {
-        Some([bound]) => Ok(*bound),
-        Some(_) => invalid("a bound that is not a scalar"),
-        None => Ok(open),
-    };
+    let bound =
+        |slot: usize, open: i64| match cx.find(slot).map(Value::ints).transpose()?.as_deref() {
+            Some([bound]) => Ok(*bound),
+            Some(_) => invalid("a bound that is not a scalar"),
+            None => Ok(open),
+        };
     let (low, high) = (bound(1, i64::MIN)?, bound(2, i64::MAX)?);
-    Value::from_ints(x.ints()?.into_iter().map(|v| v.max(low).min(high)).collect(), x.dims(), x.dtype)
+    Value::from_ints(
+        x.ints()?.into_iter().map(|v| v.max(low).min(high)).collect(),
+        x.dims(),
+        x.dtype,
+    )
 }
 
 fn cast(x: &Value, cx: &Context<'_>) -> Result<Value> {
     let to = cx.node.attr_int("to").and_then(|to| i32::try_from(to).ok());
     let to = DType::from_onnx(to.unwrap_or(0));
     match to {
-        DType::Bool => Value::from_bools(x.floats()?.into_iter().map(|v| v != 0.0).collect(), x.dims()),
+        DType::Bool => {
+            Value::from_bools(x.floats()?.into_iter().map(|v| v != 0.0).collect(), x.dims())
+        }
         to if to.is_float() => {
             let narrowed = Value { array: x.array.clone(), dtype: to };
-            let array = crate::value::kind(to).and_then(|kind| Ok(narrowed.array.to_dtype(kind)?))?;
+            let array =
+                crate::value::kind(to).and_then(|kind| Ok(narrowed.array.to_dtype(kind)?))?;
             round_trip(Value { array, dtype: to })
         }
         to => Value::from_ints(x.ints()?, x.dims(), to),
@@ -143,7 +157,8 @@ fn round_trip(value: Value) -> Result<Value> {
 
 /// The identity; its mask is all true.
 fn dropout(x: &Value, cx: &Context<'_>) -> Result<Vec<Value>> {
-    let training = cx.find(2).map(Value::ints).transpose()?.is_some_and(|flag| flag.first() == Some(&1));
+    let training =
+        cx.find(2).map(Value::ints).transpose()?.is_some_and(|flag| flag.first() == Some(&1));
     if training && cx.find(1).map(Value::scalar).transpose()? != Some(0.0) {
         return unsupported("training mode");
     }

@@ -48,7 +48,8 @@ impl Windows {
     }
 
     fn add_axis(&mut self, layout: &Layout<'_>, axis: usize, size: usize) -> Result<()> {
-        let (stride, extent) = (self.strides[axis], self.dilations[axis] * (self.kernel[axis] - 1) + 1);
+        let (stride, extent) =
+            (self.strides[axis], self.dilations[axis] * (self.kernel[axis] - 1) + 1);
         let rank = self.kernel.len();
         let pad = match layout.auto_pad {
             "SAME_UPPER" | "SAME_LOWER" => {
@@ -61,11 +62,18 @@ impl Windows {
             _ if layout.pads.is_empty() => (0, 0),
             _ => match (layout.pads.get(axis), layout.pads.get(axis + rank)) {
                 (Some(&begin), Some(&end)) => (super::size_of(begin)?, super::size_of(end)?),
-                _ => return invalid(format!("pads {:?} do not fit {rank} spatial axes", layout.pads)),
+                _ => {
+                    return invalid(format!(
+                        "pads {:?} do not fit {rank} spatial axes",
+                        layout.pads
+                    ));
+                }
             },
         };
         let Some(room) = (size + pad.0 + pad.1).checked_sub(extent) else {
-            return invalid(format!("a window of {extent} does not fit an axis of {size} padded by {pad:?}"));
+            return invalid(format!(
+                "a window of {extent} does not fit an axis of {size} padded by {pad:?}"
+            ));
         };
         let mut count = room / stride + 1;
         // A window that starts in the padding behind the data is left out.
@@ -100,7 +108,9 @@ impl Windows {
         let reach = (count - 1) * self.strides[axis] + self.dilations[axis] * (kernel - 1) + 1;
         let (before, after) = (self.pads[axis].0, reach.saturating_sub(self.pads[axis].0 + size));
         let padded = pad_axis(x, at, (before, after), fill)?;
-        let step = |tap: usize| (0..count).map(move |i| i * self.strides[axis] + tap * self.dilations[axis]);
+        let step = |tap: usize| {
+            (0..count).map(move |i| i * self.strides[axis] + tap * self.dilations[axis])
+        };
         let indices: Vec<u32> = (0..kernel).flat_map(step).map(|i| i as u32).collect();
         let indices = Array::from_vec(indices, kernel * count, &Device::Cpu)?;
         let mut dims = x.dims().to_vec();

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 /// A stretch of a network. A block that does not fit where it stands is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Block {
+pub(crate) enum Block {
     Conv { out: usize, kernel: usize },
     Grouped { groups: usize },
     Depthwise { multiplier: usize },
@@ -34,9 +34,10 @@ pub enum Block {
 }
 
 /// Short lists of blocks.
-pub fn blocks() -> impl Strategy<Value = Vec<Block>> {
+pub(crate) fn blocks() -> impl Strategy<Value = Vec<Block>> {
     let block = prop_oneof![
-        (2usize..7, prop_oneof![Just(1usize), Just(3)]).prop_map(|(out, kernel)| Block::Conv { out: out * 2, kernel }),
+        (2usize..7, prop_oneof![Just(1usize), Just(3)])
+            .prop_map(|(out, kernel)| Block::Conv { out: out * 2, kernel }),
         (2usize..4).prop_map(|groups| Block::Grouped { groups }),
         (1usize..3).prop_map(|multiplier| Block::Depthwise { multiplier }),
         (0u8..6).prop_map(Block::Activation),
@@ -54,7 +55,8 @@ pub fn blocks() -> impl Strategy<Value = Vec<Block>> {
         Just(Block::Gelu),
         any::<bool>().prop_map(|dynamic| Block::Flatten { dynamic }),
         any::<bool>().prop_map(|max| Block::GlobalPool { max }),
-        (1usize..5, any::<bool>()).prop_map(|(out, transposed)| Block::Dense { out: out * 4, transposed }),
+        (1usize..5, any::<bool>())
+            .prop_map(|(out, transposed)| Block::Dense { out: out * 4, transposed }),
         Just(Block::Bias),
         Just(Block::Merge),
         Just(Block::ToSequence),
@@ -66,22 +68,22 @@ pub fn blocks() -> impl Strategy<Value = Vec<Block>> {
 }
 
 /// Numbers from a seed.
-pub struct Numbers(u64);
+pub(crate) struct Numbers(u64);
 
 impl Numbers {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
     /// Uniform in −1..1.
-    pub fn next(&mut self) -> f32 {
+    pub(crate) fn next(&mut self) -> f32 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         ((self.0 >> 40) as f32 / (1u64 << 23) as f32) - 1.0
     }
 
-    pub fn tensor(&mut self, dims: &[usize], scale: f32, shift: f32) -> Tensor {
+    pub(crate) fn tensor(&mut self, dims: &[usize], scale: f32, shift: f32) -> Tensor {
         let values: Vec<f32> =
             (0..dims.iter().product::<usize>()).map(|_| self.next() * scale + shift).collect();
         Tensor::from_f32(dims.to_vec(), &values).unwrap()
@@ -97,7 +99,7 @@ struct Net {
 }
 
 /// Builds the network: input `x` of `[N, 4, 4, 4]`, output of `[N, …, 3]`.
-pub fn build(blocks: &[Block], seed: u64, opset: i64) -> Model {
+pub(crate) fn build(blocks: &[Block], seed: u64, opset: i64) -> Model {
     let mut builder = Builder::new(opset);
     let shape = [Dim::Symbol("N".into()), Dim::Fixed(4), Dim::Fixed(4), Dim::Fixed(4)];
     let at = builder.input("x", DType::F32, shape.to_vec());
@@ -134,17 +136,26 @@ impl Net {
         self.builder.constant("s", Tensor::from_f32(vec![], &[value]).unwrap()).unwrap()
     }
 
-    fn op<const N: usize>(&mut self, op: &str, inputs: &[ValueId], attributes: [(&str, AttributeValue); N]) -> ValueId {
+    fn op<const N: usize>(
+        &mut self,
+        op: &str,
+        inputs: &[ValueId],
+        attributes: [(&str, AttributeValue); N],
+    ) -> ValueId {
         self.builder.node(op, inputs, attributes).unwrap()
     }
 
     fn block(&mut self, block: Block) {
         match (block, self.dims.len()) {
             (Block::Conv { out, kernel }, 3) => self.conv(out, kernel, 1),
-            (Block::Grouped { groups }, 3) if self.dims[0].is_multiple_of(groups) && self.dims[0] > groups => {
+            (Block::Grouped { groups }, 3)
+                if self.dims[0].is_multiple_of(groups) && self.dims[0] > groups =>
+            {
                 self.conv(groups * 4, 1, groups);
             }
-            (Block::Depthwise { multiplier }, 3) => self.conv(self.dims[0] * multiplier, 3, self.dims[0]),
+            (Block::Depthwise { multiplier }, 3) => {
+                self.conv(self.dims[0] * multiplier, 3, self.dims[0])
+            }
             (Block::Activation(which), _) => self.activation(which),
             (Block::BatchNorm, 3) => self.batch_norm(),
             (Block::InstanceNorm, 3) => {
@@ -156,21 +167,33 @@ impl Net {
             (Block::Bias, _) => self.broadcast("Add", 0.5, 0.0),
             (Block::Divide, _) => self.broadcast("Div", 0.5, 2.0),
             (Block::Residual, 3) => self.residual(|net| net.conv(net.dims[0], 3, 1)),
-            (Block::Residual, _) => self.residual(|net| net.dense(*net.dims.last().unwrap(), false)),
+            (Block::Residual, _) => {
+                self.residual(|net| net.dense(*net.dims.last().unwrap(), false))
+            }
             (Block::Branches { out }, 3) => self.branches(out),
             (Block::Pool { max }, 3) => {
-                let attributes = [("kernel_shape", AttributeValue::Ints(vec![2, 2])), ("pads", AttributeValue::Ints(vec![0, 0, 1, 1]))];
-                self.at = self.op(if max { "MaxPool" } else { "AveragePool" }, &[self.at], attributes);
+                let attributes = [
+                    ("kernel_shape", AttributeValue::Ints(vec![2, 2])),
+                    ("pads", AttributeValue::Ints(vec![0, 0, 1, 1])),
+                ];
+                self.at =
+                    self.op(if max { "MaxPool" } else { "AveragePool" }, &[self.at], attributes);
             }
             (Block::SplitSwap, 3) => self.split_swap(),
             (Block::SliceHalf, 3) => self.slice_half(),
-            (Block::Shuffle { groups }, 3) if self.dims[0].is_multiple_of(groups) => self.shuffle(groups),
+            (Block::Shuffle { groups }, 3) if self.dims[0].is_multiple_of(groups) => {
+                self.shuffle(groups)
+            }
             (Block::SqueezeExcite, 3) => self.squeeze_excite(),
             (Block::SumNorm, _) => self.sum_norm(),
             (Block::Gelu, _) => self.gelu(),
             (Block::Flatten { dynamic }, 3) => self.flatten(dynamic),
             (Block::GlobalPool { max }, 3) => {
-                self.at = self.op(if max { "GlobalMaxPool" } else { "GlobalAveragePool" }, &[self.at], []);
+                self.at = self.op(
+                    if max { "GlobalMaxPool" } else { "GlobalAveragePool" },
+                    &[self.at],
+                    [],
+                );
                 self.dims = vec![self.dims[0], 1, 1];
                 self.flatten(false);
             }
@@ -179,12 +202,18 @@ impl Net {
                 let dims = vec![self.dims[0] / 2, self.dims[1] * 2];
                 self.reshape(dims);
             }
-            (Block::ToSequence, 1) if self.dims[0].is_multiple_of(4) => self.reshape(vec![4, self.dims[0] / 4]),
+            (Block::ToSequence, 1) if self.dims[0].is_multiple_of(4) => {
+                self.reshape(vec![4, self.dims[0] / 4])
+            }
             (Block::ToSequence, 3) => {
                 // [N, C, H, W] → [N, H·W, C], as vision transformers do.
                 let dims = vec![self.dims[0], self.dims[1] * self.dims[2]];
                 self.reshape(dims);
-                self.at = self.op("Transpose", &[self.at], [("perm", AttributeValue::Ints(vec![0, 2, 1]))]);
+                self.at = self.op(
+                    "Transpose",
+                    &[self.at],
+                    [("perm", AttributeValue::Ints(vec![0, 2, 1]))],
+                );
                 self.dims.reverse();
             }
             (Block::Attention { heads }, 2) => self.attention(heads),
@@ -231,7 +260,8 @@ impl Net {
     }
 
     fn activation(&mut self, which: u8) {
-        let op = ["Relu", "Tanh", "Sigmoid", "LeakyRelu", "Softplus", "HardSwish"][usize::from(which)];
+        let op =
+            ["Relu", "Tanh", "Sigmoid", "LeakyRelu", "Softplus", "HardSwish"][usize::from(which)];
         self.at = self.op(op, &[self.at], []);
     }
 
@@ -277,14 +307,16 @@ impl Net {
         }
         let sizes = self.ints(&[1, (c - 1) as i64]);
         let inputs = [Some(self.at), Some(sizes)];
-        let parts = self.builder.nodes("Split", &inputs, [("axis", AttributeValue::Int(1))], 2).unwrap();
+        let parts =
+            self.builder.nodes("Split", &inputs, [("axis", AttributeValue::Int(1))], 2).unwrap();
         let relu = self.op("Relu", &[parts[0]], []);
         self.at = self.op("Concat", &[parts[1], relu], [("axis", AttributeValue::Int(1))]);
     }
 
     fn slice_half(&mut self) {
         let half = (self.dims[0] / 2) as i64;
-        let (zero, middle, end, axis) = (self.ints(&[0]), self.ints(&[half]), self.ints(&[i64::MAX]), self.ints(&[1]));
+        let (zero, middle, end, axis) =
+            (self.ints(&[0]), self.ints(&[half]), self.ints(&[i64::MAX]), self.ints(&[1]));
         let first = self.op("Slice", &[self.at, zero, middle, axis], []);
         let second = self.op("Slice", &[self.at, middle, end, axis], []);
         let gate = self.op("Sigmoid", &[second], []);
@@ -314,7 +346,8 @@ impl Net {
 
     /// A layer norm over the channels, from sums and a constant count, as some exporters decompose it.
     fn sum_norm(&mut self) {
-        let (axis, width) = if self.dims.len() == 3 { (1, self.dims[0]) } else { (-1, *self.dims.last().unwrap()) };
+        let (axis, width) =
+            if self.dims.len() == 3 { (1, self.dims[0]) } else { (-1, *self.dims.last().unwrap()) };
         let axes = self.ints(&[axis]);
         let (count, epsilon) = (self.scalar(1.0 / width as f32), self.scalar(1e-3));
         let x = self.at;
@@ -382,7 +415,8 @@ impl Net {
         let scores = self.op("MatMul", &[q, k], []);
         let weights = self.op("Softmax", &[scores], [("axis", AttributeValue::Int(-1))]);
         let mixed = self.op("MatMul", &[weights, v], []);
-        let mixed = self.op("Transpose", &[mixed], [("perm", AttributeValue::Ints(vec![0, 2, 1, 3]))]);
+        let mixed =
+            self.op("Transpose", &[mixed], [("perm", AttributeValue::Ints(vec![0, 2, 1, 3]))]);
         let merged = self.ints(&[0, 0, -1]);
         self.at = self.op("Reshape", &[mixed, merged], []);
         self.dims = vec![length, heads * each];

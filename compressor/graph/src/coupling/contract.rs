@@ -105,7 +105,8 @@ pub(super) fn gemm(attrs: &GemmAttrs, ports: &Ports) -> Result<Coupling, String>
 
 /// Batched, with broadcasting of the leading axes; operands of rank 1 are row and column.
 pub(super) fn matmul(ports: &Ports) -> Result<Coupling, String> {
-    let rank = |port| ports.rank(port).filter(|&rank| rank > 0).ok_or("MatMul with a scalar operand");
+    let rank =
+        |port| ports.rank(port).filter(|&rank| rank > 0).ok_or("MatMul with a scalar operand");
     let (a, b) = (rank(Port::In(0))?, rank(Port::In(1))?);
     let out = ports.rank(Port::Out(0)).unwrap_or(0);
     let (has_m, has_n) = (a >= 2, b >= 2);

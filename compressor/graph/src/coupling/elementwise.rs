@@ -17,14 +17,21 @@ pub(super) fn binary(op: BinaryOp, ports: &Ports) -> Coupling {
     let mut coupling = Coupling::default();
     for slot in 0..ports.inputs.len() {
         let divides = matches!(op, BinaryOp::Div | BinaryOp::Mod) && slot == 1;
-        broadcast(&mut coupling, ports, slot, if divides { Role::Divisor } else { Role::Elementwise });
+        broadcast(
+            &mut coupling,
+            ports,
+            slot,
+            if divides { Role::Divisor } else { Role::Elementwise },
+        );
     }
     coupling
 }
 
 /// Links the axes of input `slot` with those of output 0, aligned from the back.
 pub(super) fn broadcast(coupling: &mut Coupling, ports: &Ports, slot: usize, role: Role) {
-    let (Some(from), Some(to)) = (ports.dims(Port::In(slot)), ports.dims(Port::Out(0))) else { return };
+    let (Some(from), Some(to)) = (ports.dims(Port::In(slot)), ports.dims(Port::Out(0))) else {
+        return;
+    };
     let Some(shift) = to.len().checked_sub(from.len()) else { return };
     for (axis, dim) in from.iter().enumerate() {
         if *dim == Dim::Fixed(1) && to[shift + axis] != Dim::Fixed(1) {

@@ -21,11 +21,7 @@ pub(crate) struct Factor {
 impl Factor {
     /// The factor as a relation of its two axes.
     pub(crate) fn relation(&self) -> Relation {
-        if self.whole {
-            Relation::Same
-        } else {
-            Relation::Stripes { a: self.from.1, b: self.to.1 }
-        }
+        if self.whole { Relation::Same } else { Relation::Stripes { a: self.from.1, b: self.to.1 } }
     }
 }
 
@@ -135,8 +131,10 @@ fn segment(a: Axes<'_>, b: Axes<'_>) -> Factoring {
         .windows(2)
         .rev()
         .filter_map(|pair| {
-            let (from, to) = (stripe(&spans_a, pair[0], pair[1])?, stripe(&spans_b, pair[0], pair[1])?);
-            let is_whole = |spans: &[Span]| spans.iter().any(|s| s.inner == pair[0] && s.outer == pair[1]);
+            let (from, to) =
+                (stripe(&spans_a, pair[0], pair[1])?, stripe(&spans_b, pair[0], pair[1])?);
+            let is_whole =
+                |spans: &[Span]| spans.iter().any(|s| s.inner == pair[0] && s.outer == pair[1]);
             Some(Factor { from, to, whole: is_whole(&spans_a) && is_whole(&spans_b) })
         })
         .collect();
@@ -190,7 +188,10 @@ mod tests {
 
     #[test]
     fn unequal_axes_refine_to_their_common_factors() {
-        assert_eq!(show("N 2048 64", "N 512 256"), "0~0 1:512*4>1:512*1 1:4*1>2:4*64 2:64*1>2:64*1");
+        assert_eq!(
+            show("N 2048 64", "N 512 256"),
+            "0~0 1:512*4>1:512*1 1:4*1>2:4*64 2:64*1>2:64*1"
+        );
     }
 
     #[test]

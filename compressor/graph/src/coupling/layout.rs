@@ -48,7 +48,9 @@ pub(super) fn squeeze(axes: Option<&[i64]>, ports: &Ports) -> Result<Coupling, S
     let (from, to) = (ports.rank(Port::In(0)).unwrap_or(0), ports.rank(Port::Out(0)).unwrap_or(0));
     let longer = from.max(to);
     let axes = match axes.or_else(|| ports.ints(1)) {
-        Some(axes) => axes.iter().map(|&axis| normal_axis(axis, longer)).collect::<Result<Vec<_>, _>>()?,
+        Some(axes) => {
+            axes.iter().map(|&axis| normal_axis(axis, longer)).collect::<Result<Vec<_>, _>>()?
+        }
         None if ports.has(1) => return Err("axes that are computed".to_owned()),
         None => ones(ports),
     };
@@ -98,7 +100,9 @@ pub(crate) fn split_sizes(
     outputs: usize,
 ) -> Result<Vec<usize>, String> {
     let sizes: Vec<usize> = match given {
-        Some(sizes) => sizes.iter().map(|&size| usize::try_from(size)).collect::<Result<_, _>>().ok(),
+        Some(sizes) => {
+            sizes.iter().map(|&size| usize::try_from(size)).collect::<Result<_, _>>().ok()
+        }
         None => {
             let part = size.div_ceil(outputs.max(1));
             Some((0..outputs).map(|i| part.min(size.saturating_sub(i * part))).collect())
@@ -127,7 +131,11 @@ pub(super) fn split(axis: i64, sizes: Option<&[i64]>, ports: &Ports) -> Result<C
             for other in (0..rank).filter(|&other| other != axis) {
                 coupling.same(input(0, other), output(slot, other));
             }
-            coupling.link(input(0, axis), output(slot, axis), Relation::Range { a: offset, b: 0, len });
+            coupling.link(
+                input(0, axis),
+                output(slot, axis),
+                Relation::Range { a: offset, b: 0, len },
+            );
         }
         offset += len;
     }
@@ -150,7 +158,9 @@ impl Window {
     /// Start and length on an axis of `size`, for steps of 1.
     pub(crate) fn clamp(&self, size: usize) -> Option<(usize, usize)> {
         let total = i64::try_from(size).ok()?;
-        let clamp = |bound: i64| if bound < 0 { bound.saturating_add(total) } else { bound }.clamp(0, total);
+        let clamp = |bound: i64| {
+            if bound < 0 { bound.saturating_add(total) } else { bound }.clamp(0, total)
+        };
         let (start, end) = (clamp(self.start), clamp(self.end));
         Some((usize::try_from(start).ok()?, usize::try_from((end - start).max(0)).ok()?))
     }
@@ -175,7 +185,9 @@ pub(crate) fn windows(attrs: Option<&SliceAttrs>, ports: &Ports) -> Result<Vec<W
                 None => i,
             };
             let end = *ends.get(i).ok_or("Slice: too few ends")?;
-            let step = steps.map_or(Some(1), |steps| steps.get(i).copied()).ok_or("Slice: too few steps")?;
+            let step = steps
+                .map_or(Some(1), |steps| steps.get(i).copied())
+                .ok_or("Slice: too few steps")?;
             Ok(Window { axis, start: starts[i], end, step })
         })
         .collect()
@@ -196,7 +208,11 @@ pub(super) fn slice(attrs: Option<&SliceAttrs>, ports: &Ports) -> Result<Couplin
                 coupling.same(input(0, axis), output(0, axis));
             }
             Some((_, (start, len))) if window.step == 1 => {
-                coupling.link(input(0, axis), output(0, axis), Relation::Range { a: start, b: 0, len });
+                coupling.link(
+                    input(0, axis),
+                    output(0, axis),
+                    Relation::Range { a: start, b: 0, len },
+                );
             }
             _ => {
                 coupling.lock(input(0, axis), "Slice takes positions of this axis");
@@ -235,9 +251,8 @@ pub(super) fn expand(ports: &Ports) -> Coupling {
 
 /// A tensor made of its shape alone.
 pub(super) fn filled(ports: &Ports) -> Coupling {
-    let mut coupling = Coupling::default();
-    coupling.fresh = unlinked_outputs(&coupling, ports);
-    coupling
+    let fresh = unlinked_outputs(&Coupling::default(), ports);
+    Coupling { fresh, ..Coupling::default() }
 }
 
 fn unlinked_outputs(coupling: &Coupling, ports: &Ports) -> Vec<super::AxisRef> {
@@ -247,9 +262,8 @@ fn unlinked_outputs(coupling: &Coupling, ports: &Ports) -> Vec<super::AxisRef> {
 
 /// `Shape` reads sizes, not elements; where these sizes go is checked over the whole graph.
 pub(super) fn observed(ports: &Ports) -> Coupling {
-    let mut coupling = Coupling::default();
-    coupling.fresh = (0..ports.rank(Port::In(0)).unwrap_or(0)).map(|axis| input(0, axis)).collect();
-    coupling
+    let rank = ports.rank(Port::In(0)).unwrap_or(0);
+    Coupling { fresh: (0..rank).map(|axis| input(0, axis)).collect(), ..Coupling::default() }
 }
 
 /// Axes that are not padded pass.

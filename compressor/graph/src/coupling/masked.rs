@@ -60,7 +60,9 @@ pub(crate) fn transfer(
                 (0..ports.inputs.len()).map(|slot| Operand::new(ports, slot, at(slot))).collect();
             binary(*op, &operands)
         }
-        Op::Conv(_) | Op::ConvTranspose(_) if out.axis == 1 => affine(&[at(0), at(1)], ports, 2, at(2)),
+        Op::Conv(_) | Op::ConvTranspose(_) if out.axis == 1 => {
+            affine(&[at(0), at(1)], ports, 2, at(2))
+        }
         Op::Gemm(_) => affine(&[at(0), at(1)], ports, 2, at(2)),
         Op::MatMul => affine(&[at(0), at(1)], ports, 2, None),
         Op::BatchNormalization { .. } | Op::InstanceNormalization { .. } if out.axis == 1 => {
@@ -213,7 +215,8 @@ impl Operand {
     fn new(ports: &Ports, slot: usize, carried: Option<Fact>) -> Self {
         let info = ports.get(Port::In(slot));
         let constant = info.is_some_and(|info| info.constant);
-        let broadcast = || info.and_then(|info: &PortInfo| info.uniform).map_or(Fact::Finite, Fact::Exact);
+        let broadcast =
+            || info.and_then(|info: &PortInfo| info.uniform).map_or(Fact::Finite, Fact::Exact);
         let as_before = carried.is_none_or(|fact| constant && fact == Fact::Finite);
         Self { fact: carried.unwrap_or_else(broadcast), as_before }
     }
@@ -309,8 +312,16 @@ fn reduce(kind: ReduceKind, x: Option<Fact>) -> Fact {
     let x = x.unwrap_or(Fact::Finite);
     match kind {
         ReduceKind::Mean | ReduceKind::Max | ReduceKind::Min => x,
-        ReduceKind::Sum | ReduceKind::L1 | ReduceKind::L2 | ReduceKind::SumSquare | ReduceKind::Prod => {
-            if x == ZERO { ZERO } else { x.worst(Fact::Finite) }
+        ReduceKind::Sum
+        | ReduceKind::L1
+        | ReduceKind::L2
+        | ReduceKind::SumSquare
+        | ReduceKind::Prod => {
+            if x == ZERO {
+                ZERO
+            } else {
+                x.worst(Fact::Finite)
+            }
         }
         ReduceKind::LogSum => Fact::Wild,
         ReduceKind::LogSumExp => x.worst(Fact::Finite),

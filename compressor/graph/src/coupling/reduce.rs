@@ -15,11 +15,15 @@ impl Axes<'_> {
     fn resolve(&self, rank: usize, ports: &Ports) -> Result<Vec<usize>, String> {
         let given = match self.given {
             Some(axes) => Some(axes),
-            None if ports.has(1) => Some(ports.ints(1).ok_or("reduction over axes that are computed")?),
+            None if ports.has(1) => {
+                Some(ports.ints(1).ok_or("reduction over axes that are computed")?)
+            }
             None => None,
         };
         match given {
-            Some(axes) if !axes.is_empty() => axes.iter().map(|&axis| normal_axis(axis, rank)).collect(),
+            Some(axes) if !axes.is_empty() => {
+                axes.iter().map(|&axis| normal_axis(axis, rank)).collect()
+            }
             _ if self.noop_when_empty => Ok(Vec::new()),
             _ => Ok((0..rank).collect()),
         }
@@ -67,7 +71,8 @@ pub(super) fn pool(op_type: &str, ports: &Ports) -> Coupling {
     let mut coupling = Coupling::default();
     for port in [Port::In(0), Port::Out(0)] {
         for axis in 2..ports.rank(port).unwrap_or(0) {
-            coupling.lock(super::AxisRef { port, axis }, format!("{op_type} slides over this axis"));
+            coupling
+                .lock(super::AxisRef { port, axis }, format!("{op_type} slides over this axis"));
         }
     }
     coupling.same(input(0, 0), output(0, 0));
@@ -76,7 +81,12 @@ pub(super) fn pool(op_type: &str, ports: &Ports) -> Coupling {
 }
 
 /// The normalised axis (before opset 13, all axes from it on) needs every unit.
-pub(super) fn softmax(axis: i64, flat: bool, op_type: &str, ports: &Ports) -> Result<Coupling, String> {
+pub(super) fn softmax(
+    axis: i64,
+    flat: bool,
+    op_type: &str,
+    ports: &Ports,
+) -> Result<Coupling, String> {
     let rank = ports.dims(Port::In(0)).map_or(0, <[Dim]>::len);
     let axis = normal_axis(axis, rank)?;
     let mut coupling = Coupling::default();
@@ -92,14 +102,20 @@ pub(super) fn softmax(axis: i64, flat: bool, op_type: &str, ports: &Ports) -> Re
 }
 
 /// The answer is a position on the axis.
-pub(super) fn arg_max(axis: i64, keepdims: bool, op_type: &str, ports: &Ports) -> Result<Coupling, String> {
+pub(super) fn arg_max(
+    axis: i64,
+    keepdims: bool,
+    op_type: &str,
+    ports: &Ports,
+) -> Result<Coupling, String> {
     let rank = ports.dims(Port::In(0)).map_or(0, <[Dim]>::len);
     let axis = normal_axis(axis, rank)?;
     let mut coupling = Coupling::default();
     for (from, target) in folded(rank, &[axis], keepdims) {
         match target {
             Some(target) => coupling.same(input(0, from), output(0, target)),
-            None => coupling.lock(input(0, from), format!("{op_type} answers with positions on this axis")),
+            None => coupling
+                .lock(input(0, from), format!("{op_type} answers with positions on this axis")),
         }
     }
     Ok(coupling)

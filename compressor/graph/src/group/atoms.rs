@@ -84,7 +84,9 @@ pub(super) fn pairs(
                 s.width > 0 && s.inner > 0 && size.is_multiple_of(s.width * s.inner) && size > 0
             };
             if !fits(a, size_a) || !fits(b, size_b) || a.width != b.width {
-                return Err(format!("stripes {a:?} and {b:?} do not fit sizes {size_a} and {size_b}"));
+                return Err(format!(
+                    "stripes {a:?} and {b:?} do not fit sizes {size_a} and {size_b}"
+                ));
             }
             for unit in 0..a.width {
                 let first_a = unit * a.inner;

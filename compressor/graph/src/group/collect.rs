@@ -28,7 +28,9 @@ pub(super) fn collect(search: &Search<'_>, atoms: &mut Atoms) -> Vec<Group> {
         .filter(|units| units.len() >= 2)
         .filter_map(|units| group(search, atoms, &members, units))
         .collect();
-    groups.sort_by_key(|group| group.producers.iter().filter_map(|node| order.get(node)).min().copied());
+    groups.sort_by_key(|group| {
+        group.producers.iter().filter_map(|node| order.get(node)).min().copied()
+    });
     for (id, group) in (0..).zip(&mut groups) {
         group.id = GroupId(id);
     }
@@ -75,7 +77,8 @@ fn group(
     let maps: HashMap<usize, IndexMap> = classes
         .iter()
         .map(|&class| {
-            let indices: Vec<u32> = units.iter().flat_map(|unit| unit[&class].iter().copied()).collect();
+            let indices: Vec<u32> =
+                units.iter().flat_map(|unit| unit[&class].iter().copied()).collect();
             (class, IndexMap::new(units[0][&class].len(), indices))
         })
         .collect();
@@ -97,7 +100,14 @@ fn group(
                 if role == Role::Producer && !found.producers.contains(&node) {
                     found.producers.push(node);
                 }
-                found.slices.push(Slice { value: info.value, node, slot, axis: info.axis, map, role });
+                found.slices.push(Slice {
+                    value: info.value,
+                    node,
+                    slot,
+                    axis: info.axis,
+                    map,
+                    role,
+                });
             }
         }
     }
@@ -112,16 +122,24 @@ fn consumers(search: &Search<'_>, atoms: &Atoms, maps: &HashMap<usize, IndexMap>
                 let axis = search.id(statement.node, at)?;
                 Some(matches!(search.axes[axis].owner, Owner::Use(..)))
             };
-            let (Some(data_constant), Some(weight_constant)) = (constant(pair.data), constant(pair.weight))
+            let (Some(data_constant), Some(weight_constant)) =
+                (constant(pair.data), constant(pair.weight))
             else {
                 continue;
             };
             let (data, weight) =
                 if data_constant { (pair.weight, pair.data) } else { (pair.data, pair.weight) };
-            let touched = search.id(statement.node, data).is_some_and(|a| maps.contains_key(&atoms.class(a)));
-            if let (true, Port::In(input_slot), Port::In(slot)) = (touched, data.port, weight.port) {
+            let touched =
+                search.id(statement.node, data).is_some_and(|a| maps.contains_key(&atoms.class(a)));
+            if let (true, Port::In(input_slot), Port::In(slot)) = (touched, data.port, weight.port)
+            {
                 let weight = (data_constant || weight_constant).then_some((slot, weight.axis));
-                found.push(Consumer { node: statement.node, input_slot, input_axis: data.axis, weight });
+                found.push(Consumer {
+                    node: statement.node,
+                    input_slot,
+                    input_axis: data.axis,
+                    weight,
+                });
             }
         }
     }
@@ -141,8 +159,14 @@ impl Search<'_> {
         const MAX_MOVES: usize = 8;
         let statement = &self.statements[*self.statement_of.get(&node)?];
         let stated = statement.coupling.roles.iter();
-        let stated = stated.filter(|role| at.port == Port::In(role.0) && role.1 == at.axis).map(|r| r.2).next();
-        if !matches!(stated, None | Some(Role::Elementwise)) || !self.is_static(node) || depth == MAX_MOVES {
+        let stated = stated
+            .filter(|role| at.port == Port::In(role.0) && role.1 == at.axis)
+            .map(|r| r.2)
+            .next();
+        if !matches!(stated, None | Some(Role::Elementwise))
+            || !self.is_static(node)
+            || depth == MAX_MOVES
+        {
             return stated;
         }
         let out = self.graph.node(node).output(0)?;
@@ -158,7 +182,12 @@ impl Search<'_> {
     }
 
     fn is_static(&self, node: NodeId) -> bool {
-        self.graph.node(node).inputs.iter().flatten().all(|value: &ValueId| self.static_values.contains(value))
+        self.graph
+            .node(node)
+            .inputs
+            .iter()
+            .flatten()
+            .all(|value: &ValueId| self.static_values.contains(value))
     }
 }
 

@@ -155,7 +155,8 @@ impl<'a> Search<'a> {
     fn add_axes(&mut self, id: NodeId) {
         let node = self.graph.node(id);
         let ends = node.inputs.iter().enumerate().map(|(slot, value)| (Port::In(slot), value));
-        let ends = ends.chain(node.outputs.iter().enumerate().map(|(slot, value)| (Port::Out(slot), value)));
+        let ends = ends
+            .chain(node.outputs.iter().enumerate().map(|(slot, value)| (Port::Out(slot), value)));
         let mut new = Vec::new();
         for (port, value) in ends {
             let (Some(value), Some(owner)) = (value, self.owner(id, port)) else { continue };
@@ -179,7 +180,9 @@ impl<'a> Search<'a> {
 
     fn add_axis(&mut self, axis: Axis) {
         let next = self.axes.len();
-        if let std::collections::hash_map::Entry::Vacant(slot) = self.ids.entry((axis.owner, axis.axis)) {
+        if let std::collections::hash_map::Entry::Vacant(slot) =
+            self.ids.entry((axis.owner, axis.axis))
+        {
             slot.insert(next);
             self.axes.push(axis);
         }
@@ -209,26 +212,36 @@ impl<'a> Search<'a> {
         for statement in &self.statements {
             let by = LockedBy::Node(statement.node);
             for lock in &statement.coupling.locks {
-                entries.extend(self.id(statement.node, lock.at).map(|axis| (axis, by, lock.why.clone())));
+                entries.extend(
+                    self.id(statement.node, lock.at).map(|axis| (axis, by, lock.why.clone())),
+                );
             }
             for link in statement.coupling.links.iter().chain(&statement.coupling.choices) {
                 let ends = (self.id(statement.node, link.a), self.id(statement.node, link.b));
                 let why = match ends {
                     (Some(a), Some(b)) => {
-                        pairs(link.relation, (self.axes[a].size, self.axes[b].size), |_, _| {}).err()
+                        pairs(link.relation, (self.axes[a].size, self.axes[b].size), |_, _| {})
+                            .err()
                     }
                     (None, None) => None,
-                    _ => Some("the size of an axis that goes with it is only known at run time".to_owned()),
+                    _ => Some(
+                        "the size of an axis that goes with it is only known at run time"
+                            .to_owned(),
+                    ),
                 };
                 if let Some(why) = why {
-                    entries.extend([ends.0, ends.1].into_iter().flatten().map(|axis| (axis, by, why.clone())));
+                    entries.extend(
+                        [ends.0, ends.1].into_iter().flatten().map(|axis| (axis, by, why.clone())),
+                    );
                 }
             }
         }
         for (axis, by, why) in entries {
             self.lock(axis, by, why);
         }
-        let wide = (0..self.axes.len()).filter(|&axis| self.axes[axis].size > MAX_AXIS).collect::<Vec<_>>();
+        let wide = (0..self.axes.len())
+            .filter(|&axis| self.axes[axis].size > MAX_AXIS)
+            .collect::<Vec<_>>();
         for axis in wide {
             self.lock(axis, LockedBy::Limit, format!("wider than {MAX_AXIS}"));
         }
@@ -277,11 +290,17 @@ impl<'a> Search<'a> {
     fn lock_sizes(&mut self) {
         self.sizes_read = reads(self.graph, &self.readers, &self.ports);
         for read in self.sizes_read.clone() {
-            let Some(&axis) = self.ids.get(&(Owner::Value(read.value), read.axis)) else { continue };
+            let Some(&axis) = self.ids.get(&(Owner::Value(read.value), read.axis)) else {
+                continue;
+            };
             match read.by {
                 Reader::Operand(node) => {
                     if let Err(why) = rewritable(self.graph, &self.ports, node) {
-                        self.lock(axis, LockedBy::Node(node), format!("its size is read, and {why}"));
+                        self.lock(
+                            axis,
+                            LockedBy::Node(node),
+                            format!("its size is read, and {why}"),
+                        );
                     }
                 }
                 Reader::Other(by, why) => self.lock(axis, by, why),
@@ -307,9 +326,15 @@ impl<'a> Search<'a> {
                     self.statements[index].links.push(*link);
                 }
             }
-            let left: BTreeSet<AxisRef> =
-                choices.iter().flat_map(|link| [link.a, link.b]).filter(|at| !taken.contains(at)).collect();
-            let why = format!("{} merges or splits it, and no factor is free", self.graph.node(node).op_type);
+            let left: BTreeSet<AxisRef> = choices
+                .iter()
+                .flat_map(|link| [link.a, link.b])
+                .filter(|at| !taken.contains(at))
+                .collect();
+            let why = format!(
+                "{} merges or splits it, and no factor is free",
+                self.graph.node(node).op_type
+            );
             for axis in left.into_iter().filter_map(|at| self.id(node, at)).collect::<Vec<_>>() {
                 self.lock(axis, LockedBy::Node(node), why.clone());
                 atoms.lock(axis);
@@ -331,14 +356,19 @@ impl<'a> Search<'a> {
                 }
             }
             for pair in &statement.coupling.contractions {
-                let Some(((data, x), (weight, w))) = at(pair.data).zip(at(pair.weight)) else { continue };
+                let Some(((data, x), (weight, w))) = at(pair.data).zip(at(pair.weight)) else {
+                    continue;
+                };
                 let why = match (x, w) {
                     (Fact::Wild, _) | (_, Fact::Wild) => "a masked unit might not be finite",
-                    _ if x != ZERO && w != ZERO => "neither factor of a masked unit is exactly zero",
+                    _ if x != ZERO && w != ZERO => {
+                        "neither factor of a masked unit is exactly zero"
+                    }
                     _ => continue,
                 };
                 let why = format!("{op} sums over it, where {why}");
-                entries.extend([(data, statement.node, why.clone()), (weight, statement.node, why)]);
+                entries
+                    .extend([(data, statement.node, why.clone()), (weight, statement.node, why)]);
             }
         }
         for (axis, node, why) in entries {
@@ -384,17 +414,26 @@ impl<'a> Search<'a> {
 }
 
 /// The constant that would replace the shape operand of `node`; an error says why there is none.
-fn rewritable(graph: &Graph, ports: &HashMap<NodeId, Ports>, node: NodeId) -> Result<(), String> {
-    let Some(ports) = ports.get(&node) else { return Ok(()) };
+fn rewritable(
+    graph: &Graph,
+    all_ports: &HashMap<NodeId, Ports>,
+    node: NodeId,
+) -> Result<(), String> {
+    let Some(ports) = all_ports.get(&node) else { return Ok(()) };
     let op = &graph.node(node).op;
     let kind = match op {
         Op::Reshape { allow_zero } => Kind::Reshape { allow_zero: *allow_zero },
         Op::Expand => Kind::Expand,
         Op::ConstantOfShape => Kind::Filled,
         Op::Slice { .. } | Op::Split { .. } => {
-            let known = |info: &Option<PortInfo>| info.as_ref().is_none_or(|info| info.ints.is_some());
+            let known =
+                |info: &Option<PortInfo>| info.as_ref().is_none_or(|info| info.ints.is_some());
             let all = ports.inputs.iter().skip(1).all(known);
-            return if all { Ok(()) } else { Err(format!("{} has bounds that are computed", graph.node(node).op_type)) };
+            return if all {
+                Ok(())
+            } else {
+                Err(format!("{} has bounds that are computed", graph.node(node).op_type))
+            };
         }
         _ => return Ok(()),
     };
@@ -404,16 +443,20 @@ fn rewritable(graph: &Graph, ports: &HashMap<NodeId, Ports>, node: NodeId) -> Re
         return Ok(());
     }
     let from = ports.dims(Port::In(0)).unwrap_or_default();
-    shape_operand::constant(kind, from, to)
+    shape_operand::constant(kind, from, to, &shape_operand::kept(graph, all_ports, node))
         .map(drop)
-        .map_err(|why| format!("the shape operand of {} cannot be rewritten: {why}", graph.node(node).op_type))
+        .map_err(|why| {
+            format!("the shape operand of {} cannot be rewritten: {why}", graph.node(node).op_type)
+        })
 }
 
 fn static_values(graph: &Graph) -> HashSet<ValueId> {
     let mut found: HashSet<ValueId> =
         graph.values().map(|(id, _)| id).filter(|&value| graph.constant(value).is_some()).collect();
     for (_, node) in graph.nodes() {
-        if !node.inputs.is_empty() && node.inputs.iter().flatten().all(|value| found.contains(value)) {
+        if !node.inputs.is_empty()
+            && node.inputs.iter().flatten().all(|value| found.contains(value))
+        {
             found.extend(node.outputs.iter().flatten());
         }
     }
@@ -430,7 +473,7 @@ pub(crate) fn ports(graph: &Graph, shapes: &Shapes, readers: &Readers) -> HashMa
     let activation = |value: ValueId| PortInfo {
         dims: shapes.dims(value).map(<[Dim]>::to_vec),
         constant: false,
-        ints: shapes.const_ints(value).map(Into::into),
+        ints: shapes.const_ints(value),
         uniform: None,
     };
     let mut found = HashMap::new();
@@ -438,7 +481,10 @@ pub(crate) fn ports(graph: &Graph, shapes: &Shapes, readers: &Readers) -> HashMa
         if node.outputs.iter().flatten().all(|&value| constant(value).is_some()) {
             continue;
         }
-        let inputs = node.inputs.iter().map(|value| value.map(|v| constant(v).unwrap_or_else(|| activation(v))));
+        let inputs = node
+            .inputs
+            .iter()
+            .map(|value| value.map(|v| constant(v).unwrap_or_else(|| activation(v))));
         let inputs = inputs.collect();
         let outputs = node.outputs.iter().enumerate().map(|(slot, value)| {
             value.filter(|&value| slot == 0 || readers.is_read(value)).map(activation)
@@ -451,10 +497,11 @@ pub(crate) fn ports(graph: &Graph, shapes: &Shapes, readers: &Readers) -> HashMa
 fn constant_info(tensor: &Tensor) -> PortInfo {
     let len: usize = tensor.dims.iter().product();
     let ints = (len <= MAX_INTS).then(|| tensor.to_i64_vec().ok()).flatten();
-    let uniform = (len <= MAX_UNIFORM).then(|| tensor.to_f32_vec().ok()).flatten().and_then(|values| {
-        let first = *values.first()?;
-        values.iter().all(|&value| value == first).then_some(f64::from(first))
-    });
+    let uniform =
+        (len <= MAX_UNIFORM).then(|| tensor.to_f32_vec().ok()).flatten().and_then(|values| {
+            let first = *values.first()?;
+            values.iter().all(|&value| value == first).then_some(f64::from(first))
+        });
     let dims = tensor.dims.iter().map(|&size| Dim::Fixed(size)).collect();
     PortInfo { dims: Some(dims), constant: true, ints, uniform }
 }
@@ -476,7 +523,9 @@ impl Atoms {
             for link in &statement.links {
                 let ends = search.id(statement.node, link.a).zip(search.id(statement.node, link.b));
                 match ends {
-                    Some((a, b)) if link.relation == Relation::Same && axes[a].size == axes[b].size => {
+                    Some((a, b))
+                        if link.relation == Relation::Same && axes[a].size == axes[b].size =>
+                    {
                         classes.join(a, b);
                     }
                     Some(ends) => rest.push((link.relation, ends)),
@@ -488,7 +537,8 @@ impl Atoms {
         let mut total = 0;
         let mut ranges = vec![None; axes.len()];
         for (axis, &class) in class_of.iter().enumerate() {
-            if class == axis && axes[axis].size <= MAX_AXIS && total + axes[axis].size <= MAX_ATOMS {
+            if class == axis && axes[axis].size <= MAX_AXIS && total + axes[axis].size <= MAX_ATOMS
+            {
                 ranges[axis] = Some((total, axes[axis].size));
                 total += axes[axis].size;
             }
@@ -526,7 +576,9 @@ impl Atoms {
             return;
         };
         // A relation that does not fit has been locked.
-        let _ = pairs(relation, (axes[a].size, axes[b].size), |i, j| self.sets.join(first_a + i, first_b + j));
+        let _ = pairs(relation, (axes[a].size, axes[b].size), |i, j| {
+            self.sets.join(first_a + i, first_b + j)
+        });
     }
 
     /// How many units would be left free if `relation` were joined.
@@ -549,7 +601,9 @@ impl Atoms {
                 merged.join(*roots.entry(root).or_insert(unit), unit);
             }
         }
-        (0..stripe_a.width).filter(|&unit| merged.root(unit) == unit && !merged.is_locked(unit)).count()
+        (0..stripe_a.width)
+            .filter(|&unit| merged.root(unit) == unit && !merged.is_locked(unit))
+            .count()
     }
 }
 
@@ -557,7 +611,9 @@ impl Atoms {
 fn locked(search: &Search<'_>, atoms: &mut Atoms) -> Vec<Locked> {
     let mut produced = HashSet::new();
     for (index, axis) in search.axes.iter().enumerate() {
-        if matches!(axis.owner, Owner::Use(..)) && search.role(axis) == Some(Role::Producer) && axis.size > 1
+        if matches!(axis.owner, Owner::Use(..))
+            && search.role(axis) == Some(Role::Producer)
+            && axis.size > 1
             && let Some(first) = atoms.first(index)
         {
             produced.extend((first..first + axis.size).map(|atom| atoms.sets.root(atom)));
@@ -568,7 +624,9 @@ fn locked(search: &Search<'_>, atoms: &mut Atoms) -> Vec<Locked> {
     for entry in &search.locks {
         let axis = &search.axes[entry.axis];
         let touches = match atoms.first(entry.axis) {
-            Some(first) => (first..first + axis.size).any(|atom| produced.contains(&atoms.sets.root(atom))),
+            Some(first) => {
+                (first..first + axis.size).any(|atom| produced.contains(&atoms.sets.root(atom)))
+            }
             None => search.role(axis) == Some(Role::Producer),
         };
         if touches && seen.insert((axis.value, axis.axis, entry.by, entry.why.clone())) {

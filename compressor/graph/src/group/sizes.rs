@@ -40,11 +40,13 @@ struct Carried {
 pub(crate) fn reads(graph: &Graph, readers: &Readers, ports: &HashMap<NodeId, Ports>) -> Vec<Read> {
     let mut found = Vec::new();
     for (id, node) in graph.nodes() {
-        let (Op::Shape { start, end }, Some(value), Some(out)) = (&node.op, node.input(0), node.output(0))
+        let (Op::Shape { start, end }, Some(value), Some(out)) =
+            (&node.op, node.input(0), node.output(0))
         else {
             continue;
         };
-        let Some(rank) = ports.get(&id).and_then(|p| p.dims(crate::coupling::Port::In(0))).map(<[_]>::len)
+        let Some(rank) =
+            ports.get(&id).and_then(|p| p.dims(crate::coupling::Port::In(0))).map(<[_]>::len)
         else {
             continue;
         };
@@ -79,7 +81,10 @@ fn follow(
             found.extend(carried.axes.iter().map(|&axis| Read { value, axis, by: by.clone() }));
         };
         if readers.leaves(at) {
-            read(Reader::Other(LockedBy::GraphOutput, "its size is an output of the model".to_owned()));
+            read(Reader::Other(
+                LockedBy::GraphOutput,
+                "its size is an output of the model".to_owned(),
+            ));
         }
         for &(id, slot) in readers.of(at) {
             let (node, ports) = (graph.node(id), ports.get(&id));
@@ -111,19 +116,30 @@ fn step(node: &Node, slot: usize, ports: Option<&Ports>, carried: &Carried) -> S
     match (&node.op, slot) {
         (Op::Unary(UnaryOp::Cast | UnaryOp::Identity), 0) => Step::Onward(carried.clone()),
         (Op::Squeeze { .. } | Op::Unsqueeze { .. }, 0) => Step::Onward(carried.clone()),
-        (Op::Gather { .. }, 0) => picked(carried, ports.and_then(|p| p.ints(1).map(<[i64]>::to_vec))),
+        (Op::Gather { .. }, 0) => {
+            picked(carried, ports.and_then(|p| p.ints(1).map(<[i64]>::to_vec)))
+        }
         (Op::Slice { attrs }, 0) => {
             let window = ports.and_then(|ports| windows(attrs.as_ref(), ports).ok());
             let indices = window.and_then(|windows| {
                 let (start, len) = windows.first()?.clamp(carried.axes.len())?;
-                (windows.first()?.step == 1).then(|| (start..start + len).filter_map(|i| i64::try_from(i).ok()).collect())
+                (windows.first()?.step == 1)
+                    .then(|| (start..start + len).filter_map(|i| i64::try_from(i).ok()).collect())
             });
             picked(carried, indices)
         }
-        (Op::Concat { .. } | Op::Binary(_) | Op::Reduce { .. } | Op::Gather { .. } | Op::Split { .. }, 0..) 
-            if !matches!((&node.op, slot), (Op::Reduce { .. } | Op::Split { .. }, 1..)) => mixed(),
+        (
+            Op::Concat { .. }
+            | Op::Binary(_)
+            | Op::Reduce { .. }
+            | Op::Gather { .. }
+            | Op::Split { .. },
+            0..,
+        ) if !matches!((&node.op, slot), (Op::Reduce { .. } | Op::Split { .. }, 1..)) => mixed(),
         (Op::Unary(_) | Op::Reshape { .. }, 0) => mixed(),
-        (Op::Reshape { .. } | Op::Expand | Op::Split { .. } | Op::Slice { .. }, 1..) => Step::Operand,
+        (Op::Reshape { .. } | Op::Expand | Op::Split { .. } | Op::Slice { .. }, 1..) => {
+            Step::Operand
+        }
         (Op::ConstantOfShape, 0) => Step::Operand,
         (Op::Shape { .. }, _) => Step::Stop,
         _ => Step::Other,

@@ -16,7 +16,11 @@ pub(super) enum Slicing {
 type Cuts = BTreeMap<usize, Gone>;
 
 /// Slices every use of every constant.
-pub(super) fn apply_all(work: &mut Work, removal: &Removal, slicing: Slicing) -> Result<(), PruneError> {
+pub(super) fn apply_all(
+    work: &mut Work,
+    removal: &Removal,
+    slicing: Slicing,
+) -> Result<(), PruneError> {
     let mut values: BTreeMap<ValueId, BTreeMap<Cuts, Vec<(NodeId, usize)>>> = BTreeMap::new();
     for (&(value, node, slot), axes) in &removal.uses {
         let mut cuts = axes.clone();
@@ -45,9 +49,12 @@ fn apply_one(
     let Some(old) = work.model.graph.constant(value) else {
         return Err(PruneError::Stale(format!("{value:?} is no constant")));
     };
-    let tensor = cuts.iter().try_fold(old.as_ref().clone(), |tensor, (&axis, gone)| cut(&tensor, axis, gone, slicing));
+    let tensor = cuts
+        .iter()
+        .try_fold(old.as_ref().clone(), |tensor, (&axis, gone)| cut(&tensor, axis, gone, slicing));
     let tensor = tensor.map_err(PruneError::Stale)?;
-    let groups: BTreeSet<GroupId> = cuts.values().flat_map(|gone| gone.groups.iter().copied()).collect();
+    let groups: BTreeSet<GroupId> =
+        cuts.values().flat_map(|gone| gone.groups.iter().copied()).collect();
     let cause = cause(&groups, if slicing == Slicing::Remove { "removed" } else { "masked" });
     if only_these_read(work, value, uses) {
         work.edit(Edit::SetConstant { value, tensor }, &cause)?;
@@ -80,7 +87,8 @@ fn only_these_read(work: &Work, value: ValueId, uses: &[(NodeId, usize)]) -> boo
         Origin::Input | Origin::Outer => false,
     };
     let readers = graph.consumers(value);
-    let alias = readers.iter().any(|&(node, _)| graph.node(node).op == Op::Unary(UnaryOp::Identity));
+    let alias =
+        readers.iter().any(|&(node, _)| graph.node(node).op == Op::Unary(UnaryOp::Identity));
     own && !alias
         && readers.iter().all(|reader| uses.contains(reader))
         && !graph.outputs().contains(&value)
@@ -88,7 +96,8 @@ fn only_these_read(work: &Work, value: ValueId, uses: &[(NodeId, usize)]) -> boo
 }
 
 fn cut(tensor: &Tensor, axis: usize, gone: &Gone, slicing: Slicing) -> Result<Tensor, String> {
-    let size = *tensor.dims.get(axis).ok_or_else(|| format!("no axis {axis} in {:?}", tensor.dims))?;
+    let size =
+        *tensor.dims.get(axis).ok_or_else(|| format!("no axis {axis} in {:?}", tensor.dims))?;
     match slicing {
         Slicing::Remove => tensor.select(axis, &gone.kept(size)).map_err(|error| error.to_string()),
         Slicing::Zero => zeroed(tensor, axis, gone),

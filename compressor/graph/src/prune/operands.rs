@@ -1,23 +1,30 @@
 //! Attributes and shape operands that name the sizes of what shrank.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use super::{PruneError, Removal, Work, cause};
 use crate::coupling::{Port, Ports, normal_axis, split_sizes, windows};
 use crate::group::find::{Readers, ports};
 use crate::shape_operand::{self, Kind};
-use crate::{AttributeValue, Cause, Dim, Edit, GroupId, Node, NodeId, Op, Shapes, ValueId};
+use crate::{AttributeValue, Cause, Dim, Edit, Graph, GroupId, Node, NodeId, Op, Shapes, ValueId};
 
 /// Rewrites what names an old size, node by node.
-pub(super) fn fix_all(work: &mut Work, removal: &Removal, shapes: &Shapes) -> Result<(), PruneError> {
-    let graph = work.model.graph.clone();
-    let all_ports = ports(&graph, shapes, &Readers::new(&graph));
+/// `graph` is the unpruned one.
+pub(super) fn fix_all(
+    work: &mut Work,
+    graph: &Graph,
+    removal: &Removal,
+    shapes: &Shapes,
+) -> Result<(), PruneError> {
+    let all_ports = ports(graph, shapes, &Readers::new(graph));
     for (id, node) in graph.nodes() {
         let Some(ports) = all_ports.get(&id) else { continue };
-        let at = Place { id, node, ports, removal, shapes };
+        let at = Place { id, node, ports, all: &all_ports, graph, removal, shapes };
         match &node.op {
             Op::Conv(attrs) if attrs.group > 1 => at.conv_groups(work)?,
-            Op::Reshape { allow_zero } => at.shape(work, Kind::Reshape { allow_zero: *allow_zero }, 1)?,
+            Op::Reshape { allow_zero } => {
+                at.shape(work, Kind::Reshape { allow_zero: *allow_zero }, 1)?
+            }
             Op::Expand => at.shape(work, Kind::Expand, 1)?,
             Op::ConstantOfShape => at.shape(work, Kind::Filled, 0)?,
             Op::Split { axis, sizes } => at.split(work, *axis, sizes.as_deref())?,
@@ -32,6 +39,8 @@ struct Place<'a> {
     id: NodeId,
     node: &'a Node,
     ports: &'a Ports,
+    all: &'a HashMap<NodeId, Ports>,
+    graph: &'a Graph,
     removal: &'a Removal,
     shapes: &'a Shapes,
 }
@@ -41,7 +50,8 @@ impl Place<'_> {
     fn groups(&self, value: Option<ValueId>) -> BTreeSet<GroupId> {
         let rank = value.and_then(|value| self.shapes.dims(value)).map_or(0, <[Dim]>::len);
         let axes = (0..rank).filter_map(|axis| self.removal.gone(value, axis));
-        let mut groups: BTreeSet<GroupId> = axes.flat_map(|gone| gone.groups.iter().copied()).collect();
+        let mut groups: BTreeSet<GroupId> =
+            axes.flat_map(|gone| gone.groups.iter().copied()).collect();
         groups.extend(self.removal.size_readers.get(&self.id).into_iter().flatten());
         groups
     }
@@ -64,11 +74,21 @@ impl Place<'_> {
         let groups = self.groups(out);
         let (false, Some(out)) = (groups.is_empty(), out) else { return Ok(()) };
         let Some(to) = self.removal.dims(self.shapes, out) else { return Ok(()) };
-        let from = self.node.input(0).and_then(|value| self.removal.dims(self.shapes, value)).unwrap_or_default();
+        let from = self
+            .node
+            .input(0)
+            .and_then(|value| self.removal.dims(self.shapes, value))
+            .unwrap_or_default();
         let known = self.ports.ints(slot);
         let operand = match known {
             Some(ints) => patched(ints, kind, &to)?,
-            None => shape_operand::constant(kind, &from, &to).map_err(PruneError::Stale)?,
+            None => shape_operand::constant(
+                kind,
+                &from,
+                &to,
+                &shape_operand::kept(self.graph, self.all, self.id),
+            )
+            .map_err(PruneError::Stale)?,
         };
         let constant = self.ports.get(Port::In(slot)).is_some_and(|info| info.constant);
         if constant && known == Some(&operand) {
@@ -88,7 +108,10 @@ impl Place<'_> {
         let mut start = 0;
         let mut new = Vec::new();
         for len in old {
-            let kept = self.removal.gone(self.node.input(0), axis).map_or(len, |gone| gone.kept_in(start, len));
+            let kept = self
+                .removal
+                .gone(self.node.input(0), axis)
+                .map_or(len, |gone| gone.kept_in(start, len));
             new.push(to_int(kept)?);
             start += len;
         }
@@ -97,13 +120,18 @@ impl Place<'_> {
             return self.set(work, "split", AttributeValue::Ints(new), &cause);
         }
         if self.node.attr("num_outputs").is_some() {
-            let edit = Edit::SetAttribute { node: self.id, name: "num_outputs".to_owned(), value: None };
+            let edit =
+                Edit::SetAttribute { node: self.id, name: "num_outputs".to_owned(), value: None };
             work.edit(edit, &cause)?;
         }
         self.feed(work, 1, &new, &cause)
     }
 
-    fn slice(&self, work: &mut Work, attrs: Option<&crate::coupling::SliceAttrs>) -> Result<(), PruneError> {
+    fn slice(
+        &self,
+        work: &mut Work,
+        attrs: Option<&crate::coupling::SliceAttrs>,
+    ) -> Result<(), PruneError> {
         let groups = self.groups(self.node.input(0));
         if groups.is_empty() {
             return Ok(());
@@ -139,12 +167,24 @@ impl Place<'_> {
         Ok(())
     }
 
-    fn set(&self, work: &mut Work, name: &str, value: AttributeValue, cause: &Cause) -> Result<(), PruneError> {
+    fn set(
+        &self,
+        work: &mut Work,
+        name: &str,
+        value: AttributeValue,
+        cause: &Cause,
+    ) -> Result<(), PruneError> {
         let edit = Edit::SetAttribute { node: self.id, name: name.to_owned(), value: Some(value) };
         work.edit(edit, cause).map(drop)
     }
 
-    fn feed(&self, work: &mut Work, slot: usize, ints: &[i64], cause: &Cause) -> Result<(), PruneError> {
+    fn feed(
+        &self,
+        work: &mut Work,
+        slot: usize,
+        ints: &[i64],
+        cause: &Cause,
+    ) -> Result<(), PruneError> {
         let value = Some(work.ints(ints, cause)?);
         work.edit(Edit::ReplaceInput { node: self.id, slot, value }, cause).map(drop)
     }
@@ -153,7 +193,9 @@ impl Place<'_> {
 /// A constant shape operand with the sizes it names replaced; what it leaves open stays open.
 fn patched(ints: &[i64], kind: Kind, to: &[Dim]) -> Result<Vec<i64>, PruneError> {
     let shift = to.len().checked_sub(ints.len());
-    let shift = shift.ok_or_else(|| PruneError::Stale("a shape operand longer than the output's rank".to_owned()))?;
+    let shift = shift.ok_or_else(|| {
+        PruneError::Stale("a shape operand longer than the output's rank".to_owned())
+    })?;
     let keeps = |size: i64| match kind {
         Kind::Reshape { .. } => size <= 0,
         Kind::Expand => size == 1,

@@ -9,6 +9,7 @@ pub(crate) fn assets() -> PathBuf {
 }
 
 /// Every model of the folder, sorted.
+#[allow(dead_code)]
 pub(crate) fn models() -> Vec<PathBuf> {
     let mut found = Vec::new();
     collect(&assets(), &mut found);
@@ -16,6 +17,7 @@ pub(crate) fn models() -> Vec<PathBuf> {
     found
 }
 
+#[allow(dead_code)]
 fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
     let entries =
         std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));

@@ -1,0 +1,219 @@
+//! Axes that must keep their width, and the reasons given.
+
+#![allow(clippy::unwrap_used)]
+
+use graph::{
+    AttributeValue, Builder, DType, Dim, Grouping, LockedBy, Model, Tensor, ValueId, find, infer,
+};
+
+const WIDTH: usize = 6;
+
+/// A product of width 6, whatever `rest` makes of it, and a product that consumes it where it still is `[N, 6]`.
+fn locked(rest: impl FnOnce(&mut Builder, ValueId) -> ValueId) -> (Model, Grouping) {
+    let mut builder = Builder::new(17);
+    let x = builder.input("x", DType::F32, vec![Dim::Symbol("N".into()), Dim::Fixed(3)]);
+    let w = weight(&mut builder, 3, WIDTH);
+    let units = builder.node("MatMul", &[x, w], []).unwrap();
+    let out = rest(&mut builder, units);
+    let model = builder.finish(&[out]).unwrap();
+    let grouping = find(&model, &infer(&model));
+    (model, grouping)
+}
+
+fn weight(builder: &mut Builder, rows: usize, columns: usize) -> ValueId {
+    let values: Vec<f32> = (0..rows * columns).map(|i| (i % 7) as f32 / 7.0 + 0.1).collect();
+    builder.constant("w", Tensor::from_f32(vec![rows, columns], &values).unwrap()).unwrap()
+}
+
+fn consume(builder: &mut Builder, x: ValueId) -> ValueId {
+    let w = weight(builder, WIDTH, 2);
+    builder.node("MatMul", &[x, w], []).unwrap()
+}
+
+fn ints(builder: &mut Builder, values: &[i64]) -> ValueId {
+    builder.constant("i", Tensor::from_i64(vec![values.len()], values).unwrap()).unwrap()
+}
+
+fn axis(axis: i64) -> [(&'static str, AttributeValue); 1] {
+    [("axis", AttributeValue::Int(axis))]
+}
+
+/// Asserts that the units are locked by a node of `op` for a reason that contains `why`.
+fn assert_locked((model, grouping): &(Model, Grouping), op: &str, why: &str) {
+    assert!(
+        grouping.groups.iter().all(|group| group.width != WIDTH),
+        "found {:?}",
+        grouping.groups
+    );
+    let by = |lock: &graph::Locked| match lock.by {
+        LockedBy::Node(node) => model.graph.node(node).op_type.clone(),
+        other => format!("{other:?}"),
+    };
+    let hit = grouping.locked.iter().any(|lock| by(lock) == op && lock.why.contains(why));
+    assert!(hit, "wanted {op}: {why}; found {:#?}", grouping.locked);
+}
+
+#[test]
+fn without_an_obstacle_the_units_are_free() {
+    let (_, grouping) = locked(consume);
+    assert_eq!(grouping.groups.iter().map(|group| group.width).collect::<Vec<_>>(), [WIDTH]);
+}
+
+#[test]
+fn an_output_of_the_model_keeps_its_width() {
+    assert_locked(
+        &locked(|b, x| b.node("Relu", &[x], []).unwrap()),
+        "GraphOutput",
+        "output of the model",
+    );
+}
+
+#[test]
+fn folds_that_need_every_unit_lock() {
+    for op in ["ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd"] {
+        let found =
+            locked(|b, x| b.node(op, &[x], [("axes", AttributeValue::Ints(vec![1]))]).unwrap());
+        assert_locked(&found, op, "folds this axis");
+    }
+}
+
+#[test]
+fn softmax_layer_norm_and_arg_max_lock_their_axis() {
+    let softmax = locked(|b, x| {
+        let y = b.node("Softmax", &[x], axis(-1)).unwrap();
+        consume(b, y)
+    });
+    assert_locked(&softmax, "Softmax", "normalises");
+    assert_locked(&locked(|b, x| b.node("ArgMax", &[x], axis(1)).unwrap()), "ArgMax", "positions");
+    let norm = locked(|b, x| {
+        let ones = Tensor::from_f32(vec![WIDTH], &[1.0; WIDTH]).unwrap();
+        let scale = b.constant("scale", ones).unwrap();
+        let y = b.node("LayerNormalization", &[x, scale], axis(-1)).unwrap();
+        consume(b, y)
+    });
+    assert_locked(&norm, "LayerNormalization", "averages");
+}
+
+#[test]
+fn a_sum_tolerates_silent_units_and_locks_loud_ones() {
+    let sum = |b: &mut Builder, x: ValueId| {
+        let axes = ints(b, &[1]);
+        b.node("ReduceSum", &[x, axes], []).unwrap()
+    };
+    let (_, silent) = locked(|b, x| {
+        let y = b.node("Tanh", &[x], []).unwrap();
+        sum(b, y)
+    });
+    assert_eq!(silent.groups.len(), 1);
+    let loud = locked(|b, x| {
+        let y = b.node("Sigmoid", &[x], []).unwrap();
+        sum(b, y)
+    });
+    assert_locked(&loud, "ReduceSum", "not exactly zero");
+    let shifted = locked(|b, x| {
+        let one = b.constant("one", Tensor::from_f32(vec![], &[1.0]).unwrap()).unwrap();
+        let y = b.node("Add", &[x, one], []).unwrap();
+        sum(b, y)
+    });
+    assert_locked(&shifted, "ReduceSum", "not exactly zero");
+}
+
+#[test]
+fn a_product_of_two_loud_activations_locks() {
+    let found = locked(|b, x| {
+        let y = b.node("Sigmoid", &[x], []).unwrap();
+        let turned = b.node("Transpose", &[y], []).unwrap();
+        b.node("MatMul", &[y, turned], []).unwrap()
+    });
+    assert_locked(&found, "MatMul", "neither factor");
+}
+
+#[test]
+fn units_that_might_be_infinite_lock_their_consumer() {
+    let found = locked(|b, x| {
+        let y = b.node("Reciprocal", &[x], []).unwrap();
+        consume(b, y)
+    });
+    assert_locked(&found, "MatMul", "might not be finite");
+}
+
+#[test]
+fn an_epsilon_keeps_a_masked_reciprocal_finite() {
+    let (_, grouping) = locked(|b, x| {
+        let epsilon = b.constant("epsilon", Tensor::from_f32(vec![], &[1e-5]).unwrap()).unwrap();
+        let square = b.node("Mul", &[x, x], []).unwrap();
+        let sum = b.node("Add", &[square, epsilon], []).unwrap();
+        let root = b.node("Sqrt", &[sum], []).unwrap();
+        let y = b.node("Reciprocal", &[root], []).unwrap();
+        consume(b, y)
+    });
+    assert_eq!(grouping.groups.len(), 1);
+}
+
+#[test]
+fn an_unknown_operator_is_a_barrier() {
+    let found = locked(|b, x| {
+        let y = b.node("Hardmax", &[x], axis(-1)).unwrap();
+        consume(b, y)
+    });
+    assert_locked(&found, "Hardmax", "not understood");
+}
+
+#[test]
+fn picked_positions_and_steps_lock() {
+    let gathered = locked(|b, x| {
+        let indices = ints(b, &[4, 2]);
+        b.node("Gather", &[x, indices], axis(1)).unwrap()
+    });
+    assert_locked(&gathered, "Gather", "picks positions");
+    let stepped = locked(|b, x| {
+        let (start, end, axes, step) = (ints(b, &[0]), ints(b, &[6]), ints(b, &[1]), ints(b, &[2]));
+        b.node("Slice", &[x, start, end, axes, step], []).unwrap()
+    });
+    assert_locked(&stepped, "Slice", "positions");
+}
+
+#[test]
+fn arithmetic_with_the_width_locks_it_and_a_shape_operand_does_not() {
+    let to = || [("to", AttributeValue::Int(1))];
+    let counted = locked(|b, x| {
+        let shape = b.node("Shape", &[x], []).unwrap();
+        let one = ints(b, &[1]);
+        let width = b.node("Gather", &[shape, one], []).unwrap();
+        let width = b.node("Cast", &[width], to()).unwrap();
+        let y = b.node("Div", &[x, width], []).unwrap();
+        consume(b, y)
+    });
+    assert!(counted.1.groups.iter().all(|group| group.width != WIDTH), "{:?}", counted.1);
+    assert!(
+        counted.1.locked.iter().any(|lock| lock.why.contains("its size is computed with")),
+        "{:?}",
+        counted.1.locked
+    );
+    let (_, batched) = locked(|b, x| {
+        let shape = b.node("Shape", &[x], []).unwrap();
+        let zero = ints(b, &[0]);
+        let batch = b.node("Gather", &[shape, zero], []).unwrap();
+        let batch = b.node("Cast", &[batch], to()).unwrap();
+        let y = b.node("Div", &[x, batch], []).unwrap();
+        consume(b, y)
+    });
+    assert_eq!(batched.groups.len(), 1, "{:?}", batched.locked);
+}
+
+#[test]
+fn a_reshape_without_common_factors_locks() {
+    let mixed = locked(|b, x| {
+        let w = weight(b, WIDTH, 4);
+        let target = ints(b, &[-1, 4]);
+        let y = b.node("Reshape", &[x, target], []).unwrap();
+        let turned = b.node("Transpose", &[w], []).unwrap();
+        b.node("MatMul", &[y, turned], []).unwrap()
+    });
+    assert!(mixed.1.groups.iter().all(|group| group.width != WIDTH));
+    assert!(
+        mixed.1.locked.iter().any(|lock| lock.why.contains("Reshape")),
+        "{:#?}",
+        mixed.1.locked
+    );
+}
