@@ -27,7 +27,7 @@ mod plan;
 mod service;
 mod store;
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -42,10 +42,11 @@ pub use store::{MAX_ATTEMPTS, MAX_QUEUED_JOBS, MAX_REQUESTS, StoreError};
 #[allow(clippy::print_stderr)]
 pub fn run(args: ServeArgs) -> ExitCode {
     // Where the program around has set one up already, that one stays.
-    let filter =
-        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    let _ =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| "info,tract_linalg=warn,tract_core=warn,ort=warn".into());
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
+    let _ = log.with_writer(std::io::stderr).try_init();
     let config = match args.into_config() {
         Ok(config) => config,
         Err(errors) => {

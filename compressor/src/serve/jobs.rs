@@ -133,6 +133,7 @@ impl Workshop {
         let spec = &job.spec;
         tracing::info!(job = job.id, model = spec.model, runtime = %spec.runtime, sequence = job.sequence, "job starts");
         let outcome = self.attempt(job);
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner).clear();
         if let Err(reason) = &outcome
             && self.stopped()
         {
