@@ -94,16 +94,17 @@ impl ClientStats {
         self.phases.values().flat_map(|phase| phase.failures.iter().map(String::as_str))
     }
 
-    /// The share of the samples answered in both phases that got the same answer, and their number.
+    /// The share of the samples answered both in one of the phases `before` and in `after` that got
+    /// the same answer, and their number.
     #[must_use]
     #[allow(clippy::cast_precision_loss)]
-    pub fn agreement(&self, before: &str, after: &str) -> Option<(f64, usize)> {
-        let (before, after) = (self.phases.get(before)?, self.phases.get(after)?);
-        let pairs: Vec<_> = before
-            .answers
-            .iter()
-            .filter_map(|(sample, a)| Some((a.argmax, after.answers.get(sample)?.argmax)))
-            .collect();
+    pub fn agreement(&self, before: &[&str], after: &str) -> Option<(f64, usize)> {
+        let earlier = |sample: &usize| {
+            before.iter().find_map(|phase| self.phases.get(*phase)?.answers.get(sample))
+        };
+        let after = self.phases.get(after)?.answers.iter();
+        let pairs: Vec<_> =
+            after.filter_map(|(sample, b)| Some((earlier(sample)?.argmax, b.argmax))).collect();
         let same = pairs.iter().filter(|(a, b)| a == b).count();
         (!pairs.is_empty()).then(|| (same as f64 / pairs.len() as f64, pairs.len()))
     }
@@ -607,12 +608,14 @@ mod tests {
             phases: BTreeMap::from([
                 ("before".to_owned(), phase(&[(0, 5), (1, 5), (2, 7), (9, 1)])),
                 ("after".to_owned(), phase(&[(0, 5), (1, 6), (2, 7), (3, 1), (9, 1)])),
+                ("more".to_owned(), phase(&[(3, 1)])),
                 ("alone".to_owned(), phase(&[(77, 1)])),
             ]),
         };
-        assert_eq!(stats.agreement("before", "after"), Some((0.75, 4)));
-        assert_eq!(stats.agreement("before", "alone"), None);
-        assert_eq!(stats.agreement("before", "never"), None);
+        assert_eq!(stats.agreement(&["before"], "after"), Some((0.75, 4)));
+        assert_eq!(stats.agreement(&["before", "more"], "after"), Some((0.8, 5)));
+        assert_eq!(stats.agreement(&["before"], "alone"), None);
+        assert_eq!(stats.agreement(&["before"], "never"), None);
     }
 
     #[test]

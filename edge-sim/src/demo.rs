@@ -39,7 +39,8 @@ const MIN_ANSWERS: usize = 10;
 
 /// The phases of the client's requests.
 const BEFORE: &str = "before";
-const DURING: &str = "during";
+const WAITING: &str = "waiting";
+const INSTALLING: &str = "installing";
 const AFTER: &str = "after";
 
 /// What to demonstrate.
@@ -139,6 +140,7 @@ pub fn run(
     let offer = driver.answer(&noticed, display).map_err(at(Step::Answer))?;
 
     display.begin(Step::Install);
+    deployed.client.set_phase(INSTALLING);
     let installed = driver.install(&offer, display).map_err(at(Step::Install))?;
 
     display.begin(Step::Judge);
@@ -273,7 +275,7 @@ impl Driver {
                 ms(budget_us)
             )));
         }
-        deployed.client.set_phase(DURING);
+        deployed.client.set_phase(WAITING);
         self.stack.set_latency_budget(budget_us)?;
         display.note(&format!("the p95 budget is {} now", ms(budget_us)));
         // The two leave the device together, in either order.
@@ -382,7 +384,9 @@ impl Driver {
                 }
                 _ => None,
             })?;
-            display.note(&format!("window {} of {WINDOWS_AFTER}", windows.len()));
+            if !windows.is_empty() {
+                display.note(&format!("window {} of {WINDOWS_AFTER}", windows.len()));
+            }
             windows.push(window);
         }
         self.wait_for_answers(&deployed.client, AFTER)?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use wire::{BudgetBreach, Histogram, InferWindow, InstallEvent, Offer, Quality};
 
-use super::{AFTER, BEFORE, ms, secs};
+use super::{AFTER, BEFORE, WAITING, ms, secs};
 use crate::client::ClientStats;
 use crate::live::Stack;
 use crate::profiles::DataType;
@@ -145,7 +145,7 @@ pub(super) struct Facts<'a> {
 impl Summary {
     pub(super) fn new(facts: Facts) -> Self {
         let o = facts.stack.options();
-        let agreement = facts.stats.agreement(BEFORE, AFTER);
+        let agreement = facts.stats.agreement(&[BEFORE, WAITING], AFTER);
         let client_p95 = |phase| facts.stats.phases.get(phase)?.latency.quantile(0.95);
         let model_bytes = |digest: &str| {
             let file = facts.stack.bundle_dir(digest).join("model.onnx");
