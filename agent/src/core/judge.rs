@@ -45,17 +45,33 @@ pub(super) fn manifest(
     Ok(())
 }
 
-/// Whether a shadowed candidate may be switched to. Too few comparisons say nothing.
+/// One-sided 95 % quantile of the normal distribution.
+const Z: f64 = 1.645;
+
+/// Whether a shadowed candidate may be switched to. Too few comparisons say nothing, and a floor counts as
+/// missed only when even the upper end of the agreement's interval is under it: a model that agrees
+/// exactly as often as the floor asks is turned away in one of twenty shadows, not in every second.
 pub(super) fn shadow(facts: &ShadowFacts, wanted: u64, floor: Option<f64>) -> Result<(), String> {
     let Some(floor) = floor else { return Ok(()) };
     let enough = facts.requests.saturating_mul(4) >= wanted && facts.requests > 0;
-    if enough && facts.agreement < floor {
+    let upper = wilson_upper(facts.agreement, facts.requests);
+    if enough && upper < floor {
         return Err(format!(
-            "agreement {:.4} with the serving model over {} live requests is under agreement_min {floor}",
+            "agreement {:.4} with the serving model over {} live requests (at most {upper:.4}) is under \
+             agreement_min {floor}",
             facts.agreement, facts.requests
         ));
     }
     Ok(())
+}
+
+/// Upper end of Wilson's one-sided 95 % interval for a share `p` of `n` trials:
+/// `(p + z²/2n + z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)`.
+#[allow(clippy::cast_precision_loss)]
+fn wilson_upper(p: f64, n: u64) -> f64 {
+    let n = n.max(1) as f64;
+    let spread = (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
+    ((p + Z * Z / (2.0 * n) + Z * spread) / (1.0 + Z * Z / n)).min(1.0)
 }
 
 /// What the model before the switch is remembered by.
@@ -211,5 +227,37 @@ mod tests {
         let reason = shadow(&facts(50), 50, Some(0.9)).unwrap_err();
         assert!(reason.contains("0.5000") && reason.contains("50 live requests"));
         assert!(shadow(&facts(50), 50, None).is_ok());
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn facts(requests: u64, agreement: f64) -> ShadowFacts {
+        ShadowFacts { requests, agreement, ..ShadowFacts::default() }
+    }
+
+    #[test]
+    fn a_shadow_a_little_under_the_floor_by_chance_passes_and_a_bad_one_does_not() {
+        assert!(shadow(&facts(20, 0.80), 20, Some(0.85)).is_ok(), "4 of 20 differ: may be chance");
+        let refused = shadow(&facts(20, 0.55), 20, Some(0.85)).unwrap_err();
+        assert!(refused.contains("agreement_min 0.85"), "{refused}");
+        assert!(shadow(&facts(2000, 0.80), 20, Some(0.85)).is_err(), "many requests leave no chance");
+        assert!(shadow(&facts(2, 0.0), 20, Some(0.85)).is_ok(), "two requests say nothing");
+        assert!(shadow(&facts(20, 0.0), 20, None).is_ok(), "no floor, no judgement");
+    }
+
+    #[test]
+    fn the_interval_is_wilsons() {
+        // The bound solves the score equation (p - u)² = z² u (1 - u) / n.
+        for (p, n) in [(0.9, 10), (0.5, 37), (0.99, 400)] {
+            let u = wilson_upper(p, n);
+            #[allow(clippy::cast_precision_loss)]
+            let right = Z * Z * u * (1.0 - u) / n as f64;
+            assert!(u > p && ((p - u).powi(2) - right).abs() < 1e-12);
+        }
+        assert!(wilson_upper(1.0, 5) <= 1.0);
     }
 }
