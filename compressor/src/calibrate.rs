@@ -42,17 +42,11 @@ impl Runner {
     /// # Errors
     /// The engine cannot be opened.
     pub fn open(options: &EngineOptions) -> Result<Self, CompressError> {
-        let single = EngineOptions {
-            threads: 1,
-            ..options.clone()
-        };
+        let single = EngineOptions { threads: 1, ..options.clone() };
         let engine = runtime::open(&single)
             .map_err(CompressError::engine(format!("opening the engine {}", options.kind)))?;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Ok(Self {
-            engine,
-            sessions: cores.clamp(1, MAX_SESSIONS),
-        })
+        Ok(Self { engine, sessions: cores.clamp(1, MAX_SESSIONS) })
     }
 
     /// The engine's version, with its name.
@@ -88,7 +82,11 @@ impl Runner {
     ///
     /// # Errors
     /// The engine does not take it.
-    pub fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
+    pub fn load(
+        &self,
+        model: &Path,
+        options: &LoadOptions,
+    ) -> Result<Box<dyn Session>, EngineError> {
         self.engine.load(model, options)
     }
 
@@ -98,15 +96,11 @@ impl Runner {
         batch: usize,
         batches: usize,
     ) -> Result<Vec<Box<dyn Session>>, CompressError> {
-        let options = LoadOptions {
-            batch: Some(batch),
-            ..LoadOptions::default()
-        };
+        let options = LoadOptions { batch: Some(batch), ..LoadOptions::default() };
         let count = self.sessions.min(batches).max(1);
         let loaded: Vec<Result<Box<dyn Session>, EngineError>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..count)
-                .map(|_| scope.spawn(|| self.engine.load(model, &options)))
-                .collect();
+            let threads: Vec<_> =
+                (0..count).map(|_| scope.spawn(|| self.engine.load(model, &options))).collect();
             threads.into_iter().map(join).collect()
         });
         loaded
@@ -135,13 +129,12 @@ impl Runner {
     }
 }
 
-fn join<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T, EngineError>>) -> Result<T, EngineError> {
-    thread.join().unwrap_or_else(|_| {
-        Err(EngineError::new(
-            runtime::ErrorKind::Run,
-            "the engine panicked",
-        ))
-    })
+fn join<T>(
+    thread: std::thread::ScopedJoinHandle<'_, Result<T, EngineError>>,
+) -> Result<T, EngineError> {
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(EngineError::new(runtime::ErrorKind::Run, "the engine panicked")))
 }
 
 fn drive(
@@ -225,17 +218,8 @@ fn cut(tensor: &mut Tensor, wanted: usize, size: usize) {
 pub fn observed(model: &Model, values: &[ValueId]) -> Result<Model, CompressError> {
     let mut copy = model.clone();
     let cause = Cause::new("calibrate", "observe activations");
-    graph::apply(
-        &mut copy.graph,
-        Edit::SetOutputs {
-            values: values.to_vec(),
-        },
-        &cause,
-    )
-    .map_err(|e| CompressError::Graph {
-        stage: "calibrate",
-        what: e.to_string(),
-    })?;
+    graph::apply(&mut copy.graph, Edit::SetOutputs { values: values.to_vec() }, &cause)
+        .map_err(|e| CompressError::Graph { stage: "calibrate", what: e.to_string() })?;
     Ok(copy)
 }
 
@@ -254,8 +238,8 @@ impl WorkDir {
         static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         loop {
             let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let path = std::env::temp_dir()
-                .join(format!("espalier-{}-{number}", std::process::id()));
+            let path =
+                std::env::temp_dir().join(format!("espalier-{}-{number}", std::process::id()));
             match std::fs::create_dir(&path) {
                 Ok(()) => return Ok(Self { path }),
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}

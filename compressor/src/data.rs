@@ -44,42 +44,22 @@ pub enum Problem {
     Array { array: String, what: String },
     #[error("has no array for the model's input \"{input}\"; it holds {}", list(.present))]
     MissingInput { input: String, present: Vec<String> },
-    #[error("array \"{array}\" is {found}, the model's input wants {wanted}; convert it with .astype")]
-    WrongType {
-        array: String,
-        found: String,
-        wanted: String,
-    },
+    #[error(
+        "array \"{array}\" is {found}, the model's input wants {wanted}; convert it with .astype"
+    )]
+    WrongType { array: String, found: String, wanted: String },
     #[error(
         "array \"{array}\" has shape {found:?}, the model's input wants {wanted} with samples along the first axis"
     )]
-    WrongShape {
-        array: String,
-        found: Vec<usize>,
-        wanted: String,
-    },
+    WrongShape { array: String, found: Vec<usize>, wanted: String },
     #[error("array \"{array}\" holds {value} in sample {sample}; clean the data first")]
-    NotFinite {
-        array: String,
-        value: String,
-        sample: usize,
-    },
+    NotFinite { array: String, value: String, sample: usize },
     #[error("array \"{array}\" holds no samples")]
     Empty { array: String },
     #[error("array \"{array}\" has {found} samples where \"{other}\" has {wanted}")]
-    SampleCount {
-        array: String,
-        found: usize,
-        other: String,
-        wanted: usize,
-    },
+    SampleCount { array: String, found: usize, other: String, wanted: usize },
     #[error("{what} is {found}, more than {limit} = {allowed}")]
-    Limit {
-        what: String,
-        found: u64,
-        limit: &'static str,
-        allowed: u64,
-    },
+    Limit { what: String, found: u64, limit: &'static str, allowed: u64 },
 }
 
 fn list(names: &[String]) -> String {
@@ -129,10 +109,7 @@ impl Dataset {
     /// # Errors
     /// See [`Problem`].
     pub fn load(file: &Path, specs: &[IoSpec]) -> Result<Self, DataError> {
-        let fail = |problem| DataError {
-            file: file.to_path_buf(),
-            problem,
-        };
+        let fail = |problem| DataError { file: file.to_path_buf(), problem };
         let digest = bundle::Digest::of_file(file)
             .map_err(|e| fail(Problem::Read(std::io::Error::other(e.to_string()))))?;
         let arrays = read_npz(file).map_err(fail)?;
@@ -148,12 +125,10 @@ impl Dataset {
         let present: Vec<String> = arrays.keys().cloned().collect();
         let mut inputs: Vec<InputArray> = Vec::with_capacity(specs.len());
         for spec in specs {
-            let array = arrays
-                .remove(&spec.name)
-                .ok_or_else(|| Problem::MissingInput {
-                    input: spec.name.clone(),
-                    present: present.clone(),
-                })?;
+            let array = arrays.remove(&spec.name).ok_or_else(|| Problem::MissingInput {
+                input: spec.name.clone(),
+                present: present.clone(),
+            })?;
             inputs.push(check_input(spec, array)?);
         }
         let Some(first) = inputs.first() else {
@@ -167,13 +142,7 @@ impl Dataset {
         if let Some(labels) = &labels {
             same_count(LABELS, labels.len(), &first.name, samples)?;
         }
-        Ok(Self {
-            file: file.to_path_buf(),
-            samples,
-            inputs,
-            labels,
-            digest,
-        })
+        Ok(Self { file: file.to_path_buf(), samples, inputs, labels, digest })
     }
 
     /// Number of samples, at least 1.
@@ -193,7 +162,7 @@ impl Dataset {
 
     /// Digest of the file.
     pub fn digest(&self) -> bundle::Digest {
-        self.digest.clone()
+        self.digest
     }
 
     /// Class index of each sample, where the file has them.
@@ -242,12 +211,7 @@ fn same_count(array: &str, found: usize, other: &str, wanted: usize) -> Result<(
     if found == wanted {
         return Ok(());
     }
-    Err(Problem::SampleCount {
-        array: array.to_owned(),
-        found,
-        other: other.to_owned(),
-        wanted,
-    })
+    Err(Problem::SampleCount { array: array.to_owned(), found, other: other.to_owned(), wanted })
 }
 
 fn check_input(spec: &IoSpec, array: Array) -> Result<InputArray, Problem> {
@@ -277,20 +241,12 @@ fn check_input(spec: &IoSpec, array: Array) -> Result<InputArray, Problem> {
         return Err(Problem::Empty { array: name });
     }
     finite(&name, &array)?;
-    Ok(InputArray {
-        name,
-        array,
-        item,
-        batchable: own_axis && free,
-        own_axis,
-    })
+    Ok(InputArray { name, array, item, batchable: own_axis && free, own_axis })
 }
 
 fn dims_text(dims: &[Option<usize>]) -> String {
-    let dims: Vec<String> = dims
-        .iter()
-        .map(|d| d.map_or_else(|| "?".into(), |d| d.to_string()))
-        .collect();
+    let dims: Vec<String> =
+        dims.iter().map(|d| d.map_or_else(|| "?".into(), |d| d.to_string())).collect();
     format!("[{}]", dims.join(", "))
 }
 
@@ -326,10 +282,7 @@ fn finite(name: &str, array: &Array) -> Result<(), Problem> {
 }
 
 fn read_labels(array: Array) -> Result<Vec<i64>, Problem> {
-    let wrong = |what: &str| Problem::Array {
-        array: LABELS.into(),
-        what: what.into(),
-    };
+    let wrong = |what: &str| Problem::Array { array: LABELS.into(), what: what.into() };
     if array.shape.len() != 1 {
         return Err(wrong("labels are one class index per sample, a single axis"));
     }
@@ -359,29 +312,21 @@ fn read_labels(array: Array) -> Result<Vec<i64>, Problem> {
 /// Reads every array of an `.npz`.
 fn read_npz(file: &Path) -> Result<BTreeMap<String, Array>, Problem> {
     let handle = File::open(file).map_err(Problem::Read)?;
-    let mut zip =
-        zip::ZipArchive::new(handle).map_err(|e| Problem::Container(e.to_string()))?;
+    let mut zip = zip::ZipArchive::new(handle).map_err(|e| Problem::Container(e.to_string()))?;
     limit("number of arrays", zip.len() as u64, "MAX_ARRAYS", MAX_ARRAYS as u64)?;
     let mut arrays = BTreeMap::new();
     let mut total = 0u64;
     for at in 0..zip.len() {
-        let entry = zip
-            .by_index(at)
-            .map_err(|e| Problem::Container(e.to_string()))?;
-        let name = entry
-            .name()
-            .map_err(|e| Problem::Container(e.to_string()))?
-            .into_owned();
+        let entry = zip.by_index(at).map_err(|e| Problem::Container(e.to_string()))?;
+        let name = entry.name().map_err(|e| Problem::Container(e.to_string()))?.into_owned();
         let Some(array) = name.strip_suffix(".npy") else {
             return Err(Problem::Container(format!("it holds \"{name}\", which is no .npy")));
         };
         total = total.saturating_add(entry.size());
         limit("size of the arrays in bytes", total, "MAX_DATA_BYTES", MAX_DATA_BYTES)?;
         let size = entry.size();
-        let read = read_npy(entry.take(size), size).map_err(|what| Problem::Array {
-            array: array.to_owned(),
-            what,
-        })?;
+        let read = read_npy(entry.take(size), size)
+            .map_err(|what| Problem::Array { array: array.to_owned(), what })?;
         arrays.insert(array.to_owned(), read);
     }
     Ok(arrays)
@@ -391,12 +336,7 @@ fn limit(what: &str, found: u64, limit: &'static str, allowed: u64) -> Result<()
     if found <= allowed {
         return Ok(());
     }
-    Err(Problem::Limit {
-        what: what.into(),
-        found,
-        limit,
-        allowed,
-    })
+    Err(Problem::Limit { what: what.into(), found, limit, allowed })
 }
 
 /// Reads one array of `size` bytes in all, by NumPy's format specification (NEP 1): magic, version,

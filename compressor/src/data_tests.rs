@@ -32,11 +32,7 @@ fn zip_of(arrays: &[(&str, Vec<u8>)]) -> Vec<u8> {
 }
 
 fn spec(name: &str, dtype: ElementType, dims: &[Option<usize>]) -> IoSpec {
-    IoSpec {
-        name: name.into(),
-        dtype,
-        dims: dims.to_vec(),
-    }
+    IoSpec { name: name.into(), dtype, dims: dims.to_vec() }
 }
 
 fn bytes_spec() -> Vec<IoSpec> {
@@ -140,10 +136,8 @@ fn labels_that_are_no_class_indices_are_refused() {
         &bytes_spec(),
     );
     assert!(text.contains("integer type"), "{text}");
-    let text = error(
-        &[("bytes", bytes), ("labels", npy(&Array2::<i64>::zeros((2, 1))))],
-        &bytes_spec(),
-    );
+    let text =
+        error(&[("bytes", bytes), ("labels", npy(&Array2::<i64>::zeros((2, 1))))], &bytes_spec());
     assert!(text.contains("single axis"), "{text}");
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The stages, in the order in which [`pipeline`] runs them: read the data ([`data`]), observe the
 //! model on it ([`calibrate`]), rate units ([`score`]), write a [`plan`], cut and repair
-//! ([`refit`]), try integer formats ([`quantize`]), judge ([`quality`], [`latency`]), choose
+//! ([`rescale`], [`refit`]), try integer formats ([`quantize`]), judge ([`quality`], [`latency`]), choose
 //! ([`search`]), and write the bundle with its report ([`report`]).
 //!
 //! Invariants:
@@ -23,6 +23,7 @@ pub mod quality;
 pub mod quantize;
 pub mod refit;
 pub mod report;
+pub mod rescale;
 pub mod score;
 pub mod search;
 pub mod serve;

@@ -9,8 +9,8 @@ mod hunt;
 mod judge;
 mod repair;
 mod select;
-pub mod single;
 pub(crate) mod shop;
+pub mod single;
 
 use finish::Label;
 use hunt::Hunt;
@@ -222,11 +222,13 @@ pub fn compress(job: &CompressJob, progress: &dyn Progress) -> Result<Outcome, C
         hunt.refused.extend(refused);
         let (deviations, refused) = repair::deviations(&shop)?;
         hunt.refused.extend(refused);
+        let sums = repair::sums(&shop)?;
         let targets = repair::targets(&shop, sites, value)?;
         let craft = select::Craft {
             shop: &shop,
             targets: &targets,
             deviations: &deviations,
+            sums: &sums,
             score: ScoreKind::Activation,
             output: &output,
             row: reference.row,
@@ -271,7 +273,7 @@ pub fn bundle_original(
             ..bundle::Predicted::default()
         },
         lineage: bundle::Lineage {
-            source_sha256: Some(source.digest.clone()),
+            source_sha256: Some(source.digest),
             recipe: serde_json::json!({ "kind": "original" }),
             data_sha256: Some(heldout.digest()),
             parent: None,
@@ -307,9 +309,7 @@ fn check(job: &CompressJob) -> Result<(), CompressError> {
         return Err(CompressError::Goal("a budget of zero cannot be met".into()));
     }
     if job.baseline.is_some_and(|b| b.p95_us == 0) {
-        return Err(CompressError::Goal(
-            "the device's p95 is zero: it measured nothing".into(),
-        ));
+        return Err(CompressError::Goal("the device's p95 is zero: it measured nothing".into()));
     }
     if std::fs::symlink_metadata(&job.out_dir).is_ok() {
         return Err(CompressError::Bundle {
@@ -326,7 +326,8 @@ fn locked_dims(source: &Source) -> Vec<Refusal> {
     let locked = source.grouping.locked.iter();
     locked
         .map(|l| {
-            let what = format!("{} (axis {}, width {})", graph.value(l.value).name, l.axis, l.width);
+            let what =
+                format!("{} (axis {}, width {})", graph.value(l.value).name, l.axis, l.width);
             Refusal::new("prune", what, l.why.clone())
         })
         .collect()
@@ -356,11 +357,7 @@ fn unreachable(shop: &Shop<'_>, hunt: &Hunt) -> CompressError {
     let engine = shop.job.engine.kind;
     let mut tried: Vec<_> = hunt.trials.iter().map(|t| t.measured(engine)).collect();
     if let Some(original) = tried.first_mut() {
-        original.agreement = Some(Share {
-            value: 1.0,
-            low: 1.0,
-            high: 1.0,
-        });
+        original.agreement = Some(Share { value: 1.0, low: 1.0, high: 1.0 });
     }
     CompressError::GoalUnreachable(Box::new(Unreachable {
         goal: shop.job.goal.clone(),
@@ -373,11 +370,7 @@ fn unreachable(shop: &Shop<'_>, hunt: &Hunt) -> CompressError {
     }))
 }
 
-fn write_outcome(
-    shop: &Shop<'_>,
-    hunt: &Hunt,
-    chosen: usize,
-) -> Result<Outcome, CompressError> {
+fn write_outcome(shop: &Shop<'_>, hunt: &Hunt, chosen: usize) -> Result<Outcome, CompressError> {
     let job = shop.job;
     shop.progress.stage("writing the bundle", 0);
     let kind = job.engine.kind;
@@ -403,7 +396,7 @@ fn write_outcome(
             agreement: taken.quality.as_ref().map(|q| finish::measured(q.agreement)),
         },
         lineage: bundle::Lineage {
-            source_sha256: Some(shop.source.digest.clone()),
+            source_sha256: Some(shop.source.digest),
             recipe: serde_json::to_value(&taken.plan)
                 .map_err(|e| CompressError::Report(e.to_string()))?,
             data_sha256: Some(shop.calibration.digest()),
@@ -418,10 +411,8 @@ fn write_outcome(
         shop.source.file(&shop.work)?
     } else {
         // Written anew, because the search only remembers the main file.
-        let model = graph::Model::load(&hunt.trials[chosen].path).map_err(|e| CompressError::Graph {
-            stage: "export",
-            what: e.to_string(),
-        })?;
+        let model = graph::Model::load(&hunt.trials[chosen].path)
+            .map_err(|e| CompressError::Graph { stage: "export", what: e.to_string() })?;
         shop::save_as(&model, &shop.work.join("chosen.onnx"))?
     };
     let bundle = finish::write(&job.bundle_job(), &file, engine.as_ref(), &shop.heldout, label)?;

@@ -68,6 +68,19 @@ pub struct RefitStep {
     pub note: Option<String>,
 }
 
+/// A sum over narrowed units that was scaled back to what it was.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RescaleStep {
+    /// Label of the summing node.
+    pub node: String,
+    /// The factor.
+    pub factor: f64,
+    /// Share of the sum that was missing before.
+    pub residual_before: f64,
+    /// Share that is missing after.
+    pub residual_after: f64,
+}
+
 /// A thing that was not done, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
@@ -82,11 +95,7 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal.
     pub fn new(stage: &str, what: impl Into<String>, why: impl Into<String>) -> Self {
-        Self {
-            stage: stage.to_owned(),
-            what: what.into(),
-            why: why.into(),
-        }
+        Self { stage: stage.to_owned(), what: what.into(), why: why.into() }
     }
 }
 
@@ -101,6 +110,8 @@ pub struct Plan {
     pub seed: u64,
     /// What each narrowed group keeps.
     pub groups: Vec<GroupChoice>,
+    /// Sums over narrowed units that were scaled back.
+    pub rescales: Vec<RescaleStep>,
     /// Repairs, in the order in which they were made.
     pub refits: Vec<RefitStep>,
     /// Integer format, if one paid.
@@ -113,20 +124,14 @@ pub struct Plan {
 /// Runtime's blocked convolutions and can be slower than the full one. A group that is itself no
 /// multiple of the alignment, or has fewer than two blocks, takes the next smaller one.
 pub fn alignment(width: usize) -> usize {
-    [16, 8, 4]
-        .into_iter()
-        .find(|a| width.is_multiple_of(*a) && width / a >= 2)
-        .unwrap_or(1)
+    [16, 8, 4].into_iter().find(|a| width.is_multiple_of(*a) && width / a >= 2).unwrap_or(1)
 }
 
 /// Units to keep of `width` at `ratio`: rounded up to the group's alignment, at least one block.
 pub fn aligned_keep(width: usize, ratio: f64) -> usize {
     let alignment = alignment(width);
     let wanted = (width as f64 * ratio.clamp(0.0, 1.0)).ceil() as usize;
-    wanted
-        .div_ceil(alignment)
-        .saturating_mul(alignment)
-        .clamp(alignment.min(width), width)
+    wanted.div_ceil(alignment).saturating_mul(alignment).clamp(alignment.min(width), width)
 }
 
 #[cfg(test)]
@@ -177,6 +182,7 @@ mod tests {
                 keep: vec![0, 2],
                 alignment: 1,
             }],
+            rescales: vec![],
             refits: vec![],
             quantize: Some(QuantFormat::DynamicInt8),
         };

@@ -28,11 +28,7 @@ impl Share {
     /// centre = (p + z²/2n) / (1 + z²/n), half = z/(1 + z²/n) · √(p(1−p)/n + z²/4n²).
     pub fn wilson(hits: u64, of: u64) -> Self {
         if of == 0 {
-            return Self {
-                value: 0.0,
-                low: 0.0,
-                high: 1.0,
-            };
+            return Self { value: 0.0, low: 0.0, high: 1.0 };
         }
         let n = of as f64;
         let p = hits as f64 / n;
@@ -40,11 +36,7 @@ impl Share {
         let scale = 1.0 / (1.0 + z2 / n);
         let centre = scale * (p + z2 / (2.0 * n));
         let half = scale * Z95 * (p * (1.0 - p) / n + z2 / (4.0 * n * n)).sqrt();
-        Self {
-            value: p,
-            low: (centre - half).max(0.0),
-            high: (centre + half).min(1.0),
-        }
+        Self { value: p, low: (centre - half).max(0.0), high: (centre + half).min(1.0) }
     }
 }
 

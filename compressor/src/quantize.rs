@@ -57,10 +57,7 @@ pub fn int8_weight(weights: &[f32], inputs: usize, outputs: usize) -> Result<Int
             *most = most.max(w.abs());
         }
     }
-    let scales: Vec<f32> = largest
-        .iter()
-        .map(|m| (m / 127.0).max(f32::MIN_POSITIVE))
-        .collect();
+    let scales: Vec<f32> = largest.iter().map(|m| (m / 127.0).max(f32::MIN_POSITIVE)).collect();
     let values = weights
         .chunks_exact(outputs)
         .flat_map(|row| row.iter().zip(&scales))
@@ -84,11 +81,7 @@ pub fn quantize(model: &Model, shapes: &Shapes, format: QuantFormat) -> Result<Q
             "it needs opset {needed} and the model has {opset}; the opset is not raised, since that can change what other nodes mean"
         ));
     }
-    let mut out = Quantized {
-        model: model.clone(),
-        sites: Vec::new(),
-        refused: Vec::new(),
-    };
+    let mut out = Quantized { model: model.clone(), sites: Vec::new(), refused: Vec::new() };
     let nodes: Vec<NodeId> = model
         .graph
         .nodes()
@@ -105,11 +98,8 @@ pub fn quantize(model: &Model, shapes: &Shapes, format: QuantFormat) -> Result<Q
         }
     }
     if out.sites.is_empty() {
-        let reasons: Vec<String> = out
-            .refused
-            .iter()
-            .map(|r| format!("{}: {}", r.what, r.why))
-            .collect();
+        let reasons: Vec<String> =
+            out.refused.iter().map(|r| format!("{}: {}", r.what, r.why)).collect();
         return Err(if reasons.is_empty() {
             "the model has no MatMul or Gemm".into()
         } else {
@@ -167,19 +157,13 @@ fn layer(graph: &Graph, shapes: &Shapes, node: NodeId) -> Result<Layer, String> 
 }
 
 fn transpose<T: Copy>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
-    (0..columns)
-        .flat_map(|c| (0..rows).map(move |r| values[r * columns + c]))
-        .collect()
+    (0..columns).flat_map(|c| (0..rows).map(move |r| values[r * columns + c])).collect()
 }
 
 impl Layer {
     fn convert(&self, graph: &mut Graph, format: QuantFormat) -> Result<(), String> {
         let cause = Cause::new("quantize", format!("{}: {format}", self.label));
-        let mut build = Builder {
-            graph,
-            cause,
-            prefix: &self.label,
-        };
+        let mut build = Builder { graph, cause, prefix: &self.label };
         match format {
             QuantFormat::Int8 => self.weight_only(&mut build),
             QuantFormat::DynamicInt8 => self.dynamic(&mut build),
@@ -197,17 +181,10 @@ impl Layer {
         let q = build.int8("weight_int8", dims, &values)?;
         let scale = build.floats("weight_scale", &self.weight.scales)?;
         let zero = build.int8("weight_zero", vec![self.outputs], &vec![0; self.outputs])?;
-        let axis = Attribute {
-            name: "axis".into(),
-            value: AttributeValue::Int(axis),
-        };
+        let axis = Attribute { name: "axis".into(), value: AttributeValue::Int(axis) };
         let inputs = vec![Some(q), Some(scale), Some(zero)];
         let weight = build.node("DequantizeLinear", inputs, vec![axis], 1)?[0];
-        build.apply(Edit::ReplaceInput {
-            node: self.node,
-            slot: 1,
-            value: Some(weight),
-        })?;
+        build.apply(Edit::ReplaceInput { node: self.node, slot: 1, value: Some(weight) })?;
         Ok(())
     }
 

@@ -48,10 +48,7 @@ fn layer_model(op: &str, opset: i64) -> Model {
     let w = builder.constant("w", weight).unwrap();
     let y = if op == "Gemm" {
         let b = builder.constant("b", Tensor::from_f32(vec![40], &[0.5; 40]).unwrap()).unwrap();
-        let transposed = Attribute {
-            name: "transB".into(),
-            value: AttributeValue::Int(1),
-        };
+        let transposed = ("transB", AttributeValue::Int(1));
         builder.node("Gemm", &[x, w, b], [transposed]).unwrap()
     } else {
         builder.node("MatMul", &[x, w], []).unwrap()

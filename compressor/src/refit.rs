@@ -23,13 +23,13 @@ use crate::plan::Refusal;
 /// Folds of the cross-validation.
 pub const FOLDS: usize = 4;
 /// Ridges tried, as shares of the mean diagonal of XᵀX.
-pub const RIDGES: [f64; 5] = [1e-3, 1e-2, 3e-2, 1e-1, 1.0];
+pub const RIDGES: [f64; 5] = [1e-3, 1e-2, 1e-1, 3e-1, 1.0];
 /// The widest consumer whose Gram matrices are kept (f64, `k·k` for each fold).
 pub const MAX_INPUTS: usize = 4096;
 /// Above this width the ridge is not cross-validated: [`WIDE_RIDGE`] is taken.
 pub const CROSS_VALIDATED_INPUTS: usize = 1024;
 /// The ridge of consumers too wide for cross-validation.
-pub const WIDE_RIDGE: f64 = 3e-2;
+pub const WIDE_RIDGE: f64 = 1e-1;
 /// The most multiply-adds spent on one Gram matrix; it bounds the rows that are used.
 pub const MAX_GRAM_WORK: f64 = 4e10;
 
@@ -75,9 +75,7 @@ pub fn site(graph: &Graph, node: NodeId) -> Result<Site, String> {
     let (Some(input), Some(weight)) = (slot(0), slot(1)) else {
         return Err("it lacks an input".into());
     };
-    let tensor = graph
-        .constant(weight)
-        .ok_or("its second factor is no constant")?;
+    let tensor = graph.constant(weight).ok_or("its second factor is no constant")?;
     if graph.constant(input).is_some() {
         return Err("its weight is the first factor".into());
     }
@@ -104,9 +102,8 @@ pub fn site(graph: &Graph, node: NodeId) -> Result<Site, String> {
         output,
     };
     if let Op::Gemm(_) = n.op {
-        site.bias = slot(2)
-            .filter(|c| beta != 0.0 && is_row(graph, *c, outputs))
-            .map(|c| (node, 2, c));
+        site.bias =
+            slot(2).filter(|c| beta != 0.0 && is_row(graph, *c, outputs)).map(|c| (node, 2, c));
     } else if let Some((add, at, bias)) = bias_add(graph, output, outputs) {
         site.bias = Some((add, at, bias));
         site.output = graph.node(add).outputs[0].unwrap_or(output);
@@ -245,11 +242,7 @@ impl Gram {
     }
 
     fn add(&mut self, other: &Self, sign: f64) {
-        self.rows = if sign > 0.0 {
-            self.rows + other.rows
-        } else {
-            self.rows - other.rows
-        };
+        self.rows = if sign > 0.0 { self.rows + other.rows } else { self.rows - other.rows };
         axpy(sign, &other.xtx, &mut self.xtx);
         axpy(sign, &other.xtr, &mut self.xtr);
         axpy(sign, &other.sum_x, &mut self.sum_x);
@@ -288,11 +281,7 @@ impl Gram {
             // Row i of XᵀX·D, of which only the lower triangle is stored.
             g_d.fill(0.0);
             for j in 0..k {
-                let g = if j <= i {
-                    self.xtx[i * k + j]
-                } else {
-                    self.xtx[j * k + i]
-                };
+                let g = if j <= i { self.xtx[i * k + j] } else { self.xtx[j * k + i] };
                 axpy(g, &fit.weight[j * m..(j + 1) * m], &mut g_d);
             }
             let row = &fit.weight[i * m..(i + 1) * m];
@@ -313,9 +302,8 @@ pub fn target_energy(folds: &[Gram]) -> f64 {
     let rows: u64 = folds.iter().map(|f| f.rows).sum();
     let squares: f64 = folds.iter().map(|f| f.target_squares).sum();
     let width = folds.first().map_or(0, |f| f.m);
-    let means: f64 = (0..width)
-        .map(|j| folds.iter().map(|f| f.target_sums[j]).sum::<f64>().powi(2))
-        .sum();
+    let means: f64 =
+        (0..width).map(|j| folds.iter().map(|f| f.target_sums[j]).sum::<f64>().powi(2)).sum();
     (squares - means / rows.max(1) as f64).max(0.0)
 }
 
@@ -402,7 +390,10 @@ fn choose_ridge(
     }
     match best {
         Some((ridge, error)) if error < total.rtr => Ok((ridge, Some(error))),
-        _ => Err("no ridge brings its outputs nearer to the original's on samples it was not fitted to".into()),
+        _ => Err(
+            "no ridge brings its outputs nearer to the original's on samples it was not fitted to"
+                .into(),
+        ),
     }
 }
 
@@ -557,11 +548,7 @@ pub fn corrected(
     }
     let (rows, columns) = (weight.dims[0], weight.dims[1]);
     for (at, value) in values.iter_mut().enumerate() {
-        let from = if site.transposed {
-            (at % columns) * rows + at / columns
-        } else {
-            at
-        };
+        let from = if site.transposed { (at % columns) * rows + at / columns } else { at };
         *value = (f64::from(*value) + fit.weight[from] / site.alpha) as f32;
     }
     let weight = Tensor::from_f32(weight.dims.clone(), &values).map_err(|e| e.to_string())?;
@@ -581,7 +568,6 @@ pub fn corrected(
     };
     Ok((weight, bias))
 }
-
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

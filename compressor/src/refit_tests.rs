@@ -23,9 +23,7 @@ fn brute_force(x: &[Vec<f64>], r: &[Vec<f64>], ridge: f64) -> (Vec<f64>, Vec<f64
         row[i] += shift;
     }
     for i in 0..k {
-        let pivot = (i..k)
-            .max_by(|p, q| a[*p][i].abs().total_cmp(&a[*q][i].abs()))
-            .unwrap();
+        let pivot = (i..k).max_by(|p, q| a[*p][i].abs().total_cmp(&a[*q][i].abs())).unwrap();
         a.swap(i, pivot);
         let lead = a[i][i];
         a[i].iter_mut().for_each(|v| *v /= lead);
@@ -36,9 +34,7 @@ fn brute_force(x: &[Vec<f64>], r: &[Vec<f64>], ridge: f64) -> (Vec<f64>, Vec<f64
         }
     }
     let d: Vec<f64> = a.iter().flat_map(|row| row[k..].to_vec()).collect();
-    let bias = (0..m)
-        .map(|j| mr[j] - (0..k).map(|i| mx[i] * d[i * m + j]).sum::<f64>())
-        .collect();
+    let bias = (0..m).map(|j| mr[j] - (0..k).map(|i| mx[i] * d[i * m + j]).sum::<f64>()).collect();
     (d, bias)
 }
 
@@ -96,10 +92,8 @@ fn a_removed_redundant_unit_is_repaired_exactly() {
         .map(|i| vec![f64::from(i * 37 % 101) / 50.0 - 1.0, f64::from(i * 53 % 97) / 48.0 - 1.0])
         .collect();
     let w = [0.7, -1.3];
-    let r: Vec<Vec<f64>> = x
-        .iter()
-        .map(|x| w.iter().map(|w| w * (x[0] + x[1])).collect())
-        .collect();
+    let r: Vec<Vec<f64>> =
+        x.iter().map(|x| w.iter().map(|w| w * (x[0] + x[1])).collect()).collect();
     let (fit, _) = ridge_fit(&gram_of(&x, &r), 1e-12, true).unwrap();
     for (i, d) in fit.weight.iter().enumerate() {
         assert!((d - w[i % 2]).abs() < 1e-6, "{:?}", fit.weight);
@@ -127,7 +121,8 @@ fn dependent_activations_are_fitted_and_the_growing_ridge_is_said() {
 
 #[test]
 fn fewer_rows_than_inputs_are_said() {
-    let x: Vec<Vec<f64>> = (0..8).map(|i| (0..16).map(|j| f64::from((i * j) % 5)).collect()).collect();
+    let x: Vec<Vec<f64>> =
+        (0..8).map(|i| (0..16).map(|j| f64::from((i * j) % 5)).collect()).collect();
     let r: Vec<Vec<f64>> = x.iter().map(|x| vec![x[1] + 0.5 * x[2]]).collect();
     let solution = solve(&folds_of(&x, &r), true).unwrap();
     assert!(solution.note.unwrap().contains("8 rows for 16 inputs"));
@@ -135,8 +130,12 @@ fn fewer_rows_than_inputs_are_said() {
 
 #[test]
 fn noise_that_no_weight_explains_is_refused() {
-    let x: Vec<Vec<f64>> = (0..16).map(|i| (0..12).map(|j| f64::from((i * 7919 + j * 104_729) % 31)).collect()).collect();
-    let r: Vec<Vec<f64>> = (0..16).map(|i| vec![if i % 2 == 0 { 1.0 } else { -1.0 } * f64::from((i * 31) % 11 - 5)]).collect();
+    let x: Vec<Vec<f64>> = (0..16)
+        .map(|i| (0..12).map(|j| f64::from((i * 7919 + j * 104_729) % 31)).collect())
+        .collect();
+    let r: Vec<Vec<f64>> = (0..16)
+        .map(|i| vec![if i % 2 == 0 { 1.0 } else { -1.0 } * f64::from((i * 31) % 11 - 5)])
+        .collect();
     match solve(&folds_of(&x, &r), true) {
         Err(why) => assert!(why.contains("no ridge"), "{why}"),
         Ok(solution) => assert!(solution.cross_validated.unwrap() < solution.before),
@@ -162,7 +161,7 @@ fn constant_activations_leave_the_bias_to_correct() {
 }
 
 fn model_with_head(op: &str) -> Model {
-    use graph::{Attribute, AttributeValue, Builder, DType, Dim};
+    use graph::{AttributeValue, Builder, DType, Dim};
     let mut builder = Builder::new(15);
     let x = builder.input("x", DType::F32, vec![Dim::Symbol("N".into()), Dim::Fixed(2)]);
     let w = Tensor::from_f32(vec![2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
@@ -171,9 +170,10 @@ fn model_with_head(op: &str) -> Model {
     let y = if op == "Gemm" {
         let w = Tensor::from_f32(vec![3, 2], &[1.0, 4.0, 2.0, 5.0, 3.0, 6.0]).unwrap();
         let w = builder.constant("w", w).unwrap();
-        let float = |name: &str, v| Attribute { name: name.into(), value: AttributeValue::Float(v) };
-        let turned = Attribute { name: "transB".into(), value: AttributeValue::Int(1) };
-        builder.node("Gemm", &[x, w, b], [float("alpha", 2.0), float("beta", 0.5), turned]).unwrap()
+        let float = AttributeValue::Float;
+        let turned = ("transB", AttributeValue::Int(1));
+        let factors = [("alpha", float(2.0)), ("beta", float(0.5)), turned];
+        builder.node("Gemm", &[x, w, b], factors).unwrap()
     } else {
         let w = builder.constant("w", w).unwrap();
         let y = builder.node("MatMul", &[x, w], []).unwrap();
@@ -198,10 +198,7 @@ fn the_head_is_found_behind_what_follows_it_and_takes_its_bias_along() {
 /// A correction of the product is divided by alpha, one of the bias by beta, and a transposed weight gets it turned.
 #[test]
 fn a_correction_lands_in_either_layout_and_respects_the_factors() {
-    let fit = Fit {
-        weight: vec![2.0, 0.0, 0.0, 0.0, 0.0, 4.0],
-        bias: Some(vec![1.0, 0.0, 0.0]),
-    };
+    let fit = Fit { weight: vec![2.0, 0.0, 0.0, 0.0, 0.0, 4.0], bias: Some(vec![1.0, 0.0, 0.0]) };
     let matmul = model_with_head("MatMul");
     let at = site(&matmul.graph, heads(&matmul.graph)[0]).unwrap();
     let (weight, bias) = corrected(&matmul, &at, &fit).unwrap();

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::error::CompressError;
 use crate::pipeline::{CandidateReport, CompressJob, Goal, Verdict};
-use crate::plan::{Refusal, RefitStep};
+use crate::plan::{RefitStep, Refusal, RescaleStep};
 use crate::search::{goal_text, mebibytes, milliseconds};
 
 const TEMPLATE: &str = include_str!("../templates/report.html");
@@ -89,9 +89,7 @@ struct Scatter {
 pub fn render(story: &Story<'_>) -> Result<String, CompressError> {
     let wrong = |e: minijinja::Error| CompressError::Report(format!("{e:#}"));
     let mut environment = Environment::new();
-    environment
-        .add_template("report.html", TEMPLATE)
-        .map_err(wrong)?;
+    environment.add_template("report.html", TEMPLATE).map_err(wrong)?;
     let page = Value::from(Serde(Page::of(story)));
     environment
         .get_template("report.html")
@@ -119,6 +117,7 @@ struct Page<'a> {
     scatter: Scatter,
     refused: &'a [Refusal],
     refits: &'a [RefitStep],
+    rescales: &'a [RescaleStep],
     quantized: Option<String>,
     chosen: &'a str,
     modelled: bool,
@@ -148,6 +147,7 @@ impl<'a> Page<'a> {
             scatter: scatter(story.candidates, &job.goal),
             refused: story.refused,
             refits: &chosen.plan.refits,
+            rescales: &chosen.plan.rescales,
             quantized: chosen.plan.quantize.map(|q| q.to_string()),
             chosen: &chosen.label,
             modelled: job.baseline.is_some(),
@@ -181,13 +181,7 @@ fn rows(story: &Story<'_>) -> Vec<Row> {
             mebibytes,
             quality(&after.memory_bytes),
         ),
-        row(
-            "Size",
-            before.size_bytes as f64,
-            after.size_bytes as f64,
-            mebibytes,
-            "measured",
-        ),
+        row("Size", before.size_bytes as f64, after.size_bytes as f64, mebibytes, "measured"),
         row(
             "Parameters",
             before.params as f64,
@@ -310,10 +304,7 @@ fn scatter(candidates: &[CandidateReport], goal: &Goal) -> Scatter {
         .chain(goal.latency_p95_us.map(|us| us as f64))
         .fold(1.0, f64::max)
         * 1.08;
-    let y_min = judged
-        .iter()
-        .map(|(_, a)| *a)
-        .fold(goal.agreement_min, f64::min);
+    let y_min = judged.iter().map(|(_, a)| *a).fold(goal.agreement_min, f64::min);
     let y_min = (y_min - 0.03).max(0.0);
     let place_y = |a: f64| 60.0 * (1.0 - (a - y_min) / (1.0 - y_min).max(1e-6));
     Scatter {

@@ -47,6 +47,7 @@ fn candidate(label: &str, p95: f64, judged: bool, verdict: Verdict) -> Candidate
                 keep: (0..256).collect(),
                 alignment: 16,
             }],
+            rescales: vec![],
             refits: vec![RefitStep {
                 node: "dense".into(),
                 ridge: 0.1,
@@ -68,18 +69,8 @@ fn candidate(label: &str, p95: f64, judged: bool, verdict: Verdict) -> Candidate
             ratio_high: 0.6,
             rounds: 9,
         },
-        latency_p95_us: Estimate {
-            value: p95,
-            low: p95,
-            high: p95,
-            quality: Quality::Modelled,
-        },
-        memory_bytes: Estimate {
-            value: 1e7,
-            low: 1e7,
-            high: 1e7,
-            quality: Quality::Modelled,
-        },
+        latency_p95_us: Estimate { value: p95, low: p95, high: p95, quality: Quality::Modelled },
+        memory_bytes: Estimate { value: 1e7, low: 1e7, high: 1e7, quality: Quality::Modelled },
         quality: judged.then(|| judge.report("y", 1, false)),
         verdict,
     }
@@ -123,7 +114,9 @@ fn names_from_a_model_are_escaped() {
 #[test]
 fn before_and_after_widths_and_their_source_are_shown() {
     let html = html();
-    for part in ["512 → 256", "width: 50", "40.00 ms", "18.00 ms", "-55 %", "modelled", "raspberry-pi-4"] {
+    for part in
+        ["512 → 256", "width: 50", "40.00 ms", "18.00 ms", "-55 %", "modelled", "raspberry-pi-4"]
+    {
         assert!(html.contains(part), "{part} is missing");
     }
 }

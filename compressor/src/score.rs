@@ -19,11 +19,7 @@ pub struct AxisMoments {
 impl AxisMoments {
     /// Of an axis of `width`, with nothing seen.
     pub fn new(width: usize) -> Self {
-        Self {
-            count: 0,
-            sum: vec![0.0; width],
-            squares: vec![0.0; width],
-        }
+        Self { count: 0, sum: vec![0.0; width], squares: vec![0.0; width] }
     }
 
     /// Adds a tensor of `shape`; false where `axis` does not have the width expected.
@@ -131,10 +127,8 @@ fn activation(
         let Some(spread) = deviations.get(&(value, consumer.input_axis)) else {
             continue;
         };
-        let on_activation = group
-            .values
-            .iter()
-            .find(|(v, a, _)| *v == value && *a == consumer.input_axis);
+        let on_activation =
+            group.values.iter().find(|(v, a, _)| *v == value && *a == consumer.input_axis);
         let on_weight = group
             .slices
             .iter()
@@ -144,12 +138,8 @@ fn activation(
         };
         let weights = unit_squares(graph, slice)?;
         for (unit, sum) in total.iter_mut().enumerate() {
-            let variance: f64 = map
-                .unit(unit)
-                .iter()
-                .filter_map(|i| spread.get(*i as usize))
-                .map(|s| s * s)
-                .sum();
+            let variance: f64 =
+                map.unit(unit).iter().filter_map(|i| spread.get(*i as usize)).map(|s| s * s).sum();
             // Σ σᵢ²·‖wᵢ‖² with one weight norm for the whole unit, split evenly over its indices.
             *sum += variance * weights[unit] / map.per_unit() as f64;
         }
@@ -161,12 +151,9 @@ fn activation(
 /// Sum of squares of what `slice` takes of its constant, per unit.
 fn unit_squares(graph: &Graph, slice: &Slice) -> Result<Vec<f64>, String> {
     let name = &graph.value(slice.value).name;
-    let tensor = graph
-        .constant(slice.value)
-        .ok_or_else(|| format!("constant \"{name}\" is gone"))?;
-    let values = tensor
-        .to_f32_vec()
-        .map_err(|e| format!("constant \"{name}\": {e}"))?;
+    let tensor =
+        graph.constant(slice.value).ok_or_else(|| format!("constant \"{name}\" is gone"))?;
+    let values = tensor.to_f32_vec().map_err(|e| format!("constant \"{name}\": {e}"))?;
     let width = tensor.dims.get(slice.axis).copied().unwrap_or(1);
     let inner: usize = tensor.dims.iter().skip(slice.axis + 1).product();
     let mut by_index = vec![0.0; width];
@@ -174,14 +161,7 @@ fn unit_squares(graph: &Graph, slice: &Slice) -> Result<Vec<f64>, String> {
         by_index[block % width.max(1)] += chunk.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
     }
     Ok((0..slice.map.units())
-        .map(|unit| {
-            slice
-                .map
-                .unit(unit)
-                .iter()
-                .filter_map(|i| by_index.get(*i as usize))
-                .sum()
-        })
+        .map(|unit| slice.map.unit(unit).iter().filter_map(|i| by_index.get(*i as usize)).sum())
         .collect())
 }
 

@@ -213,7 +213,12 @@ impl Unreachable {
 
 impl fmt::Display for Unreachable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no candidate meets the goal ({}), of {} tried", goal_text(&self.goal), self.tried.len())?;
+        write!(
+            f,
+            "no candidate meets the goal ({}), of {} tried",
+            goal_text(&self.goal),
+            self.tried.len()
+        )?;
         match self.best_within_budgets() {
             Some(c) => write!(f, "; best agreement within the budgets: {}", describe(c))?,
             None => write!(f, "; no candidate that was judged is within the budgets")?,
@@ -237,10 +242,9 @@ impl fmt::Display for Unreachable {
 }
 
 fn describe(c: &Measured) -> String {
-    let agreement = c.agreement.map_or_else(
-        || "not judged".into(),
-        |s| format!("agreement {:.1} %", s.value * 100.0),
-    );
+    let agreement = c
+        .agreement
+        .map_or_else(|| "not judged".into(), |s| format!("agreement {:.1} %", s.value * 100.0));
     format!(
         "{} (p95 {}, {}, {agreement})",
         c.label,
@@ -292,11 +296,7 @@ mod tests {
             },
             memory_bytes: 1e6,
             size_bytes: 1_000_000,
-            agreement: agreement.map(|value| Share {
-                value,
-                low: value,
-                high: value,
-            }),
+            agreement: agreement.map(|value| Share { value, low: value, high: value }),
         }
     }
 

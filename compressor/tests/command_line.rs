@@ -18,7 +18,8 @@ fn text(path: &Path) -> &str {
 
 fn json(output: &Output) -> serde_json::Value {
     let out = String::from_utf8_lossy(&output.stdout);
-    serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}\n{}", String::from_utf8_lossy(&output.stderr)))
+    serde_json::from_str(&out)
+        .unwrap_or_else(|e| panic!("{e}: {out}\n{}", String::from_utf8_lossy(&output.stderr)))
 }
 
 #[test]
@@ -27,7 +28,21 @@ fn wrong_usage_exits_with_two_and_says_what_is_wrong() {
         (vec!["prune", "m.onnx", "-o", "x.onnx"], "--ratio"),
         (vec!["prune", "m.onnx", "-o", "x.onnx", "--ratio", "2"], "no share"),
         (vec!["bench", "m.onnx", "--runtime", "rten"], "no engine"),
-        (vec!["compress", "m.onnx", "-o", "d", "--data", "a", "--heldout", "b", "--latency-p95", "20"], "20ms"),
+        (
+            vec![
+                "compress",
+                "m.onnx",
+                "-o",
+                "d",
+                "--data",
+                "a",
+                "--heldout",
+                "b",
+                "--latency-p95",
+                "20",
+            ],
+            "20ms",
+        ),
         (vec!["distill"], "unrecognized subcommand"),
     ] {
         let output = espalier(&args);
@@ -44,7 +59,10 @@ fn help_has_examples_and_exits_with_zero() {
         let output = espalier(&[command, "--help"]);
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(output.status.code(), Some(0), "{command}");
-        assert!(stdout.contains("Example") && stdout.contains(&format!("espalier {command}")), "{stdout}");
+        assert!(
+            stdout.contains("Example") && stdout.contains(&format!("espalier {command}")),
+            "{stdout}"
+        );
     }
 }
 
@@ -71,7 +89,8 @@ fn analyze_explains_magika() {
     assert!(report["params"].as_u64().unwrap() > 700_000);
     assert!(report["macs"].as_u64().unwrap() > 300_000_000);
     assert!(report["prunable_macs"].as_f64().unwrap() > 0.5);
-    let widths: Vec<u64> = report["groups"].as_array().unwrap().iter().map(|g| g["width"].as_u64().unwrap()).collect();
+    let widths: Vec<u64> =
+        report["groups"].as_array().unwrap().iter().map(|g| g["width"].as_u64().unwrap()).collect();
     assert!(widths.contains(&512) && widths.contains(&64), "{widths:?}");
     let blocked = report["blocked"].as_array().unwrap();
     assert!(!blocked.is_empty());
@@ -88,8 +107,23 @@ fn pruning_with_samples_repairs_and_is_deterministic() {
     let run = |name: &str, repair: &str| {
         let out = folder.path().join(name);
         let output = espalier(&[
-            "prune", text(&model), "-o", text(&out), "--ratio", "0.75", "--data", text(&data),
-            "--score", "activation", "--repair", repair, "--runtime", "ort", "--seed", "3", "--json",
+            "prune",
+            text(&model),
+            "-o",
+            text(&out),
+            "--ratio",
+            "0.75",
+            "--data",
+            text(&data),
+            "--score",
+            "activation",
+            "--repair",
+            repair,
+            "--runtime",
+            "ort",
+            "--seed",
+            "3",
+            "--json",
         ]);
         (json(&output), std::fs::read(&out).unwrap())
     };
@@ -98,7 +132,13 @@ fn pruning_with_samples_repairs_and_is_deterministic() {
     assert!(report["macs_after"].as_u64() < report["macs_before"].as_u64());
     let refit = &report["refits"][0];
     assert!(refit["residual_after"].as_f64() < refit["residual_before"].as_f64(), "{refit}");
-    assert!(report["refused"].as_array().unwrap().iter().all(|r| r["why"].as_str().is_some_and(|w| !w.is_empty())));
+    assert!(
+        report["refused"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|r| r["why"].as_str().is_some_and(|w| !w.is_empty()))
+    );
     let (_, second) = run("b.onnx", "ls");
     assert!(first == second, "the same seed gave other bytes");
     let (_, bare) = run("c.onnx", "none");
@@ -113,8 +153,17 @@ fn quantize_reports_what_it_measured_and_auto_refuses_what_does_not_pay() {
     first_samples("heldout.npz", 32, &data);
     let out = folder.path().join("int8.onnx");
     let output = espalier(&[
-        "quantize", text(&model), "-o", text(&out), "--data", text(&data), "--format", "int8",
-        "--runtime", "ort", "--json",
+        "quantize",
+        text(&model),
+        "-o",
+        text(&out),
+        "--data",
+        text(&data),
+        "--format",
+        "int8",
+        "--runtime",
+        "ort",
+        "--json",
     ]);
     let report = json(&output);
     assert_eq!(report["audit"]["integer"], 2, "{report}");
@@ -124,7 +173,15 @@ fn quantize_reports_what_it_measured_and_auto_refuses_what_does_not_pay() {
     // Two small layers of magika are no MatMuls worth a format of their own: whichever way it ends, it says why.
     let auto = folder.path().join("auto.onnx");
     let output = espalier(&[
-        "quantize", text(&model), "-o", text(&auto), "--data", text(&data), "--runtime", "ort", "--json",
+        "quantize",
+        text(&model),
+        "-o",
+        text(&auto),
+        "--data",
+        text(&data),
+        "--runtime",
+        "ort",
+        "--json",
     ]);
     if output.status.success() {
         assert!(json(&output)["latency"]["ratio_high"].as_f64().unwrap() < 0.98);
@@ -144,19 +201,38 @@ fn bad_samples_are_named_by_file_and_array_and_nothing_is_written() {
     let zeros = ndarray::Array2::<f32>::zeros((4, 2048));
     npz(&data, &[("bytes", npy(&zeros))]);
     let output = espalier(&[
-        "compress", text(&model), "-o", text(&out), "--data", text(&data), "--heldout", text(&heldout),
-        "--latency-p95", "20ms",
+        "compress",
+        text(&model),
+        "-o",
+        text(&out),
+        "--data",
+        text(&data),
+        "--heldout",
+        text(&heldout),
+        "--latency-p95",
+        "20ms",
     ]);
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("bad.npz") && stderr.contains("FP32") && stderr.contains("INT32"), "{stderr}");
+    assert!(
+        stderr.contains("bad.npz") && stderr.contains("FP32") && stderr.contains("INT32"),
+        "{stderr}"
+    );
     assert!(!out.exists());
 }
 
 #[test]
 fn bench_measures_in_both_engines() {
     for engine in ["tract", "ort"] {
-        let report = json(&espalier(&["bench", text(&asset("magika.onnx")), "--runtime", engine, "--runs", "5", "--json"]));
+        let report = json(&espalier(&[
+            "bench",
+            text(&asset("magika.onnx")),
+            "--runtime",
+            engine,
+            "--runs",
+            "5",
+            "--json",
+        ]));
         assert_eq!(report["engine"], engine);
         assert!(report["p50_us"].as_f64().unwrap() > 0.0);
         assert!(report["p50_us"].as_f64() <= report["p99_us"].as_f64());

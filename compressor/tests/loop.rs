@@ -40,10 +40,7 @@ fn job(kind: EngineKind, folder: &Path) -> CompressJob {
             agreement_min: 0.85,
         },
         // A device that takes 100 ms: the budget of 60 ms is 60 % of that.
-        baseline: Some(DeviceBaseline {
-            p50_us: 90_000,
-            p95_us: 100_000,
-        }),
+        baseline: Some(DeviceBaseline { p50_us: 90_000, p95_us: 100_000 }),
         current_model: None,
         device_class: "raspberry-pi-4".into(),
         sequence: 2,
@@ -78,7 +75,8 @@ fn meets_the_goal_on(kind: EngineKind) {
     passes_its_selftest(&bundle, kind);
     let html = std::fs::read_to_string(&outcome.report).unwrap();
     for refusal in &outcome.refused {
-        let start: String = refusal.why.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == ' ').collect();
+        let start: String =
+            refusal.why.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == ' ').collect();
         assert!(html.contains(&start), "{refusal:?} is not in the report");
     }
     assert!(html.contains("modelled"));
@@ -88,19 +86,20 @@ fn meets_the_goal_on(kind: EngineKind) {
 fn passes_its_selftest(bundle: &Bundle, kind: EngineKind) {
     let selftest = bundle.selftest().unwrap();
     assert_eq!(selftest.cases.len(), 4);
-    let options = LoadOptions {
-        batch: Some(1),
-        ..LoadOptions::default()
-    };
-    let mut session = runtime::open(&engine(kind)).unwrap().load(&bundle.model_path(), &options).unwrap();
+    let options = LoadOptions { batch: Some(1), ..LoadOptions::default() };
+    let mut session =
+        runtime::open(&engine(kind)).unwrap().load(&bundle.model_path(), &options).unwrap();
     for case in &selftest.cases {
         let input = &case.inputs[0];
-        let tensor = runtime::Tensor::new(runtime::ElementType::I32, input.dims.clone(), input.data.clone()).unwrap();
+        let tensor =
+            runtime::Tensor::new(runtime::ElementType::I32, input.dims.clone(), input.data.clone())
+                .unwrap();
         let outputs = session.run(&[(input.name.as_str(), &tensor)]).unwrap();
         let floats = |bytes: &[u8]| -> Vec<f32> {
             bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
         };
-        for (got, want) in outputs[0].1.to_f32().unwrap().iter().zip(floats(&case.outputs[0].data)) {
+        for (got, want) in outputs[0].1.to_f32().unwrap().iter().zip(floats(&case.outputs[0].data))
+        {
             assert!((got - want).abs() <= selftest.atol + selftest.rtol * want.abs());
         }
     }
@@ -177,10 +176,7 @@ fn the_original_is_bundled_byte_for_byte() {
     let outcome = bundle_original(&job, &Silent).unwrap();
     let bundle = Bundle::open(&outcome.bundle_dir, &Limits::default()).unwrap();
     assert_eq!(bundle.digest, outcome.digest);
-    assert_eq!(
-        std::fs::read(bundle.model_path()).unwrap(),
-        std::fs::read(&job.source).unwrap()
-    );
+    assert_eq!(std::fs::read(bundle.model_path()).unwrap(), std::fs::read(&job.source).unwrap());
     passes_its_selftest(&bundle, EngineKind::Tract);
     let again = bundle_original(&job, &Silent).unwrap_err();
     assert!(again.to_string().contains("original"), "{again}");

@@ -29,7 +29,9 @@ pub(crate) fn inputs(model: &Path) -> Vec<IoSpec> {
 }
 
 /// The bytes of an `.npy`.
-pub(crate) fn npy<T: WritableElement, D: ndarray::Dimension>(array: &ndarray::Array<T, D>) -> Vec<u8> {
+pub(crate) fn npy<T: WritableElement, D: ndarray::Dimension>(
+    array: &ndarray::Array<T, D>,
+) -> Vec<u8> {
     let mut bytes = Vec::new();
     array.write_npy(&mut bytes).unwrap();
     bytes

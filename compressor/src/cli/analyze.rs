@@ -65,10 +65,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         );
         return Ok(());
     }
-    let percent = |v: Option<f64>| v.map_or_else(|| "unknown".into(), |v| format!("{:.0} %", v * 100.0));
+    let percent =
+        |v: Option<f64>| v.map_or_else(|| "unknown".into(), |v| format!("{:.0} %", v * 100.0));
     println!("parameters {params}, of which {} can be removed", percent(prunable_params));
     match work {
-        Some(macs) => println!("multiply-accumulates {macs}, of which {} can be removed", percent(prunable_macs)),
+        Some(macs) => println!(
+            "multiply-accumulates {macs}, of which {} can be removed",
+            percent(prunable_macs)
+        ),
         None => println!("multiply-accumulates unknown: some shapes are not known"),
     }
     println!("groups:");

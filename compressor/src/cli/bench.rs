@@ -35,13 +35,9 @@ pub struct Args {
 /// The engine, the model or the data cannot be used.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let engine = runtime::open(&args.common.engine())?;
-    let options = LoadOptions {
-        batch: Some(1),
-        ..LoadOptions::default()
-    };
-    let mut session = engine
-        .load(&args.model, &options)
-        .with_context(|| format!("{}", args.model.display()))?;
+    let options = LoadOptions { batch: Some(1), ..LoadOptions::default() };
+    let mut session =
+        engine.load(&args.model, &options).with_context(|| format!("{}", args.model.display()))?;
     let inputs = match &args.data {
         Some(file) => Dataset::load(file, session.inputs())?.batch(&[0])?,
         None => session.inputs().iter().map(zeros).collect::<anyhow::Result<_>>()?,

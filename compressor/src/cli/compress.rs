@@ -82,10 +82,10 @@ impl Args {
                 size_bytes: self.size,
                 agreement_min: 1.0 - self.accuracy_drop,
             },
-            baseline: self.device_p95.map(micros).map(|p95_us| DeviceBaseline {
-                p50_us: p95_us,
-                p95_us,
-            }),
+            baseline: self
+                .device_p95
+                .map(micros)
+                .map(|p95_us| DeviceBaseline { p50_us: p95_us, p95_us }),
             current_model: self.current.clone(),
             device_class: self.device.clone(),
             sequence: self.sequence,

@@ -28,11 +28,7 @@ impl Terminal {
             }
             bar
         });
-        Self {
-            bar,
-            stage: Mutex::new(String::new()),
-            total: AtomicU64::new(0),
-        }
+        Self { bar, stage: Mutex::new(String::new()), total: AtomicU64::new(0) }
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use bundle::{Bundle, Case, Draft, Estimate, Lineage, NamedTensor, Predicted, SelfTest, TensorSpec};
+use bundle::{
+    Bundle, Case, Draft, Estimate, Lineage, NamedTensor, Predicted, SelfTest, TensorSpec,
+};
 use runtime::{Engine, IoSpec, LoadOptions, Tensor};
 
 use super::OriginalJob;
@@ -35,16 +37,11 @@ pub(crate) fn write(
 ) -> Result<Bundle, CompressError> {
     let model = file.path.as_path();
     let loading = || CompressError::engine(format!("loading {}", model.display()));
-    let free = engine
-        .load(model, &LoadOptions::default())
-        .map_err(loading())?;
+    let free = engine.load(model, &LoadOptions::default()).map_err(loading())?;
     let (inputs, outputs) = (tensors(free.inputs()), tensors(free.outputs()));
     drop(free);
     let selftest = selftest(engine, model, heldout)?;
-    let wrong = |what: String| CompressError::Bundle {
-        path: job.out_dir.clone(),
-        what,
-    };
+    let wrong = |what: String| CompressError::Bundle { path: job.out_dir.clone(), what };
     let draft = Draft {
         sequence: job.sequence,
         runtime: job.engine.kind.name().to_owned(),
@@ -56,11 +53,7 @@ pub(crate) fn write(
         external: file.external(),
         selftest,
         report_html: label.report_html,
-        ..Draft::new(
-            &job.name,
-            &job.version,
-            bundle::Source::Path(model.to_path_buf()),
-        )
+        ..Draft::new(&job.name, &job.version, bundle::Source::Path(model.to_path_buf()))
     };
     draft.write(&job.out_dir).map_err(|e| wrong(e.to_string()))
 }
@@ -101,10 +94,7 @@ fn selftest(
     model: &Path,
     heldout: &Dataset,
 ) -> Result<SelfTest, CompressError> {
-    let options = LoadOptions {
-        batch: Some(1),
-        ..LoadOptions::default()
-    };
+    let options = LoadOptions { batch: Some(1), ..LoadOptions::default() };
     let recording = || CompressError::engine("recording the self-test");
     let mut session = engine.load(model, &options).map_err(recording())?;
     let mut cases = Vec::new();
@@ -117,11 +107,7 @@ fn selftest(
             outputs: outputs.into_iter().map(named).collect(),
         });
     }
-    Ok(SelfTest {
-        cases,
-        rtol: RTOL,
-        atol: ATOL,
-    })
+    Ok(SelfTest { cases, rtol: RTOL, atol: ATOL })
 }
 
 fn named((name, tensor): (String, Tensor)) -> NamedTensor {
@@ -129,18 +115,9 @@ fn named((name, tensor): (String, Tensor)) -> NamedTensor {
         tensor.data
     } else {
         let lengths = |s: &String| (s.len() as u32).to_le_bytes().to_vec();
-        tensor
-            .strings
-            .iter()
-            .flat_map(|s| [lengths(s), s.clone().into_bytes()].concat())
-            .collect()
+        tensor.strings.iter().flat_map(|s| [lengths(s), s.clone().into_bytes()].concat()).collect()
     };
-    NamedTensor {
-        name,
-        dtype: tensor.dtype.oip_name().to_owned(),
-        dims: tensor.shape,
-        data,
-    }
+    NamedTensor { name, dtype: tensor.dtype.oip_name().to_owned(), dims: tensor.shape, data }
 }
 
 /// A share as an estimate that was measured.

@@ -12,7 +12,9 @@ use super::shop::{Bench, Shop, Source, file_size, macs, save};
 use super::{CandidateReport, Verdict};
 use crate::error::CompressError;
 use crate::latency::HostLatency;
-use crate::plan::{GroupChoice, Plan, QuantFormat, Refusal, RefitStep, ScoreKind, aligned_keep};
+use crate::plan::{
+    GroupChoice, Plan, QuantFormat, RefitStep, Refusal, RescaleStep, ScoreKind, aligned_keep,
+};
 use crate::quality::QualityReport;
 use crate::quantize;
 use crate::search::{self, Family, Measured, cost_misses, ladder, widest_that_fits};
@@ -32,6 +34,7 @@ pub(crate) struct Trial {
     pub(crate) format: Option<QuantFormat>,
     pub(crate) label: String,
     pub(crate) choices: Vec<GroupChoice>,
+    pub(crate) rescales: Vec<RescaleStep>,
     pub(crate) refits: Vec<RefitStep>,
     pub(crate) path: PathBuf,
     pub(crate) params: u64,
@@ -64,6 +67,7 @@ impl Trial {
                 score: ScoreKind::Activation,
                 seed,
                 groups: self.choices.clone(),
+                rescales: self.rescales.clone(),
                 refits: self.refits.clone(),
                 quantize: self.format,
             },
@@ -87,12 +91,7 @@ pub(crate) fn memory(engine: EngineKind, size: u64) -> Estimate {
         EngineKind::Tract => (17e6, 2.3),
     };
     let value = base + factor * size as f64;
-    Estimate {
-        value,
-        low: 0.6 * value,
-        high: 1.6 * value,
-        quality: Quality::Modelled,
-    }
+    Estimate { value, low: 0.6 * value, high: 1.6 * value, quality: Quality::Modelled }
 }
 
 /// What the latency search found.
@@ -226,8 +225,7 @@ impl Hunt {
     }
 
     fn refuse(&mut self, format: QuantFormat, why: String) {
-        self.refused
-            .push(Refusal::new("quantize", format.to_string(), why));
+        self.refused.push(Refusal::new("quantize", format.to_string(), why));
     }
 
     /// All groups together, and the groups that save most alone.
@@ -276,11 +274,7 @@ impl Hunt {
 pub(crate) fn not_faster(host: &HostLatency, layers: usize) -> String {
     format!(
         "it is not measurably faster than float in this engine: {:.2} times the time ({:.2} to {:.2}, {} rounds) with {} layers converted",
-        host.ratio,
-        host.ratio_low,
-        host.ratio_high,
-        host.rounds,
-        layers
+        host.ratio, host.ratio_low, host.ratio_high, host.rounds, layers
     )
 }
 
@@ -309,10 +303,7 @@ pub(crate) fn choices<E>(
     pick: &mut dyn FnMut(usize, usize) -> Result<Vec<u32>, E>,
 ) -> Result<Vec<GroupChoice>, E> {
     let widths = source.widths();
-    let narrowed = widths
-        .iter()
-        .enumerate()
-        .filter(|(index, _)| family.narrows(*index));
+    let narrowed = widths.iter().enumerate().filter(|(index, _)| family.narrows(*index));
     narrowed
         .map(|(index, width)| (index, *width, aligned_keep(*width, ratio)))
         .filter(|(_, width, count)| count < width)
@@ -352,6 +343,7 @@ fn build(
         ratio,
         format,
         choices,
+        rescales: Vec::new(),
         refits: Vec::new(),
         path,
         params,
@@ -370,10 +362,7 @@ pub(crate) fn quantized(
 ) -> Result<graph::Model, CompressError> {
     quantize::quantize(model, &graph::infer(model), format)
         .map(|q| q.model)
-        .map_err(|what| CompressError::Graph {
-            stage: "quantize",
-            what,
-        })
+        .map_err(|what| CompressError::Graph { stage: "quantize", what })
 }
 
 fn label(

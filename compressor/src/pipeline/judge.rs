@@ -27,13 +27,12 @@ pub(crate) fn compared_output(shop: &Shop<'_>) -> Result<(ValueId, String), Comp
             path: shop.source.path.clone(),
             what: "has no f32 output to compare candidates by".into(),
         })?;
-    graph
-        .value_by_name(&name)
-        .map(|value| (value, name.clone()))
-        .ok_or_else(|| CompressError::Model {
+    graph.value_by_name(&name).map(|value| (value, name.clone())).ok_or_else(|| {
+        CompressError::Model {
             path: shop.source.path.clone(),
             what: format!("has no value named \"{name}\""),
-        })
+        }
+    })
 }
 
 /// The compared output of the model at `path`, whole, for each sample of `data`.
@@ -44,8 +43,7 @@ pub(crate) fn answers(
     output: &str,
 ) -> Result<Vec<Vec<f32>>, CompressError> {
     let mut answers = Vec::with_capacity(data.len());
-    shop.progress
-        .stage("answers of the original", data.len() as u64);
+    shop.progress.stage("answers of the original", data.len() as u64);
     pass(shop, path, data, 0..data.len(), output, &mut |_, row| {
         answers.push(row.to_vec());
         ControlFlow::Continue(())
@@ -84,32 +82,21 @@ pub(crate) fn judge(
     let mut seen = 0usize;
     let mut stopped = false;
     let labels = reference.data.labels();
-    pass(
-        shop,
-        path,
-        reference.data,
-        range,
-        reference.output,
-        &mut |sample, answer| {
-            let original = reference.answers.get(sample).map_or(&[][..], Vec::as_slice);
-            let rows = original.len() / reference.row.max(1);
-            for (o, c) in original
-                .chunks_exact(reference.row.max(1))
-                .zip(answer.chunks_exact(reference.row.max(1)))
-            {
-                let label = labels.filter(|_| rows == 1).and_then(|l| l.get(sample));
-                judge.push(o, c, label.copied());
-            }
-            seen += 1;
-            let hopeless = floor.is_some_and(|floor| judge.agreement().high < floor);
-            stopped = seen.is_multiple_of(LOOK_EVERY) && hopeless;
-            if stopped {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        },
-    )?;
+    pass(shop, path, reference.data, range, reference.output, &mut |sample, answer| {
+        let original = reference.answers.get(sample).map_or(&[][..], Vec::as_slice);
+        let rows = original.len() / reference.row.max(1);
+        for (o, c) in original
+            .chunks_exact(reference.row.max(1))
+            .zip(answer.chunks_exact(reference.row.max(1)))
+        {
+            let label = labels.filter(|_| rows == 1).and_then(|l| l.get(sample));
+            judge.push(o, c, label.copied());
+        }
+        seen += 1;
+        let hopeless = floor.is_some_and(|floor| judge.agreement().high < floor);
+        stopped = seen.is_multiple_of(LOOK_EVERY) && hopeless;
+        if stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
     Ok(judge.report(reference.output, seen as u64, stopped))
 }
 

@@ -10,8 +10,9 @@ use runtime::{ElementType, Tensor};
 use super::shop::{Shop, save};
 use crate::calibrate::{Batch, observed};
 use crate::error::CompressError;
-use crate::plan::{Refusal, RefitStep};
+use crate::plan::{RefitStep, Refusal, RescaleStep};
 use crate::refit::{self, FOLDS, Gram, MAX_GRAM_WORK, MAX_INPUTS, Site, Solution};
+use crate::rescale::{self, Moments, Sum};
 use crate::score::{self, AxisMoments, Deviations};
 
 /// Samples that suffice to rate units.
@@ -20,19 +21,16 @@ pub(crate) const RATING_SAMPLES: usize = 256;
 const VALUES_PER_PASS: usize = 16;
 /// The most consumers re-fitted in one candidate: each costs a pass over the calibration samples.
 pub(crate) const MAX_SITES: usize = 8;
+/// A sum whose relative change is under this is left alone.
+const SUM_UNCHANGED: f64 = 1e-5;
 /// The most bytes of the original's outputs that are kept.
 const MAX_TARGET_BYTES: usize = 512 << 20;
 
 /// Observes the activations that [`score::wanted`] names, over the first calibration samples.
 pub(crate) fn deviations(shop: &Shop<'_>) -> Result<(Deviations, Vec<Refusal>), CompressError> {
     let graph = &shop.source.model.graph;
-    let wanted: BTreeSet<(ValueId, usize)> = shop
-        .source
-        .grouping
-        .groups
-        .iter()
-        .flat_map(|group| score::wanted(graph, group))
-        .collect();
+    let wanted: BTreeSet<(ValueId, usize)> =
+        shop.source.grouping.groups.iter().flat_map(|group| score::wanted(graph, group)).collect();
     let wanted: Vec<(ValueId, usize)> = wanted.into_iter().collect();
     let samples = RATING_SAMPLES.min(shop.calibration.len());
     let mut found = Deviations::new();
@@ -44,32 +42,27 @@ pub(crate) fn deviations(shop: &Shop<'_>) -> Result<(Deviations, Vec<Refusal>), 
         let path = shop.work.join("observed.onnx");
         save(&model, &path)?;
         let mut moments: HashMap<(ValueId, usize), AxisMoments> = HashMap::new();
-        shop.runner.run(
-            &path,
-            &shop.calibration,
-            0..samples,
-            shop.progress,
-            &mut |batch| {
-                for (value, axis) in chunk {
-                    let at = values.iter().position(|v| v == value);
-                    let Some((_, tensor)) = at.and_then(|at| batch.outputs.get(at)) else {
-                        continue;
-                    };
-                    let Some(&width) = tensor.shape.get(*axis) else {
-                        continue;
-                    };
-                    if tensor.dtype != ElementType::F32 {
-                        continue;
-                    }
-                    let data = floats(tensor)?;
-                    moments
-                        .entry((*value, *axis))
-                        .or_insert_with(|| AxisMoments::new(width))
-                        .push(&tensor.shape, *axis, &data);
+        shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
+            for (value, axis) in chunk {
+                let at = values.iter().position(|v| v == value);
+                let Some((_, tensor)) = at.and_then(|at| batch.outputs.get(at)) else {
+                    continue;
+                };
+                let Some(&width) = tensor.shape.get(*axis) else {
+                    continue;
+                };
+                if tensor.dtype != ElementType::F32 {
+                    continue;
                 }
-                Ok(ControlFlow::Continue(()))
-            },
-        )?;
+                let data = floats(tensor)?;
+                moments.entry((*value, *axis)).or_insert_with(|| AxisMoments::new(width)).push(
+                    &tensor.shape,
+                    *axis,
+                    &data,
+                );
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
         for (value, axis) in chunk {
             match moments.remove(&(*value, *axis)) {
                 Some(m) => drop(found.insert((*value, *axis), m.deviations())),
@@ -82,6 +75,80 @@ pub(crate) fn deviations(shop: &Shop<'_>) -> Result<(Deviations, Vec<Refusal>), 
         }
     }
     Ok((found, refused))
+}
+
+/// What the original computes at the sums over units, over the first calibration samples.
+pub(crate) struct Sums {
+    sums: Vec<Sum>,
+    /// For each batch and sum.
+    values: Vec<Vec<Vec<f32>>>,
+}
+
+/// Observes the sums over the units of every group in the original.
+pub(crate) fn sums(shop: &Shop<'_>) -> Result<Sums, CompressError> {
+    let graph = &shop.source.model.graph;
+    let mut sums: Vec<Sum> = Vec::new();
+    for group in &shop.source.grouping.groups {
+        for sum in rescale::sums(graph, &shop.source.shapes, group) {
+            if !sums.contains(&sum) {
+                sums.push(sum);
+            }
+        }
+    }
+    let values = sum_values(shop, &shop.source.model, &sums)?;
+    Ok(Sums { sums, values })
+}
+
+fn sum_values(
+    shop: &Shop<'_>,
+    model: &Model,
+    sums: &[Sum],
+) -> Result<Vec<Vec<Vec<f32>>>, CompressError> {
+    if sums.is_empty() {
+        return Ok(Vec::new());
+    }
+    let samples = RATING_SAMPLES.min(shop.calibration.len());
+    shop.progress.stage("observing sums", samples as u64);
+    let values: Vec<ValueId> = sums.iter().map(|s| s.output).collect();
+    let path = shop.work.join("sums.onnx");
+    save(&observed(model, &values)?, &path)?;
+    let mut all = Vec::new();
+    shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
+        let outputs = batch.outputs.iter();
+        all.push(outputs.map(|(_, t)| floats(t)).collect::<Result<_, _>>()?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(all)
+}
+
+/// Scales every sum in `model` that lost units back to the original's.
+pub(crate) fn rescale(
+    shop: &Shop<'_>,
+    original: &Sums,
+    model: &mut Model,
+) -> Result<(Vec<RescaleStep>, Vec<Refusal>), CompressError> {
+    let left = sum_values(shop, model, &original.sums)?;
+    let (mut steps, mut refused) = (Vec::new(), Vec::new());
+    for (at, sum) in original.sums.iter().enumerate() {
+        let mut moments = Moments::default();
+        for (was, is) in original.values.iter().zip(&left) {
+            moments.push(&was[at], &is[at]);
+        }
+        if moments.residual(1.0) < SUM_UNCHANGED {
+            continue;
+        }
+        let factor = moments.factor();
+        match factor.and_then(|f| rescale::apply(model, sum, f).map(|()| f)) {
+            Ok(factor) => steps.push(RescaleStep {
+                node: sum.label.clone(),
+                factor,
+                residual_before: moments.residual(1.0),
+                residual_after: moments.residual(factor),
+            }),
+            Err(why) => refused.push(Refusal::new("rescale", sum.label.clone(), why)),
+        }
+    }
+    Ok((steps, refused))
 }
 
 /// What the original computes at every place that may be re-fitted, on sampled rows.
@@ -136,8 +203,7 @@ pub(crate) fn targets(
     output: ValueId,
 ) -> Result<Targets, CompressError> {
     let samples = shop.calibration.len();
-    shop.progress
-        .stage("observing the original", samples as u64);
+    shop.progress.stage("observing the original", samples as u64);
     let values = distinct(sites.iter().map(|s| s.output).chain([output]));
     let model = observed(&shop.source.model, &values)?;
     let path = shop.work.join("targets.onnx");
@@ -152,38 +218,30 @@ pub(crate) fn targets(
         outputs: Vec::with_capacity(samples),
     };
     let mut bytes = 0usize;
-    shop.runner.run(
-        &path,
-        &shop.calibration,
-        0..samples,
-        shop.progress,
-        &mut |batch| {
-            for (site, at) in places.iter().enumerate() {
-                let tensor = output_of(&batch, *at)?;
-                let columns = tensor.shape.last().copied().unwrap_or(1).max(1);
-                let data = floats(tensor)?;
-                if targets.strides[site] == 0 {
-                    let rows = data.len() / columns / batch.samples.len().max(1);
-                    let inputs = width(shop, &targets.sites[site]);
-                    targets.strides[site] = stride(rows, samples, inputs);
-                }
-                let rows = sampled(&data, columns, targets.strides[site]);
-                bytes += rows.len() * 4;
-                targets.rows[site].push(rows);
-            }
-            let tensor = output_of(&batch, output_at)?;
+    shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
+        for (site, at) in places.iter().enumerate() {
+            let tensor = output_of(&batch, *at)?;
+            let columns = tensor.shape.last().copied().unwrap_or(1).max(1);
             let data = floats(tensor)?;
-            bytes += data.len() * 4;
-            let per = data.len() / batch.samples.len().max(1);
-            targets
-                .outputs
-                .extend(data.chunks(per.max(1)).map(<[f32]>::to_vec));
-            if bytes > MAX_TARGET_BYTES {
-                return Err(too_many(bytes));
+            if targets.strides[site] == 0 {
+                let rows = data.len() / columns / batch.samples.len().max(1);
+                let inputs = width(shop, &targets.sites[site]);
+                targets.strides[site] = stride(rows, samples, inputs);
             }
-            Ok(ControlFlow::Continue(()))
-        },
-    )?;
+            let rows = sampled(&data, columns, targets.strides[site]);
+            bytes += rows.len() * 4;
+            targets.rows[site].push(rows);
+        }
+        let tensor = output_of(&batch, output_at)?;
+        let data = floats(tensor)?;
+        bytes += data.len() * 4;
+        let per = data.len() / batch.samples.len().max(1);
+        targets.outputs.extend(data.chunks(per.max(1)).map(<[f32]>::to_vec));
+        if bytes > MAX_TARGET_BYTES {
+            return Err(too_many(bytes));
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
     Ok(targets)
 }
 
@@ -204,11 +262,7 @@ fn stride(rows_per_sample: usize, samples: usize, inputs: usize) -> usize {
 }
 
 fn sampled(data: &[f32], columns: usize, stride: usize) -> Vec<f32> {
-    data.chunks_exact(columns)
-        .step_by(stride)
-        .flatten()
-        .copied()
-        .collect()
+    data.chunks_exact(columns).step_by(stride).flatten().copied().collect()
 }
 
 /// Re-fits `model` in place on the first `samples` calibration samples (whole batches, or all), one site
@@ -222,10 +276,7 @@ pub(crate) fn repair(
     let (mut steps, mut refused) = (Vec::new(), Vec::new());
     for (at, site) in targets.sites.iter().enumerate() {
         shop.check("repair")?;
-        shop.progress.stage(
-            &format!("fitting {}", site.label),
-            samples as u64,
-        );
+        shop.progress.stage(&format!("fitting {}", site.label), samples as u64);
         let folds = accumulate(shop, targets, at, model, samples)?;
         let outcome = refit::solve(&folds, site.bias.is_some())
             .and_then(|solution| write(model, site, &solution).map(|()| solution));
@@ -263,35 +314,32 @@ fn accumulate(
     let mut folds: Vec<Gram> = Vec::new();
     let mut number = 0;
     let stride = targets.strides[at];
-    shop.runner.run(
-        &path,
-        &shop.calibration,
-        0..samples,
-        shop.progress,
-        &mut |batch| {
-            let (x, z) = (output_of(&batch, 0)?, output_of(&batch, values.len() - 1)?);
-            let k = x.shape.last().copied().unwrap_or(1).max(1);
-            let m = z.shape.last().copied().unwrap_or(1).max(1);
-            if folds.is_empty() {
-                folds = vec![Gram::new(k, m); FOLDS];
-            }
-            let x = sampled(&floats(x)?, k, stride);
-            let z = sampled(&floats(z)?, m, stride);
-            let y = targets.rows[at].get(number).map_or(&[][..], Vec::as_slice);
-            if y.len() != z.len() || x.len() / k != z.len() / m {
-                return Err(CompressError::Graph {
-                    stage: "refit",
-                    what: format!("{}: the pruned model's rows do not line up with the original's", site.label),
-                });
-            }
-            let fold = &mut folds[number % FOLDS];
-            for ((x, z), y) in x.chunks_exact(k).zip(z.chunks_exact(m)).zip(y.chunks_exact(m)) {
-                fold.push_target(x, z, y);
-            }
-            number += 1;
-            Ok(ControlFlow::Continue(()))
-        },
-    )?;
+    shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
+        let (x, z) = (output_of(&batch, 0)?, output_of(&batch, values.len() - 1)?);
+        let k = x.shape.last().copied().unwrap_or(1).max(1);
+        let m = z.shape.last().copied().unwrap_or(1).max(1);
+        if folds.is_empty() {
+            folds = vec![Gram::new(k, m); FOLDS];
+        }
+        let x = sampled(&floats(x)?, k, stride);
+        let z = sampled(&floats(z)?, m, stride);
+        let y = targets.rows[at].get(number).map_or(&[][..], Vec::as_slice);
+        if y.len() != z.len() || x.len() / k != z.len() / m {
+            return Err(CompressError::Graph {
+                stage: "refit",
+                what: format!(
+                    "{}: the pruned model's rows do not line up with the original's",
+                    site.label
+                ),
+            });
+        }
+        let fold = &mut folds[number % FOLDS];
+        for ((x, z), y) in x.chunks_exact(k).zip(z.chunks_exact(m)).zip(y.chunks_exact(m)) {
+            fold.push_target(x, z, y);
+        }
+        number += 1;
+        Ok(ControlFlow::Continue(()))
+    })?;
     Ok(folds)
 }
 
@@ -316,21 +364,15 @@ fn write(model: &mut Model, site: &Site, solution: &Solution) -> Result<(), Stri
 }
 
 fn output_of(batch: &Batch, at: usize) -> Result<&Tensor, CompressError> {
-    batch
-        .outputs
-        .get(at)
-        .map(|(_, tensor)| tensor)
-        .ok_or_else(|| CompressError::Graph {
-            stage: "observe",
-            what: format!("the engine gave {} outputs, no number {at}", batch.outputs.len()),
-        })
+    batch.outputs.get(at).map(|(_, tensor)| tensor).ok_or_else(|| CompressError::Graph {
+        stage: "observe",
+        what: format!("the engine gave {} outputs, no number {at}", batch.outputs.len()),
+    })
 }
 
 /// The numbers of a tensor that must be f32.
 pub(crate) fn floats(tensor: &Tensor) -> Result<Vec<f32>, CompressError> {
-    tensor
-        .to_f32()
-        .map_err(CompressError::engine("reading an activation"))
+    tensor.to_f32().map_err(CompressError::engine("reading an activation"))
 }
 
 fn distinct(values: impl IntoIterator<Item = ValueId>) -> Vec<ValueId> {

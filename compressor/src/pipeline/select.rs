@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use super::Verdict;
 use super::hunt::{self, Hunt, PAYS, Trial, not_faster};
 use super::judge::{Reference, judge};
-use super::repair::{Targets, repair};
+use super::repair::{Sums, Targets, repair, rescale};
 use super::shop::{Bench, Shop, save};
 use crate::calibrate::BATCH;
 use crate::error::CompressError;
@@ -29,6 +29,7 @@ pub(crate) struct Craft<'a> {
     pub(crate) shop: &'a Shop<'a>,
     pub(crate) targets: &'a Targets,
     pub(crate) deviations: &'a Deviations,
+    pub(crate) sums: &'a Sums,
     pub(crate) score: ScoreKind,
     pub(crate) output: &'a str,
     pub(crate) row: usize,
@@ -37,7 +38,12 @@ pub(crate) struct Craft<'a> {
 impl Craft<'_> {
     /// Cuts the best rated units, repairs on the first `samples` calibration samples, and quantizes.
     /// The float model is kept beside the quantized one.
-    fn make(&self, trial: &mut Trial, at: usize, samples: usize) -> Result<Vec<Refusal>, CompressError> {
+    fn make(
+        &self,
+        trial: &mut Trial,
+        at: usize,
+        samples: usize,
+    ) -> Result<Vec<Refusal>, CompressError> {
         let shop = self.shop;
         let graph = &shop.source.model.graph;
         if let Some(family) = trial.family {
@@ -50,7 +56,10 @@ impl Craft<'_> {
                 .map_err(|what| CompressError::Graph { stage: "score", what })?;
         }
         let mut model = shop.source.pruned(&trial.choices)?;
-        let (refits, refused) = repair(shop, self.targets, &mut model, samples)?;
+        let (rescales, mut refused) = rescale(shop, self.sums, &mut model)?;
+        let (refits, more) = repair(shop, self.targets, &mut model, samples)?;
+        refused.extend(more);
+        trial.rescales = rescales;
         trial.refits = refits;
         trial.path = shop.work.join(&format!("candidate-{at}.onnx"));
         trial.size_bytes = save(&model, &trial.path)?;
@@ -116,7 +125,8 @@ impl Craft<'_> {
         let mut tried = 0;
         while let Some(at) = queue.pop_front() {
             if tried == MAX_FINALS {
-                let why = format!("{MAX_FINALS} better ranked candidates were judged in full before it");
+                let why =
+                    format!("{MAX_FINALS} better ranked candidates were judged in full before it");
                 hunt.trials[at].verdict = Verdict::Refused(why);
                 continue;
             }
@@ -163,13 +173,8 @@ impl Craft<'_> {
         if !misses.is_empty() {
             return Ok(misses);
         }
-        let quality = judge(
-            shop,
-            &trial.path,
-            reference,
-            0..shop.heldout.len(),
-            Some(goal.agreement_min),
-        )?;
+        let quality =
+            judge(shop, &trial.path, reference, 0..shop.heldout.len(), Some(goal.agreement_min))?;
         shop.progress.note(&format!(
             "{}: agreement {:.1} % on {} held-out samples, p95 {}",
             trial.label,
@@ -201,7 +206,8 @@ impl Craft<'_> {
         let next = rungs.iter().copied().find(|ratio| *ratio < trial.ratio);
         if let Some(ratio) = next {
             let next = hunt.time(self.shop, bench, Some(family), ratio, trial.format)?;
-            if cost_misses(&hunt.trials[next].measured(self.shop.job.engine.kind), goal).is_empty() {
+            if cost_misses(&hunt.trials[next].measured(self.shop.job.engine.kind), goal).is_empty()
+            {
                 queue.push_front(next);
             }
         }

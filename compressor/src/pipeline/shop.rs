@@ -34,10 +34,7 @@ pub(crate) struct Source {
 impl Source {
     /// Reads and checks the model at `path`, and finds its groups.
     pub(crate) fn load(path: &Path) -> Result<Self, CompressError> {
-        let wrong = |what: String| CompressError::Model {
-            path: path.to_path_buf(),
-            what,
-        };
+        let wrong = |what: String| CompressError::Model { path: path.to_path_buf(), what };
         let model = Model::load(path).map_err(|e| wrong(e.to_string()))?;
         model.verify().map_err(|violations| {
             let all: Vec<String> = violations.iter().map(ToString::to_string).collect();
@@ -46,13 +43,7 @@ impl Source {
         let digest = bundle::Digest::of_file(path).map_err(|e| wrong(e.to_string()))?;
         let shapes = graph::infer(&model);
         let grouping = graph::find(&model, &shapes);
-        Ok(Self {
-            path: path.to_path_buf(),
-            digest,
-            model,
-            shapes,
-            grouping,
-        })
+        Ok(Self { path: path.to_path_buf(), digest, model, shapes, grouping })
     }
 
     /// The model as a file that can be bundled: the very file, or, where its tensors lie in other files, a copy in
@@ -66,10 +57,7 @@ impl Source {
             .map(|t| t.byte_size())
             .sum();
         if file_size(&self.path)? >= constants as u64 {
-            return Ok(ModelFile {
-                path: self.path.clone(),
-                external: None,
-            });
+            return Ok(ModelFile { path: self.path.clone(), external: None });
         }
         save_as(&self.model, &work.join("source.onnx"))
     }
@@ -78,10 +66,10 @@ impl Source {
     pub(crate) fn group_label(&self, index: usize) -> String {
         let group = &self.grouping.groups[index];
         let graph = &self.model.graph;
-        group.producers.first().map_or_else(
-            || format!("group {index}"),
-            |node| refit::label(graph, *node),
-        )
+        group
+            .producers
+            .first()
+            .map_or_else(|| format!("group {index}"), |node| refit::label(graph, *node))
     }
 
     /// Units of each group.
@@ -107,17 +95,12 @@ impl Source {
         let plan = PrunePlan {
             choices: choices
                 .iter()
-                .map(|c| Choice {
-                    group: GroupId(c.group),
-                    keep: c.keep.clone(),
-                })
+                .map(|c| Choice { group: GroupId(c.group), keep: c.keep.clone() })
                 .collect(),
         };
         if !plan.choices.is_empty() {
-            graph::prune(&mut model, &self.grouping, &plan).map_err(|e| CompressError::Graph {
-                stage: "prune",
-                what: e.to_string(),
-            })?;
+            graph::prune(&mut model, &self.grouping, &plan)
+                .map_err(|e| CompressError::Graph { stage: "prune", what: e.to_string() })?;
         }
         Ok(model)
     }
@@ -144,19 +127,13 @@ pub(crate) fn save(model: &Model, path: &Path) -> Result<u64, CompressError> {
 
 /// Writes `model`, without what nothing reads, to `path`.
 pub(crate) fn save_as(model: &Model, path: &Path) -> Result<ModelFile, CompressError> {
-    let wrong = |what: String| CompressError::Graph {
-        stage: "export",
-        what,
-    };
+    let wrong = |what: String| CompressError::Graph { stage: "export", what };
     let mut model = model.clone();
     graph::Driver::default()
-        .run(&mut model, &mut [&mut graph::DeadCode])
+        .run(&mut model, &[&graph::DeadCode])
         .map_err(|e| wrong(e.to_string()))?;
     let saved = model.save(path).map_err(|e| wrong(e.to_string()))?;
-    Ok(ModelFile {
-        path: saved.model,
-        external: saved.external,
-    })
+    Ok(ModelFile { path: saved.model, external: saved.external })
 }
 
 /// Multiply-accumulates of one sample; `None` where no product's shapes are known.
@@ -166,9 +143,7 @@ pub(crate) fn macs(model: &Model, shapes: &Shapes) -> Option<u64> {
 
 /// Size of a model file.
 pub(crate) fn file_size(path: &Path) -> Result<u64, CompressError> {
-    std::fs::metadata(path)
-        .map(|m| m.len())
-        .map_err(CompressError::io(path))
+    std::fs::metadata(path).map(|m| m.len()).map_err(CompressError::io(path))
 }
 
 /// Everything a job needs open.
@@ -253,12 +228,7 @@ impl Bench {
             .map_err(CompressError::engine("taking the first held-out sample"))?;
         let stats = runtime::measure::latency(reference.as_mut(), &borrow(&inputs), 3, 21)
             .map_err(CompressError::engine(format!("timing {}", path.display())))?;
-        Ok(Self {
-            engine,
-            reference,
-            inputs,
-            stats,
-        })
+        Ok(Self { engine, reference, inputs, stats })
     }
 
     /// Times the model at `path` beside the reference.
@@ -280,17 +250,12 @@ impl Bench {
     }
 
     fn load(&self, path: &Path) -> Result<Box<dyn Session>, CompressError> {
-        self.engine
-            .load(path, &single())
-            .map_err(CompressError::engine("loading a candidate"))
+        self.engine.load(path, &single()).map_err(CompressError::engine("loading a candidate"))
     }
 }
 
 fn single() -> LoadOptions {
-    LoadOptions {
-        batch: Some(1),
-        ..LoadOptions::default()
-    }
+    LoadOptions { batch: Some(1), ..LoadOptions::default() }
 }
 
 fn compare(
@@ -301,14 +266,10 @@ fn compare(
 ) -> Result<HostLatency, CompressError> {
     let pair_us = (stats.p50_us * 2.0).max(1.0);
     let rounds = (PROBE_TIME.as_secs_f64() * 1e6 / pair_us) as usize;
-    let layout = Rounds {
-        rounds: rounds.clamp(PROBE_ROUNDS.0, PROBE_ROUNDS.1),
-        runs: 1,
-        warmup: 2,
-    };
-    let results =
-        runtime::measure::interleaved(&mut [candidate, base], &borrow(inputs), layout)
-            .map_err(CompressError::engine("timing a candidate"))?;
+    let layout =
+        Rounds { rounds: rounds.clamp(PROBE_ROUNDS.0, PROBE_ROUNDS.1), runs: 1, warmup: 2 };
+    let results = runtime::measure::interleaved(&mut [candidate, base], &borrow(inputs), layout)
+        .map_err(CompressError::engine("timing a candidate"))?;
     match results.as_slice() {
         [candidate, base] => Ok(HostLatency::of(candidate, base)),
         _ => Err(CompressError::Graph {

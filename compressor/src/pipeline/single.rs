@@ -11,7 +11,7 @@ use super::shop::{Bench, Shop, Source, file_size, macs, save};
 use super::{CompressJob, Goal, Progress, locked_dims};
 use crate::error::CompressError;
 use crate::latency::HostLatency;
-use crate::plan::{GroupChoice, QuantFormat, Refusal, RefitStep, ScoreKind};
+use crate::plan::{GroupChoice, QuantFormat, RefitStep, Refusal, RescaleStep, ScoreKind};
 use crate::quality::QualityReport;
 use crate::quantize;
 use crate::score::{self, Deviations};
@@ -51,6 +51,8 @@ pub struct PruneOutcome {
     pub macs_after: Option<u64>,
     /// What each group kept.
     pub groups: Vec<GroupChoice>,
+    /// Sums scaled back.
+    pub rescales: Vec<RescaleStep>,
     /// Repairs made.
     pub refits: Vec<RefitStep>,
     /// What was not done.
@@ -66,7 +68,8 @@ pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, Co
         let source = Source::load(&job.source)?;
         let choices = rated(&source, job, &Deviations::new())?;
         let model = source.pruned(&choices)?;
-        return finish(&source, job, model, choices, Vec::new(), locked_dims(&source));
+        let made = Made { groups: choices, refused: locked_dims(&source), ..Made::default() };
+        return finish(&source, job, &model, made);
     };
     let shell = shell(&job.source, data, &job.engine, job.seed);
     let shop = Shop::open(&shell, progress)?;
@@ -75,8 +78,12 @@ pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, Co
     refused.extend(more);
     let choices = rated(&shop.source, job, &deviations)?;
     let mut model = shop.source.pruned(&choices)?;
-    let mut refits = Vec::new();
+    let (mut rescales, mut refits) = (Vec::new(), Vec::new());
     if job.repair {
+        let sums = repair::sums(&shop)?;
+        let (steps, more) = repair::rescale(&shop, &sums, &mut model)?;
+        rescales = steps;
+        refused.extend(more);
         let (sites, more) = repair::sites(&shop);
         refused.extend(more);
         let (value, _) = judge::compared_output(&shop)?;
@@ -85,7 +92,8 @@ pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, Co
         refits = steps;
         refused.extend(more);
     }
-    finish(&shop.source, job, model, choices, refits, refused)
+    let made = Made { groups: choices, rescales, refits, refused };
+    finish(&shop.source, job, &model, made)
 }
 
 fn rated(
@@ -104,29 +112,34 @@ fn rated(
         score::rate(job.score, &source.model.graph, group, deviations, job.seed)
             .map(|rating| score::best(&rating, count))
     })
-    .map_err(|what| CompressError::Graph {
-        stage: "score",
-        what,
-    })
+    .map_err(|what| CompressError::Graph { stage: "score", what })
+}
+
+/// What was done on the way to a narrowed model.
+#[derive(Debug, Default)]
+struct Made {
+    groups: Vec<GroupChoice>,
+    rescales: Vec<RescaleStep>,
+    refits: Vec<RefitStep>,
+    refused: Vec<Refusal>,
 }
 
 fn finish(
     source: &Source,
     job: &PruneJob,
-    model: graph::Model,
-    groups: Vec<GroupChoice>,
-    refits: Vec<RefitStep>,
-    refused: Vec<Refusal>,
+    model: &graph::Model,
+    made: Made,
 ) -> Result<PruneOutcome, CompressError> {
-    save(&model, &job.output)?;
+    save(model, &job.output)?;
     Ok(PruneOutcome {
         params_before: graph::cost::params(&source.model),
-        params_after: graph::cost::params(&model),
+        params_after: graph::cost::params(model),
         macs_before: macs(&source.model, &source.shapes),
-        macs_after: macs(&model, &graph::infer(&model)),
-        groups,
-        refits,
-        refused,
+        macs_after: macs(model, &graph::infer(model)),
+        groups: made.groups,
+        rescales: made.rescales,
+        refits: made.refits,
+        refused: made.refused,
     })
 }
 
@@ -211,10 +224,8 @@ pub fn quantize(
         }
     }
     let Some((format, quantized, latency)) = best else {
-        let reasons: Vec<String> = refused
-            .iter()
-            .map(|r| format!("{}: {}", r.what, r.why))
-            .collect();
+        let reasons: Vec<String> =
+            refused.iter().map(|r| format!("{}: {}", r.what, r.why)).collect();
         return Err(CompressError::Graph {
             stage: "quantize",
             what: format!("no format was kept: {}", reasons.join("; ")),
@@ -275,12 +286,7 @@ fn compare(shop: &Shop<'_>, path: &Path) -> Result<QualityReport, CompressError>
 }
 
 /// A job that only opens a shop.
-fn shell(
-    source: &Path,
-    data: &Path,
-    engine: &runtime::EngineOptions,
-    seed: u64,
-) -> CompressJob {
+fn shell(source: &Path, data: &Path, engine: &runtime::EngineOptions, seed: u64) -> CompressJob {
     CompressJob {
         name: "model".into(),
         source: source.to_path_buf(),
