@@ -17,10 +17,11 @@ use crate::quality::Share;
 pub const STEPS: usize = 16;
 /// The narrowest ratio tried, in steps.
 pub const NARROWEST: usize = 2;
-/// Share by which a modelled latency must stay under the budget.
-pub const MODELLED_MARGIN: f64 = 0.10;
-/// Share by which a latency measured on this host must stay under the budget.
-pub const MEASURED_MARGIN: f64 = 0.05;
+/// Share of the latency that must be left under the budget while widths are searched: a single short
+/// measurement may be off by as much.
+pub const SEARCH_MARGIN: f64 = 0.07;
+/// Share that must be left when the finished candidate is measured again.
+pub const CONFIRM_MARGIN: f64 = 0.02;
 
 /// What is narrowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -107,19 +108,10 @@ pub struct Measured {
     pub agreement: Option<Share>,
 }
 
-/// The margin that goes with how a latency was found.
-pub fn margin(latency: &Estimate) -> f64 {
-    match latency.quality {
-        bundle::Quality::Measured => MEASURED_MARGIN,
-        bundle::Quality::Modelled => MODELLED_MARGIN,
-    }
-}
-
 /// Why a candidate's costs miss the goal; empty where they meet it.
-pub fn cost_misses(candidate: &Measured, goal: &Goal) -> Vec<String> {
+pub fn cost_misses(candidate: &Measured, goal: &Goal, margin: f64) -> Vec<String> {
     let mut misses = Vec::new();
     if let Some(budget) = goal.latency_p95_us {
-        let margin = margin(&candidate.latency_p95_us);
         let value = candidate.latency_p95_us.value;
         if value.is_nan() || value * (1.0 + margin) > budget as f64 {
             misses.push(format!(
@@ -169,7 +161,7 @@ pub fn quality_miss(candidate: &Measured, goal: &Goal) -> Option<String> {
 pub fn choose(table: &[Measured], goal: &Goal) -> Option<usize> {
     let agreement = |c: &Measured| c.agreement.map_or(0.0, |s| s.value);
     (0..table.len())
-        .filter(|i| cost_misses(&table[*i], goal).is_empty())
+        .filter(|i| cost_misses(&table[*i], goal, CONFIRM_MARGIN).is_empty())
         .filter(|i| quality_miss(&table[*i], goal).is_none())
         .max_by(|a, b| {
             let (a, b) = (&table[*a], &table[*b]);
@@ -195,7 +187,9 @@ impl Unreachable {
     pub fn best_within_budgets(&self) -> Option<&Measured> {
         self.tried
             .iter()
-            .filter(|c| c.agreement.is_some() && cost_misses(c, &self.goal).is_empty())
+            .filter(|c| {
+                c.agreement.is_some() && cost_misses(c, &self.goal, CONFIRM_MARGIN).is_empty()
+            })
             .max_by(|a, b| {
                 let share = |c: &Measured| c.agreement.map_or(0.0, |s| s.value);
                 share(a).total_cmp(&share(b))
@@ -323,12 +317,12 @@ mod tests {
     }
 
     #[test]
-    fn a_modelled_latency_just_under_the_budget_is_inside_the_margin_and_refused() {
+    fn a_latency_just_under_the_budget_is_inside_the_margin_and_refused() {
         let close = measured("close", 57.0, Some(1.0));
-        let misses = cost_misses(&close, &goal(60, 0.9));
+        let misses = cost_misses(&close, &goal(60, 0.9), 0.1);
         assert!(misses[0].contains("margin of 10 %"), "{misses:?}");
-        assert!(cost_misses(&measured("ok", 54.0, None), &goal(60, 0.9)).is_empty());
-        assert!(!cost_misses(&measured("nan", f64::NAN, None), &goal(60, 0.9)).is_empty());
+        assert!(cost_misses(&measured("ok", 54.0, None), &goal(60, 0.9), 0.1).is_empty());
+        assert!(!cost_misses(&measured("nan", f64::NAN, None), &goal(60, 0.9), 0.0).is_empty());
     }
 
     #[test]
@@ -347,7 +341,7 @@ mod tests {
         let mut g = goal(60, 0.9);
         g.size_bytes = Some(10);
         g.memory_bytes = Some(10);
-        assert_eq!(cost_misses(&measured("big", 1.0, Some(1.0)), &g).len(), 2);
+        assert_eq!(cost_misses(&measured("big", 1.0, Some(1.0)), &g, 0.1).len(), 2);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::plan::{
 };
 use crate::quality::QualityReport;
 use crate::quantize;
-use crate::search::{self, Family, Measured, cost_misses, ladder, widest_that_fits};
+use crate::search::{self, Family, Measured, SEARCH_MARGIN, cost_misses, ladder, widest_that_fits};
 
 /// Groups that are tried alone: those whose narrowing saves most.
 const MAX_SINGLES: usize = 3;
@@ -157,7 +157,7 @@ fn key(family: Option<Family>, ratio: f64, format: Option<QuantFormat>) -> Key {
 impl Hunt {
     fn meets(&self, shop: &Shop<'_>, at: usize) -> bool {
         let measured = self.trials[at].measured(shop.job.engine.kind);
-        cost_misses(&measured, &shop.job.goal).is_empty()
+        cost_misses(&measured, &shop.job.goal, SEARCH_MARGIN).is_empty()
     }
 
     /// The full-width trial of an integer format, if it meets the budgets.
@@ -220,7 +220,7 @@ impl Hunt {
             self.time(shop, bench, None, 1.0, Some(format))?;
             return Ok(true);
         }
-        self.refuse(format, not_faster(&host, quantized.sites.len()));
+        self.refuse(format, not_faster(&host));
         Ok(false)
     }
 
@@ -260,7 +260,7 @@ impl Hunt {
             if self.shortlist.contains(&at) {
                 continue;
             }
-            let misses = cost_misses(&trial.measured(engine), &shop.job.goal);
+            let misses = cost_misses(&trial.measured(engine), &shop.job.goal, SEARCH_MARGIN);
             trial.verdict = Verdict::Refused(if misses.is_empty() {
                 "a wider candidate of its family meets the budgets too".into()
             } else {
@@ -271,10 +271,10 @@ impl Hunt {
 }
 
 /// Says by how much a format is not faster.
-pub(crate) fn not_faster(host: &HostLatency, layers: usize) -> String {
+pub(crate) fn not_faster(host: &HostLatency) -> String {
     format!(
-        "it is not measurably faster than float in this engine: {:.2} times the time ({:.2} to {:.2}, {} rounds) with {} layers converted",
-        host.ratio, host.ratio_low, host.ratio_high, host.rounds, layers
+        "it is not measurably faster than float in this engine: {:.2} times the time ({:.2} to {:.2}, {} rounds)",
+        host.ratio, host.ratio_low, host.ratio_high, host.rounds
     )
 }
 

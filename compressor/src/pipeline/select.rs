@@ -15,7 +15,7 @@ use crate::calibrate::BATCH;
 use crate::error::CompressError;
 use crate::plan::{Refusal, ScoreKind};
 use crate::score::{self, Deviations};
-use crate::search::{self, cost_misses, quality_miss};
+use crate::search::{self, CONFIRM_MARGIN, Measured, SEARCH_MARGIN, cost_misses, quality_miss};
 
 /// Calibration samples that are fitted to in a screening.
 const SCREEN_FIT: usize = 512;
@@ -136,16 +136,34 @@ impl Craft<'_> {
             let misses = self.measure(hunt, bench, reference, at)?;
             if misses.is_empty() {
                 hunt.refused.extend(refused);
-                hunt.trials[at].verdict = Verdict::Chosen;
                 for rest in queue {
                     hunt.trials[rest].verdict = Verdict::Feasible;
                 }
-                return Ok(Some(at));
+                let chosen = self.choose(hunt);
+                if let Some(chosen) = chosen {
+                    hunt.trials[chosen].verdict = Verdict::Chosen;
+                }
+                return Ok(chosen);
             }
             hunt.trials[at].verdict = Verdict::Refused(misses.join("; "));
             self.narrower(hunt, bench, at, &mut queue)?;
         }
         Ok(None)
+    }
+
+    /// The best of what was judged on the held-out samples.
+    fn choose(&self, hunt: &Hunt) -> Option<usize> {
+        let engine = self.shop.job.engine.kind;
+        let judged = |t: &Trial| t.quality.as_ref().is_some_and(|q| !q.screening);
+        let table: Vec<Measured> = hunt
+            .trials
+            .iter()
+            .map(|t| Measured {
+                agreement: t.quality.as_ref().filter(|_| judged(t)).map(|q| q.agreement),
+                ..t.measured(engine)
+            })
+            .collect();
+        search::choose(&table, &self.shop.job.goal)
     }
 
     /// Times the candidate with its real weights and judges it on the held-out samples.
@@ -162,12 +180,12 @@ impl Craft<'_> {
         shop.progress.stage(&stage, shop.heldout.len() as u64);
         trial.host = bench.against_reference(&trial.path)?;
         trial.latency = trial.host.predict(&bench.stats, shop.job.baseline);
-        let mut misses = cost_misses(&trial.measured(shop.job.engine.kind), goal);
+        let mut misses = cost_misses(&trial.measured(shop.job.engine.kind), goal, CONFIRM_MARGIN);
         if trial.format.is_some() {
             let float = shop.work.join(&format!("candidate-{at}-float.onnx"));
             let beside = bench.against(&trial.path, &float)?;
             if beside.ratio_high >= PAYS {
-                misses.push(not_faster(&beside, 0));
+                misses.push(not_faster(&beside));
             }
         }
         if !misses.is_empty() {
@@ -198,7 +216,7 @@ impl Craft<'_> {
     ) -> Result<(), CompressError> {
         let trial = hunt.trials[at].clone();
         let goal = &self.shop.job.goal;
-        let misses = cost_misses(&trial.measured(self.shop.job.engine.kind), goal);
+        let misses = cost_misses(&trial.measured(self.shop.job.engine.kind), goal, CONFIRM_MARGIN);
         let Some(family) = trial.family.filter(|_| !misses.is_empty()) else {
             return Ok(());
         };
@@ -206,8 +224,8 @@ impl Craft<'_> {
         let next = rungs.iter().copied().find(|ratio| *ratio < trial.ratio);
         if let Some(ratio) = next {
             let next = hunt.time(self.shop, bench, Some(family), ratio, trial.format)?;
-            if cost_misses(&hunt.trials[next].measured(self.shop.job.engine.kind), goal).is_empty()
-            {
+            let measured = hunt.trials[next].measured(self.shop.job.engine.kind);
+            if cost_misses(&measured, goal, SEARCH_MARGIN).is_empty() {
                 queue.push_front(next);
             }
         }

@@ -215,7 +215,7 @@ pub fn quantize(
             Err(why) => refused.push(Refusal::new("quantize", format.to_string(), why)),
             Ok((quantized, host)) => {
                 if job.format.is_none() && host.ratio_high >= PAYS {
-                    let why = not_faster(&host, quantized.sites.len());
+                    let why = not_faster(&host);
                     refused.push(Refusal::new("quantize", format.to_string(), why));
                 } else if best.as_ref().is_none_or(|(_, _, b)| host.ratio < b.ratio) {
                     best = Some((format, quantized, host));
