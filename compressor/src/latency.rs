@@ -5,7 +5,7 @@
 //! what else the host does falls on both.
 
 use bundle::{Estimate, Quality};
-use runtime::measure::{Interleaved, LatencyStats};
+use runtime::measure::LatencyStats;
 use serde::{Deserialize, Serialize};
 
 use crate::pipeline::DeviceBaseline;
@@ -31,27 +31,40 @@ pub struct HostLatency {
 }
 
 impl HostLatency {
-    /// From interleaved rounds of a candidate and its reference.
+    /// From the times of interleaved rounds of a candidate and its reference.
     ///
     /// The ratio is of the means of each one's fastest quarter of rounds: what else a busy host does only
     /// ever adds time, and rarely to all rounds. The interval spans the ratios of four
     /// stretches of the rounds.
-    pub fn of(candidate: &Interleaved, reference: &Interleaved) -> Self {
-        let (c, r) = (&candidate.round_p50_us, &reference.round_p50_us);
-        let rounds = c.len().min(r.len());
-        let ratio = undisturbed(&c[..rounds]) / undisturbed(&r[..rounds]);
+    pub fn of(candidate_us: &[f64], reference_us: &[f64]) -> Self {
+        let rounds = candidate_us.len().min(reference_us.len());
+        let (c, r) = (&candidate_us[..rounds], &reference_us[..rounds]);
+        let ratio = undisturbed(c) / undisturbed(r);
         let stretch = rounds.div_ceil(STRETCHES).max(1);
-        let stretches = c[..rounds].chunks(stretch).zip(r[..rounds].chunks(stretch));
+        let stretches = c.chunks(stretch).zip(r.chunks(stretch));
         let ratios = stretches.map(|(c, r)| undisturbed(c) / undisturbed(r));
         let (low, high) = ratios.fold((ratio, ratio), |(low, high), v| (low.min(v), high.max(v)));
+        let mut sorted = c.to_vec();
+        sorted.sort_by(f64::total_cmp);
         Self {
-            p50_us: candidate.stats.p50_us,
-            p95_us: candidate.stats.p95_us,
+            p50_us: rank(&sorted, 0.50),
+            p95_us: rank(&sorted, 0.95),
             ratio,
             ratio_low: low,
             ratio_high: high,
             rounds,
         }
+    }
+
+    /// The ratio at which [`Self::predict`] reaches `budget_us` with a share of `margin` left under it.
+    pub fn limit(
+        budget_us: u64,
+        margin: f64,
+        reference: &LatencyStats,
+        baseline: Option<DeviceBaseline>,
+    ) -> f64 {
+        let base = baseline.map_or(reference.p95_us, |device| device.p95_us as f64);
+        budget_us as f64 / (1.0 + margin) / base.max(f64::MIN_POSITIVE)
     }
 
     /// The reference itself.
@@ -84,6 +97,12 @@ impl HostLatency {
     }
 }
 
+/// Nearest rank of `share` in `sorted`.
+fn rank(sorted: &[f64], share: f64) -> f64 {
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+}
+
 /// Mean of the fastest quarter.
 fn undisturbed(times: &[f64]) -> f64 {
     let mut sorted = times.to_vec();
@@ -97,21 +116,18 @@ fn undisturbed(times: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
-    fn rounds(values: &[f64]) -> Interleaved {
-        let durations: Vec<_> =
-            values.iter().map(|us| std::time::Duration::from_secs_f64(us / 1e6)).collect();
-        Interleaved { stats: LatencyStats::of(&durations).unwrap(), round_p50_us: values.to_vec() }
+    fn stats(us: u64) -> LatencyStats {
+        LatencyStats::of(&[std::time::Duration::from_micros(us)]).unwrap()
     }
 
     #[test]
     fn the_prediction_scales_the_devices_own_percentile_and_is_modelled() {
-        let reference = rounds(&[100.0; 20]);
-        let host = HostLatency::of(&rounds(&[60.0; 20]), &reference);
+        let host = HostLatency::of(&[60.0; 20], &[100.0; 20]);
         let device = DeviceBaseline { p50_us: 1000, p95_us: 2000 };
-        let estimate = host.predict(&reference.stats, Some(device));
+        let estimate = host.predict(&stats(100), Some(device));
         assert!((estimate.value - 1200.0).abs() < 1e-6);
         assert_eq!(estimate.quality, Quality::Modelled);
-        let local = host.predict(&reference.stats, None);
+        let local = host.predict(&stats(100), None);
         assert!((local.value - 60.0).abs() < 1e-6);
         assert_eq!(local.quality, Quality::Measured);
     }
@@ -122,7 +138,7 @@ mod tests {
         for (at, value) in values.iter_mut().enumerate().filter(|(at, _)| at % 5 < 3) {
             *value *= 2.0 + at as f64;
         }
-        let host = HostLatency::of(&rounds(&values), &rounds(&[100.0; 20]));
+        let host = HostLatency::of(&values, &[100.0; 20]);
         assert!((host.ratio - 0.5).abs() < 1e-9, "{host:?}");
         assert!((host.ratio_low - 0.5).abs() < 1e-9 && (host.ratio_high - 0.5).abs() < 1e-9);
     }
@@ -130,7 +146,16 @@ mod tests {
     #[test]
     fn a_drift_that_moves_one_model_only_widens_the_interval() {
         let drifting: Vec<f64> = (0..20).map(|i| 50.0 + f64::from(i)).collect();
-        let host = HostLatency::of(&rounds(&drifting), &rounds(&[100.0; 20]));
+        let host = HostLatency::of(&drifting, &[100.0; 20]);
         assert!(host.ratio_low <= host.ratio && host.ratio < host.ratio_high);
+    }
+
+    #[test]
+    fn a_ratio_at_the_limit_predicts_the_budget_less_the_margin() {
+        let device = DeviceBaseline { p50_us: 1000, p95_us: 2000 };
+        let limit = HostLatency::limit(1400, 0.07, &stats(100), Some(device));
+        let host = HostLatency::of(&[100.0 * limit; 8], &[100.0; 8]);
+        let predicted = host.predict(&stats(100), Some(device)).value;
+        assert!((predicted * 1.07 - 1400.0).abs() < 1e-6);
     }
 }

@@ -335,7 +335,7 @@ fn build(
         let size = save(&model, &path)?;
         (path, size)
     };
-    let host = bench.against_reference(&path)?;
+    let host = bench.against_reference(&path, limit(shop, bench, SEARCH_MARGIN))?;
     Ok(Trial {
         label: label(shop, family, ratio, format),
         latency: host.predict(&bench.stats, shop.job.baseline),
@@ -353,6 +353,13 @@ fn build(
         quality: None,
         verdict: Verdict::Feasible,
     })
+}
+
+/// The ratio to the reference that decides, if latency is a budget.
+pub(crate) fn limit(shop: &Shop<'_>, bench: &Bench, margin: f64) -> Option<f64> {
+    let job = shop.job;
+    let budget = job.goal.latency_p95_us?;
+    Some(HostLatency::limit(budget, margin, &bench.stats, job.baseline))
 }
 
 /// `model` in `format`; the format has been found possible on the source before.

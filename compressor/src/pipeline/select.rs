@@ -178,7 +178,8 @@ impl Craft<'_> {
         let trial = &mut hunt.trials[at];
         let stage = format!("judging {}", trial.label);
         shop.progress.stage(&stage, shop.heldout.len() as u64);
-        trial.host = bench.against_reference(&trial.path)?;
+        let limit = hunt::limit(shop, bench, CONFIRM_MARGIN);
+        trial.host = bench.against_reference(&trial.path, limit)?;
         trial.latency = trial.host.predict(&bench.stats, shop.job.baseline);
         let mut misses = cost_misses(&trial.measured(shop.job.engine.kind), goal, CONFIRM_MARGIN);
         if trial.format.is_some() {

@@ -2,13 +2,14 @@
 //! the bench on which candidates are timed beside the reference.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use graph::{Choice, GroupId, Grouping, Model, PrunePlan, Shapes};
 use runtime::measure::{LatencyStats, Rounds};
 use runtime::{Engine, IoSpec, LoadOptions, Session, Tensor};
 
 use super::finish::ModelFile;
+use super::hunt::PAYS;
 use super::{CompressJob, Progress};
 use crate::calibrate::{Runner, WorkDir};
 use crate::data::Dataset;
@@ -17,10 +18,11 @@ use crate::latency::HostLatency;
 use crate::plan::{GroupChoice, alignment};
 use crate::refit;
 
-/// Time that one comparison of a candidate with the reference may take, warm-up aside.
-const PROBE_TIME: Duration = Duration::from_millis(900);
-/// Rounds of a comparison, at least and at most.
-const PROBE_ROUNDS: (usize, usize) = (7, 41);
+/// Time that a comparison of a candidate with the reference takes: at least, and at most where the limit lies
+/// inside its interval.
+const PROBE_TIME: (Duration, Duration) = (Duration::from_millis(700), Duration::from_secs(4));
+/// Rounds between two looks at the clock.
+const PROBE_ROUNDS: usize = 8;
 
 /// The source model and what was found in it.
 pub(crate) struct Source {
@@ -231,14 +233,18 @@ impl Bench {
         Ok(Self { engine, reference, inputs, stats })
     }
 
-    /// Times the model at `path` beside the reference.
-    pub(crate) fn against_reference(&mut self, path: &Path) -> Result<HostLatency, CompressError> {
+    /// Times the model at `path` beside the reference, until the ratio is clearly on one side of `limit`.
+    pub(crate) fn against_reference(
+        &mut self,
+        path: &Path,
+        limit: Option<f64>,
+    ) -> Result<HostLatency, CompressError> {
         let mut candidate = self.load(path)?;
         let reference = self.reference.as_mut();
-        compare(candidate.as_mut(), reference, &self.inputs, &self.stats)
+        compare(candidate.as_mut(), reference, &self.inputs, limit)
     }
 
-    /// Times the model at `path` beside the one at `base`.
+    /// Times the model at `path` beside the one at `base`, until it is clear whether it pays.
     pub(crate) fn against(
         &mut self,
         path: &Path,
@@ -246,7 +252,7 @@ impl Bench {
     ) -> Result<HostLatency, CompressError> {
         let mut candidate = self.load(path)?;
         let mut base = self.load(base)?;
-        compare(candidate.as_mut(), base.as_mut(), &self.inputs, &self.stats)
+        compare(candidate.as_mut(), base.as_mut(), &self.inputs, Some(PAYS))
     }
 
     fn load(&self, path: &Path) -> Result<Box<dyn Session>, CompressError> {
@@ -258,24 +264,31 @@ fn single() -> LoadOptions {
     LoadOptions { batch: Some(1), ..LoadOptions::default() }
 }
 
+/// Interleaved rounds, a few at a time, for as long as [`PROBE_TIME`] and the limit ask for.
 fn compare(
     candidate: &mut dyn Session,
     base: &mut dyn Session,
     inputs: &[(String, Tensor)],
-    stats: &LatencyStats,
+    limit: Option<f64>,
 ) -> Result<HostLatency, CompressError> {
-    let pair_us = (stats.p50_us * 2.0).max(1.0);
-    let rounds = (PROBE_TIME.as_secs_f64() * 1e6 / pair_us) as usize;
-    let layout =
-        Rounds { rounds: rounds.clamp(PROBE_ROUNDS.0, PROBE_ROUNDS.1), runs: 1, warmup: 2 };
-    let results = runtime::measure::interleaved(&mut [candidate, base], &borrow(inputs), layout)
-        .map_err(CompressError::engine("timing a candidate"))?;
-    match results.as_slice() {
-        [candidate, base] => Ok(HostLatency::of(candidate, base)),
-        _ => Err(CompressError::Graph {
-            stage: "search",
-            what: "the measurement lost a session".into(),
-        }),
+    let inputs = borrow(inputs);
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let start = Instant::now();
+    loop {
+        let warmup = if ours.is_empty() { 2 } else { 0 };
+        let layout = Rounds { rounds: PROBE_ROUNDS, runs: 1, warmup };
+        let mut sessions: [&mut dyn Session; 2] = [&mut *candidate, &mut *base];
+        let results = runtime::measure::interleaved(&mut sessions, &inputs, layout)
+            .map_err(CompressError::engine("timing a candidate"))?;
+        for (all, result) in [&mut ours, &mut theirs].into_iter().zip(results) {
+            all.extend(result.round_p50_us);
+        }
+        let host = HostLatency::of(&ours, &theirs);
+        let open = limit.is_some_and(|limit| host.ratio_low <= limit && limit < host.ratio_high);
+        let spent = start.elapsed();
+        if spent >= PROBE_TIME.1 || (spent >= PROBE_TIME.0 && !open) {
+            return Ok(host);
+        }
     }
 }
 

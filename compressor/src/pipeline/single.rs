@@ -264,7 +264,7 @@ fn measured(
     };
     let path = shop.work.join("quantized.onnx");
     save(&quantized.model, &path)?;
-    match bench.against_reference(&path) {
+    match bench.against_reference(&path, Some(PAYS)) {
         Ok(host) => Ok(Ok((quantized, host))),
         Err(CompressError::Engine { source, .. }) => {
             Ok(Err(format!("the engine does not take it: {source}")))
