@@ -93,11 +93,11 @@ pub struct DemoArgs {
     /// ONNX Runtime's library [default: `ORT_DYLIB_PATH` or the usual places]
     #[arg(long, value_name = "PATH")]
     pub ort_library: Option<PathBuf>,
-    /// The p95 budget in milliseconds [default: 70 % of what the original model takes]
+    /// The p95 budget in milliseconds [default: 75 % of what the original model takes]
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     pub budget_p95: Option<f64>,
     /// Lowest agreement with the original model
-    #[arg(long, default_value_t = 0.85)]
+    #[arg(long, default_value_t = 0.8)]
     pub agreement_min: f64,
     /// embedded, mosquitto or HOST:PORT
     #[arg(long, default_value = "embedded")]

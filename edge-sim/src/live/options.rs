@@ -208,7 +208,7 @@ impl StackOptions {
             model: "magika".to_owned(),
             device: "board-1".to_owned(),
             root: wire::DEFAULT_ROOT.to_owned(),
-            agreement_min: 0.85,
+            agreement_min: 0.8,
             window: Duration::from_millis(2500),
             breach: Breach {
                 windows_over: 3,
