@@ -218,17 +218,11 @@ pub fn compress(job: &CompressJob, progress: &dyn Progress) -> Result<Outcome, C
     let chosen = if hunt.trials[hunt.shortlist[0]].label == hunt.trials[0].label {
         keep_original(&shop, &mut hunt, &reference)?
     } else {
-        let (sites, refused) = repair::sites(&shop);
+        let (observed, refused) = repair::observe(&shop, value)?;
         hunt.refused.extend(refused);
-        let (deviations, refused) = repair::deviations(&shop)?;
-        hunt.refused.extend(refused);
-        let sums = repair::sums(&shop)?;
-        let targets = repair::targets(&shop, sites, value)?;
         let craft = select::Craft {
             shop: &shop,
-            targets: &targets,
-            deviations: &deviations,
-            sums: &sums,
+            original: &observed,
             score: ScoreKind::Activation,
             output: &output,
             row: reference.row,

@@ -15,8 +15,8 @@ use crate::refit::{self, FOLDS, Gram, MAX_GRAM_WORK, MAX_INPUTS, Site, Solution}
 use crate::rescale::{self, Moments, Sum};
 use crate::score::{self, AxisMoments, Deviations};
 
-/// Samples that suffice to rate units.
-pub(crate) const RATING_SAMPLES: usize = 256;
+/// Samples that suffice for sums, and for rating where it needs passes of its own.
+const RATING_SAMPLES: usize = 256;
 /// Activations observed in one pass, to bound memory.
 const VALUES_PER_PASS: usize = 16;
 /// The most consumers re-fitted in one candidate: each costs a pass over the calibration samples.
@@ -26,66 +26,210 @@ const SUM_UNCHANGED: f64 = 1e-5;
 /// The most bytes of the original's outputs that are kept.
 const MAX_TARGET_BYTES: usize = 512 << 20;
 
-/// Observes the activations that [`score::wanted`] names, over the first calibration samples.
-pub(crate) fn deviations(shop: &Shop<'_>) -> Result<(Deviations, Vec<Refusal>), CompressError> {
-    let graph = &shop.source.model.graph;
-    let wanted: BTreeSet<(ValueId, usize)> =
-        shop.source.grouping.groups.iter().flat_map(|group| score::wanted(graph, group)).collect();
-    let wanted: Vec<(ValueId, usize)> = wanted.into_iter().collect();
-    let samples = RATING_SAMPLES.min(shop.calibration.len());
-    let mut found = Deviations::new();
-    let mut refused = Vec::new();
-    for chunk in wanted.chunks(VALUES_PER_PASS) {
-        shop.progress.stage("rating units", samples as u64);
+/// What the original computes on the calibration samples, as far as rating and repairing need it.
+pub(crate) struct Original {
+    /// Places that may be re-fitted.
+    pub(crate) sites: Vec<Site>,
+    /// The compared output, whole, for each sample.
+    pub(crate) outputs: Vec<Vec<f32>>,
+    /// How much the activations that consumers read vary.
+    pub(crate) deviations: Deviations,
+    /// For each site and batch, sampled rows of what it computes.
+    rows: Vec<Vec<Vec<f32>>>,
+    strides: Vec<usize>,
+    sums: Vec<Sum>,
+    /// For each batch of the first samples, what each sum computes.
+    sum_values: Vec<Vec<Vec<f32>>>,
+}
+
+/// Runs the original over all calibration samples and keeps what rates units and what repairs are fitted
+/// to. Activations beyond the first few are rated in passes of their own, to bound memory.
+pub(crate) fn observe(
+    shop: &Shop<'_>,
+    output: ValueId,
+) -> Result<(Original, Vec<Refusal>), CompressError> {
+    let (sites, mut refused) = sites(shop);
+    let wanted = wanted(shop);
+    let first = &wanted[..wanted.len().min(VALUES_PER_PASS)];
+    let mut pass = Pass::new(shop, sites, first, output);
+    let samples = shop.calibration.len();
+    shop.progress.stage("observing the original", samples as u64);
+    run(shop, &pass.values.clone(), samples, &mut |batch| pass.take(shop, &batch))?;
+    let Pass { found: mut original, mut spreads, .. } = pass;
+    for chunk in wanted[first.len()..].chunks(VALUES_PER_PASS) {
+        let mut more = Spreads::new(chunk);
         let values = distinct(chunk.iter().map(|(v, _)| *v));
-        let model = observed(&shop.source.model, &values)?;
-        let path = shop.work.join("observed.onnx");
-        save(&model, &path)?;
-        let mut moments: HashMap<(ValueId, usize), AxisMoments> = HashMap::new();
-        shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
-            for (value, axis) in chunk {
-                let at = values.iter().position(|v| v == value);
-                let Some((_, tensor)) = at.and_then(|at| batch.outputs.get(at)) else {
-                    continue;
-                };
-                let Some(&width) = tensor.shape.get(*axis) else {
-                    continue;
-                };
-                if tensor.dtype != ElementType::F32 {
-                    continue;
-                }
-                let data = floats(tensor)?;
-                moments.entry((*value, *axis)).or_insert_with(|| AxisMoments::new(width)).push(
-                    &tensor.shape,
-                    *axis,
-                    &data,
-                );
+        let samples = RATING_SAMPLES.min(samples);
+        shop.progress.stage("rating units", samples as u64);
+        run(shop, &values, samples, &mut |batch| more.take(&values, &batch))?;
+        spreads.extend(more);
+    }
+    let (deviations, unseen) = spreads.deviations();
+    original.deviations = deviations;
+    let graph = &shop.source.model.graph;
+    refused.extend(unseen.into_iter().map(|value| {
+        let why = "its activation is no f32 tensor with that axis; weights alone rate its units";
+        Refusal::new("score", graph.value(value).name.clone(), why)
+    }));
+    Ok((original, refused))
+}
+
+/// Runs the source with `values` for outputs.
+fn run(
+    shop: &Shop<'_>,
+    values: &[ValueId],
+    samples: usize,
+    sink: &mut dyn FnMut(Batch) -> Result<(), CompressError>,
+) -> Result<(), CompressError> {
+    let path = shop.work.join("observed.onnx");
+    save(&observed(&shop.source.model, values)?, &path)?;
+    shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
+        sink(batch).map(ControlFlow::Continue)
+    })
+}
+
+/// The activations, and their axes, by which units are rated.
+fn wanted(shop: &Shop<'_>) -> Vec<(ValueId, usize)> {
+    let graph = &shop.source.model.graph;
+    let groups = shop.source.grouping.groups.iter();
+    let wanted: BTreeSet<_> = groups.flat_map(|group| score::wanted(graph, group)).collect();
+    wanted.into_iter().collect()
+}
+
+/// Moments of some activations along some axes.
+struct Spreads {
+    axes: Vec<(ValueId, usize)>,
+    moments: HashMap<(ValueId, usize), AxisMoments>,
+}
+
+impl Spreads {
+    fn new(axes: &[(ValueId, usize)]) -> Self {
+        Self { axes: axes.to_vec(), moments: HashMap::new() }
+    }
+
+    /// Takes a batch whose outputs are `values`.
+    fn take(&mut self, values: &[ValueId], batch: &Batch) -> Result<(), CompressError> {
+        for (value, axis) in &self.axes {
+            let at = values.iter().position(|v| v == value);
+            let Some((_, tensor)) = at.and_then(|at| batch.outputs.get(at)) else { continue };
+            let Some(&width) = tensor.shape.get(*axis) else { continue };
+            if tensor.dtype != ElementType::F32 {
+                continue;
             }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        for (value, axis) in chunk {
-            match moments.remove(&(*value, *axis)) {
-                Some(m) => drop(found.insert((*value, *axis), m.deviations())),
-                None => refused.push(Refusal::new(
-                    "score",
-                    graph.value(*value).name.clone(),
-                    "its activation is no f32 tensor with that axis; weights alone rate its units",
-                )),
-            }
+            let moments = self.moments.entry((*value, *axis));
+            let moments = moments.or_insert_with(|| AxisMoments::new(width));
+            moments.push(&tensor.shape, *axis, &floats(tensor)?);
+        }
+        Ok(())
+    }
+
+    fn extend(&mut self, other: Self) {
+        self.axes.extend(other.axes);
+        self.moments.extend(other.moments);
+    }
+
+    /// The deviations, and the values that showed none.
+    fn deviations(self) -> (Deviations, Vec<ValueId>) {
+        let unseen = self.axes.iter().filter(|key| !self.moments.contains_key(key));
+        let unseen = unseen.map(|(value, _)| *value).collect();
+        let seen = self.moments.into_iter().map(|(key, m)| (key, m.deviations()));
+        (seen.collect(), unseen)
+    }
+}
+
+/// The one pass over all calibration samples.
+struct Pass {
+    values: Vec<ValueId>,
+    spreads: Spreads,
+    output: ValueId,
+    found: Original,
+    samples: usize,
+    bytes: usize,
+}
+
+impl Pass {
+    fn new(
+        shop: &Shop<'_>,
+        sites: Vec<Site>,
+        wanted: &[(ValueId, usize)],
+        output: ValueId,
+    ) -> Self {
+        let sums = sums(shop);
+        let values = sites
+            .iter()
+            .map(|s| s.output)
+            .chain([output])
+            .chain(sums.iter().map(|s| s.output))
+            .chain(wanted.iter().map(|(v, _)| *v));
+        Self {
+            values: distinct(values),
+            spreads: Spreads::new(wanted),
+            output,
+            samples: 0,
+            bytes: 0,
+            found: Original {
+                outputs: Vec::new(),
+                deviations: Deviations::new(),
+                rows: vec![Vec::new(); sites.len()],
+                strides: vec![0; sites.len()],
+                sites,
+                sums,
+                sum_values: Vec::new(),
+            },
         }
     }
-    Ok((found, refused))
+
+    fn tensor<'b>(&self, batch: &'b Batch, value: ValueId) -> Result<&'b Tensor, CompressError> {
+        let at = self.values.iter().position(|v| *v == value);
+        output_of(batch, at.unwrap_or(usize::MAX))
+    }
+
+    fn take(&mut self, shop: &Shop<'_>, batch: &Batch) -> Result<(), CompressError> {
+        self.spreads.take(&self.values, batch)?;
+        for site in 0..self.found.sites.len() {
+            self.take_site(shop, batch, site)?;
+        }
+        let data = floats(self.tensor(batch, self.output)?)?;
+        self.bytes += data.len() * 4;
+        let per = (data.len() / batch.samples.len().max(1)).max(1);
+        self.found.outputs.extend(data.chunks(per).map(<[f32]>::to_vec));
+        if self.samples < RATING_SAMPLES {
+            let sums = self.found.sums.iter();
+            let values = sums.map(|sum| floats(self.tensor(batch, sum.output)?));
+            let values: Vec<Vec<f32>> = values.collect::<Result<_, _>>()?;
+            self.bytes += values.iter().map(|v| v.len() * 4).sum::<usize>();
+            self.found.sum_values.push(values);
+        }
+        self.samples += batch.samples.len();
+        if self.bytes > MAX_TARGET_BYTES {
+            return Err(too_many(self.bytes));
+        }
+        Ok(())
+    }
+
+    fn take_site(
+        &mut self,
+        shop: &Shop<'_>,
+        batch: &Batch,
+        site: usize,
+    ) -> Result<(), CompressError> {
+        let tensor = self.tensor(batch, self.found.sites[site].output)?;
+        let columns = tensor.shape.last().copied().unwrap_or(1).max(1);
+        let data = floats(tensor)?;
+        if self.found.strides[site] == 0 {
+            let rows = data.len() / columns / batch.samples.len().max(1);
+            let inputs = width(shop, &self.found.sites[site]);
+            self.found.strides[site] = stride(rows, shop.calibration.len(), inputs);
+        }
+        let rows = sampled(&data, columns, self.found.strides[site]);
+        self.bytes += rows.len() * 4;
+        self.found.rows[site].push(rows);
+        Ok(())
+    }
 }
 
-/// What the original computes at the sums over units, over the first calibration samples.
-pub(crate) struct Sums {
-    sums: Vec<Sum>,
-    /// For each batch and sum.
-    values: Vec<Vec<Vec<f32>>>,
-}
-
-/// Observes the sums over the units of every group in the original.
-pub(crate) fn sums(shop: &Shop<'_>) -> Result<Sums, CompressError> {
+/// The sums over the units of every group.
+fn sums(shop: &Shop<'_>) -> Vec<Sum> {
     let graph = &shop.source.model.graph;
     let mut sums: Vec<Sum> = Vec::new();
     for group in &shop.source.grouping.groups {
@@ -95,8 +239,7 @@ pub(crate) fn sums(shop: &Shop<'_>) -> Result<Sums, CompressError> {
             }
         }
     }
-    let values = sum_values(shop, &shop.source.model, &sums)?;
-    Ok(Sums { sums, values })
+    sums
 }
 
 fn sum_values(
@@ -124,14 +267,14 @@ fn sum_values(
 /// Scales every sum in `model` that lost units back to the original's.
 pub(crate) fn rescale(
     shop: &Shop<'_>,
-    original: &Sums,
+    original: &Original,
     model: &mut Model,
 ) -> Result<(Vec<RescaleStep>, Vec<Refusal>), CompressError> {
     let left = sum_values(shop, model, &original.sums)?;
     let (mut steps, mut refused) = (Vec::new(), Vec::new());
     for (at, sum) in original.sums.iter().enumerate() {
         let mut moments = Moments::default();
-        for (was, is) in original.values.iter().zip(&left) {
+        for (was, is) in original.sum_values.iter().zip(&left) {
             moments.push(&was[at], &is[at]);
         }
         if moments.residual(1.0) < SUM_UNCHANGED {
@@ -151,19 +294,9 @@ pub(crate) fn rescale(
     Ok((steps, refused))
 }
 
-/// What the original computes at every place that may be re-fitted, on sampled rows.
-pub(crate) struct Targets {
-    pub(crate) sites: Vec<Site>,
-    /// One set of rows for each site and batch.
-    rows: Vec<Vec<Vec<f32>>>,
-    strides: Vec<usize>,
-    /// The compared output, whole, for each sample.
-    pub(crate) outputs: Vec<Vec<f32>>,
-}
-
 /// Places that may be re-fitted in any candidate: consumers of any group, and the heads, in the graph's
 /// order; and those that cannot, with the reason.
-pub(crate) fn sites(shop: &Shop<'_>) -> (Vec<Site>, Vec<Refusal>) {
+fn sites(shop: &Shop<'_>) -> (Vec<Site>, Vec<Refusal>) {
     let graph = &shop.source.model.graph;
     let mut wanted: HashSet<graph::NodeId> = refit::heads(graph).into_iter().collect();
     for group in &shop.source.grouping.groups {
@@ -196,55 +329,6 @@ fn width(shop: &Shop<'_>, site: &Site) -> usize {
     weight.map_or(0, |w| w.dims[usize::from(site.transposed)])
 }
 
-/// Runs the original over all calibration samples and keeps what repairs are fitted to.
-pub(crate) fn targets(
-    shop: &Shop<'_>,
-    sites: Vec<Site>,
-    output: ValueId,
-) -> Result<Targets, CompressError> {
-    let samples = shop.calibration.len();
-    shop.progress.stage("observing the original", samples as u64);
-    let values = distinct(sites.iter().map(|s| s.output).chain([output]));
-    let model = observed(&shop.source.model, &values)?;
-    let path = shop.work.join("targets.onnx");
-    save(&model, &path)?;
-    let place = |value: ValueId| values.iter().position(|v| *v == value).unwrap_or(0);
-    let places: Vec<usize> = sites.iter().map(|s| place(s.output)).collect();
-    let output_at = place(output);
-    let mut targets = Targets {
-        rows: vec![Vec::new(); sites.len()],
-        strides: vec![0; sites.len()],
-        sites,
-        outputs: Vec::with_capacity(samples),
-    };
-    let mut bytes = 0usize;
-    shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
-        for (site, at) in places.iter().enumerate() {
-            let tensor = output_of(&batch, *at)?;
-            let columns = tensor.shape.last().copied().unwrap_or(1).max(1);
-            let data = floats(tensor)?;
-            if targets.strides[site] == 0 {
-                let rows = data.len() / columns / batch.samples.len().max(1);
-                let inputs = width(shop, &targets.sites[site]);
-                targets.strides[site] = stride(rows, samples, inputs);
-            }
-            let rows = sampled(&data, columns, targets.strides[site]);
-            bytes += rows.len() * 4;
-            targets.rows[site].push(rows);
-        }
-        let tensor = output_of(&batch, output_at)?;
-        let data = floats(tensor)?;
-        bytes += data.len() * 4;
-        let per = data.len() / batch.samples.len().max(1);
-        targets.outputs.extend(data.chunks(per.max(1)).map(<[f32]>::to_vec));
-        if bytes > MAX_TARGET_BYTES {
-            return Err(too_many(bytes));
-        }
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(targets)
-}
-
 fn too_many(bytes: usize) -> CompressError {
     CompressError::Graph {
         stage: "observe",
@@ -269,7 +353,7 @@ fn sampled(data: &[f32], columns: usize, stride: usize) -> Vec<f32> {
 /// after the other, each on what the repairs before it left.
 pub(crate) fn repair(
     shop: &Shop<'_>,
-    targets: &Targets,
+    targets: &Original,
     model: &mut Model,
     samples: usize,
 ) -> Result<(Vec<RefitStep>, Vec<Refusal>), CompressError> {
@@ -302,7 +386,7 @@ fn step(site: &Site, folds: &[Gram], solution: &Solution) -> RefitStep {
 
 fn accumulate(
     shop: &Shop<'_>,
-    targets: &Targets,
+    targets: &Original,
     at: usize,
     model: &Model,
     samples: usize,

@@ -9,12 +9,12 @@ use std::collections::VecDeque;
 use super::Verdict;
 use super::hunt::{self, Hunt, PAYS, Trial, not_faster};
 use super::judge::{Reference, judge};
-use super::repair::{Sums, Targets, repair, rescale};
+use super::repair::{Original, repair, rescale};
 use super::shop::{Bench, Shop, save};
 use crate::calibrate::BATCH;
 use crate::error::CompressError;
 use crate::plan::{Refusal, ScoreKind};
-use crate::score::{self, Deviations};
+use crate::score;
 use crate::search::{self, CONFIRM_MARGIN, Measured, SEARCH_MARGIN, cost_misses, quality_miss};
 
 /// Calibration samples that are fitted to in a screening.
@@ -27,9 +27,7 @@ const MAX_FINALS: usize = 3;
 /// What is needed to build a candidate with its real weights.
 pub(crate) struct Craft<'a> {
     pub(crate) shop: &'a Shop<'a>,
-    pub(crate) targets: &'a Targets,
-    pub(crate) deviations: &'a Deviations,
-    pub(crate) sums: &'a Sums,
+    pub(crate) original: &'a Original,
     pub(crate) score: ScoreKind,
     pub(crate) output: &'a str,
     pub(crate) row: usize,
@@ -49,15 +47,15 @@ impl Craft<'_> {
         if let Some(family) = trial.family {
             let pick = &mut |index: usize, count| {
                 let group = &shop.source.grouping.groups[index];
-                score::rate(self.score, graph, group, self.deviations, shop.job.seed)
+                score::rate(self.score, graph, group, &self.original.deviations, shop.job.seed)
                     .map(|rating| score::best(&rating, count))
             };
             trial.choices = hunt::choices(&shop.source, family, trial.ratio, pick)
                 .map_err(|what| CompressError::Graph { stage: "score", what })?;
         }
         let mut model = shop.source.pruned(&trial.choices)?;
-        let (rescales, mut refused) = rescale(shop, self.sums, &mut model)?;
-        let (refits, more) = repair(shop, self.targets, &mut model, samples)?;
+        let (rescales, mut refused) = rescale(shop, self.original, &mut model)?;
+        let (refits, more) = repair(shop, self.original, &mut model, samples)?;
         refused.extend(more);
         trial.rescales = rescales;
         trial.refits = refits;
@@ -83,7 +81,7 @@ impl Craft<'_> {
         let reference = Reference {
             data: &self.shop.calibration,
             output: self.output,
-            answers: &self.targets.outputs,
+            answers: &self.original.outputs,
             row: self.row,
         };
         for at in hunt.shortlist.clone() {

@@ -74,21 +74,17 @@ pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, Co
     let shell = shell(&job.source, data, &job.engine, job.seed);
     let shop = Shop::open(&shell, progress)?;
     let mut refused = locked_dims(&shop.source);
-    let (deviations, more) = repair::deviations(&shop)?;
-    refused.extend(more);
-    let choices = rated(&shop.source, job, &deviations)?;
+    let (value, _) = judge::compared_output(&shop)?;
+    let (original, more) = repair::observe(&shop, value)?;
+    let choices = rated(&shop.source, job, &original.deviations)?;
     let mut model = shop.source.pruned(&choices)?;
     let (mut rescales, mut refits) = (Vec::new(), Vec::new());
     if job.repair {
-        let sums = repair::sums(&shop)?;
-        let (steps, more) = repair::rescale(&shop, &sums, &mut model)?;
+        refused.extend(more);
+        let (steps, more) = repair::rescale(&shop, &original, &mut model)?;
         rescales = steps;
         refused.extend(more);
-        let (sites, more) = repair::sites(&shop);
-        refused.extend(more);
-        let (value, _) = judge::compared_output(&shop)?;
-        let targets = repair::targets(&shop, sites, value)?;
-        let (steps, more) = repair::repair(&shop, &targets, &mut model, shop.calibration.len())?;
+        let (steps, more) = repair::repair(&shop, &original, &mut model, shop.calibration.len())?;
         refits = steps;
         refused.extend(more);
     }
