@@ -144,7 +144,7 @@ impl<'a> Page<'a> {
             rows: rows(story),
             bars: bars(chosen),
             tried: story.candidates.iter().map(tried).collect(),
-            scatter: scatter(story.candidates, &job.goal),
+            scatter: scatter(story.original, story.candidates, &job.goal),
             refused: story.refused,
             refits: &chosen.plan.refits,
             rescales: &chosen.plan.rescales,
@@ -292,41 +292,36 @@ fn tried(candidate: &CandidateReport) -> Tried {
     }
 }
 
-/// Points in a 100 by 60 plane: latency to the right, agreement upwards.
-fn scatter(candidates: &[CandidateReport], goal: &Goal) -> Scatter {
-    let judged: Vec<(&CandidateReport, f64)> = candidates
-        .iter()
-        .filter_map(|c| c.quality.as_ref().map(|q| (c, q.agreement.value)))
-        .collect();
-    let x_max = judged
-        .iter()
-        .map(|(c, _)| c.latency_p95_us.value)
-        .chain(goal.latency_p95_us.map(|us| us as f64))
-        .fold(1.0, f64::max)
-        * 1.08;
-    let y_min = judged.iter().map(|(_, a)| *a).fold(goal.agreement_min, f64::min);
-    let y_min = (y_min - 0.03).max(0.0);
+/// Points in a 100 by 60 plane: latency to the right, agreement upwards. The original agrees with itself.
+fn scatter(original: &CandidateReport, candidates: &[CandidateReport], goal: &Goal) -> Scatter {
+    let agreement = |c: &CandidateReport| c.quality.as_ref().map(|q| q.agreement.value);
+    let judged = candidates.iter().filter(|c| c.label != original.label);
+    let judged = judged.filter_map(|c| Some((c, agreement(c)?)));
+    let points: Vec<(&CandidateReport, f64)> = judged.chain([(original, 1.0)]).collect();
+    let budget = goal.latency_p95_us.map(|us| us as f64);
+    let latencies = points.iter().map(|(c, _)| c.latency_p95_us.value).chain(budget);
+    let x_max = latencies.fold(1.0, f64::max) * 1.08;
+    let lowest = points.iter().map(|(_, a)| *a).fold(goal.agreement_min, f64::min);
+    let y_min = (lowest - 0.03).max(0.0);
     let place_y = |a: f64| 60.0 * (1.0 - (a - y_min) / (1.0 - y_min).max(1e-6));
+    let point = |(c, agreement): &(&CandidateReport, f64)| Point {
+        x: 100.0 * c.latency_p95_us.value / x_max,
+        y: place_y(*agreement),
+        label: format!(
+            "{}: {}, {}",
+            c.label,
+            milliseconds(c.latency_p95_us.value),
+            percent(*agreement)
+        ),
+        class: match c.verdict {
+            Verdict::Chosen => "chosen",
+            Verdict::Feasible => "feasible",
+            Verdict::Refused(_) => "refused",
+        },
+    };
     Scatter {
-        points: judged
-            .iter()
-            .map(|(c, agreement)| Point {
-                x: 100.0 * c.latency_p95_us.value / x_max,
-                y: place_y(*agreement),
-                label: format!(
-                    "{}: {}, {}",
-                    c.label,
-                    milliseconds(c.latency_p95_us.value),
-                    percent(*agreement)
-                ),
-                class: match c.verdict {
-                    Verdict::Chosen => "chosen",
-                    Verdict::Feasible => "feasible",
-                    Verdict::Refused(_) => "refused",
-                },
-            })
-            .collect(),
-        budget_x: goal.latency_p95_us.map(|us| 100.0 * us as f64 / x_max),
+        points: points.iter().map(point).collect(),
+        budget_x: budget.map(|us| 100.0 * us / x_max),
         floor_y: place_y(goal.agreement_min),
         x_max: milliseconds(x_max),
         y_min: percent(y_min),

@@ -128,5 +128,5 @@ fn the_report_needs_no_other_file() {
         assert!(!html.contains(part), "{part} is in the report");
     }
     assert!(html.contains("name=\"viewport\""));
-    assert_eq!(html.matches("<circle").count(), 1);
+    assert_eq!(html.matches("<circle").count(), 2, "the original and the one that was judged");
 }
