@@ -56,6 +56,8 @@ pub enum Problem {
     NotFinite { array: String, value: String, sample: usize },
     #[error("array \"{array}\" holds no samples")]
     Empty { array: String },
+    #[error("has {samples} samples; at least {wanted} are needed to keep some apart for judging")]
+    TooFew { samples: usize, wanted: usize },
     #[error("array \"{array}\" has {found} samples where \"{other}\" has {wanted}")]
     SampleCount { array: String, found: usize, other: String, wanted: usize },
     #[error("{what} is {found}, more than {limit} = {allowed}")]
@@ -143,6 +145,38 @@ impl Dataset {
             same_count(LABELS, labels.len(), &first.name, samples)?;
         }
         Ok(Self { file: file.to_path_buf(), samples, inputs, labels, digest })
+    }
+
+    /// Every `every`-th sample apart from the others, for judging on what was not fitted: `(others, held out)`.
+    ///
+    /// # Errors
+    /// There are fewer than `every` samples, so that one side would be empty.
+    pub fn hold_out(self, every: usize) -> Result<(Self, Self), DataError> {
+        let (heldout, others): (Vec<usize>, Vec<usize>) =
+            (0..self.samples).partition(|sample| sample % every == every - 1);
+        if heldout.is_empty() || others.is_empty() {
+            let problem = Problem::TooFew { samples: self.samples, wanted: every.max(2) };
+            return Err(DataError { file: self.file, problem });
+        }
+        Ok((self.select(&others), self.select(&heldout)))
+    }
+
+    fn select(&self, samples: &[usize]) -> Self {
+        let narrow = |input: &InputArray| {
+            let mut input = input.clone();
+            let stride = input.array.data.len() / self.samples;
+            let rows = samples.iter().flat_map(|i| &input.array.data[i * stride..(i + 1) * stride]);
+            input.array.data = rows.copied().collect();
+            input.array.shape[0] = samples.len();
+            input
+        };
+        Self {
+            file: self.file.clone(),
+            samples: samples.len(),
+            inputs: self.inputs.iter().map(narrow).collect(),
+            labels: self.labels.as_ref().map(|l| samples.iter().map(|i| l[*i]).collect()),
+            digest: self.digest,
+        }
     }
 
     /// Number of samples, at least 1.

@@ -44,6 +44,25 @@ fn error(arrays: &[(&str, Vec<u8>)], specs: &[IoSpec]) -> String {
 }
 
 #[test]
+fn every_fourth_sample_is_held_out_and_none_is_on_both_sides() {
+    let array = Array2::from_shape_fn((9, 4), |(i, _)| i as i32);
+    let labels = Array1::from((0..9i64).collect::<Vec<_>>());
+    let data = load(&[("bytes", npy(&array)), ("labels", npy(&labels))], &bytes_spec()).unwrap();
+    let (others, heldout) = data.hold_out(4).unwrap();
+    assert_eq!(heldout.labels().unwrap(), [3, 7]);
+    assert_eq!(others.labels().unwrap(), [0, 1, 2, 4, 5, 6, 8]);
+    assert_eq!(heldout.batch(&[1]).unwrap()[0].1.to_i32().unwrap(), [7; 4]);
+    assert_eq!(others.batch(&[6]).unwrap()[0].1.to_i32().unwrap(), [8; 4]);
+}
+
+#[test]
+fn too_few_samples_to_hold_some_out_is_an_error() {
+    let array = Array2::from_shape_fn((3, 4), |(i, _)| i as i32);
+    let error = load(&[("bytes", npy(&array))], &bytes_spec()).unwrap().hold_out(4).unwrap_err();
+    assert!(error.to_string().contains("has 3 samples; at least 4"), "{error}");
+}
+
+#[test]
 fn samples_come_back_batch_by_batch() {
     let array = Array2::from_shape_fn((5, 4), |(i, j)| (i * 10 + j) as i32);
     let labels = Array1::from(vec![0i64, 1, 2, 3, 4]);

@@ -19,9 +19,9 @@ pub const STEPS: usize = 16;
 pub const NARROWEST: usize = 2;
 /// Share of the latency that must be left under the budget while widths are searched: a single short
 /// measurement may be off by as much.
-pub const SEARCH_MARGIN: f64 = 0.07;
+pub const SEARCH_MARGIN: f64 = 0.10;
 /// Share that must be left when the finished candidate is measured again.
-pub const CONFIRM_MARGIN: f64 = 0.02;
+pub const CONFIRM_MARGIN: f64 = 0.05;
 
 /// What is narrowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -93,7 +93,7 @@ pub struct DemoArgs {
     /// ONNX Runtime's library [default: `ORT_DYLIB_PATH` or the usual places]
     #[arg(long, value_name = "PATH")]
     pub ort_library: Option<PathBuf>,
-    /// The p95 budget in milliseconds [default: 75 % of what the original model takes]
+    /// The p95 budget in milliseconds [default: 80 % of what the original model takes]
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     pub budget_p95: Option<f64>,
     /// Lowest agreement with the original model

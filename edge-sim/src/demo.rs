@@ -26,7 +26,7 @@ mod faults;
 mod summary;
 
 /// The budget, as a share of the p95 measured before, when none is given.
-pub const DEFAULT_BUDGET_SHARE: f64 = 0.75;
+pub const DEFAULT_BUDGET_SHARE: f64 = 0.8;
 /// How long the whole run may take when nothing else is said.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(170);
 /// Windows that are judged after the commit.

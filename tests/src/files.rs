@@ -162,7 +162,12 @@ fn answer(shared: &Shared, request: &Request, writer: &mut impl Write) -> std::i
         return Ok(true);
     };
     let total = file.metadata()?.len();
-    let from = request.from.min(total);
+    let from = request.from;
+    if from > 0 && from >= total {
+        let head = format!("416 Range Not Satisfiable\r\nContent-Range: bytes */{total}");
+        write!(writer, "HTTP/1.1 {head}\r\nContent-Length: 0\r\n\r\n")?;
+        return Ok(true);
+    }
     let status = if from > 0 {
         format!("206 Partial Content\r\nContent-Range: bytes {from}-{}/{total}", total.saturating_sub(1))
     } else {

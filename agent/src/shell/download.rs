@@ -174,6 +174,13 @@ fn receive(
     wanted: u64,
 ) -> Result<(), StepFailure> {
     let mut response = get(agent, url, (have > 0).then_some(have))?;
+    if let Some(total) = total_bytes(&response)
+        && total != wanted
+    {
+        let _ = fs::remove_file(path);
+        let reason = format!("{url}: the server's file has {total} bytes, the manifest says {wanted}");
+        return Err(StepFailure::attempt(reason));
+    }
     let resumed = have > 0 && starts_at(&response) == Some(have);
     if have > 0 && response.status() == StatusCode::PARTIAL_CONTENT && !resumed {
         let _ = fs::remove_file(path);
@@ -232,6 +239,18 @@ fn get(agent: &Agent, url: &str, from: Option<u64>) -> Result<Response<Body>, St
         None => request,
     };
     request.call().map_err(|e| StepFailure::transient(format!("{url}: {e}")))
+}
+
+/// The whole file's size, where the server states it: a file that is short for ever is no broken connection.
+fn total_bytes(response: &Response<Body>) -> Option<u64> {
+    let text = |name| response.headers().get(name)?.to_str().ok();
+    match response.status() {
+        StatusCode::OK => text(header::CONTENT_LENGTH)?.parse().ok(),
+        StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
+            text(header::CONTENT_RANGE)?.rsplit('/').next()?.parse().ok()
+        }
+        _ => None,
+    }
 }
 
 /// The first byte of a partial answer.

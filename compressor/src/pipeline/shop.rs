@@ -24,6 +24,9 @@ const PROBE_TIME: (Duration, Duration) = (Duration::from_millis(700), Duration::
 /// Rounds between two looks at the clock.
 const PROBE_ROUNDS: usize = 8;
 
+/// Without held-out data of its own, every so many samples of the calibration data are kept apart.
+pub(crate) const HOLD_OUT_EVERY: usize = 4;
+
 /// The source model and what was found in it.
 pub(crate) struct Source {
     pub(crate) path: PathBuf,
@@ -161,18 +164,40 @@ pub(crate) struct Shop<'a> {
 }
 
 impl<'a> Shop<'a> {
-    /// Opens the engine, reads the model and both data sets.
+    /// Opens the engine, reads the model and both data sets. One file for both is split.
     pub(crate) fn open(
         job: &'a CompressJob,
         progress: &'a dyn Progress,
+    ) -> Result<Self, CompressError> {
+        Self::open_with(job, progress, job.heldout == job.calibration)
+    }
+
+    /// As [`Self::open`], for work that does not judge what it fitted: one file serves whole for both.
+    pub(crate) fn open_whole(
+        job: &'a CompressJob,
+        progress: &'a dyn Progress,
+    ) -> Result<Self, CompressError> {
+        Self::open_with(job, progress, false)
+    }
+
+    fn open_with(
+        job: &'a CompressJob,
+        progress: &'a dyn Progress,
+        split: bool,
     ) -> Result<Self, CompressError> {
         progress.stage("reading the model and the data", 0);
         let source = Source::load(&job.source)?;
         let runner = Runner::open(&job.engine)?;
         let specs = specs(&runner, &job.source)?;
+        let calibration = Dataset::load(&job.calibration, &specs.0)?;
+        let (calibration, heldout) = if split {
+            calibration.hold_out(HOLD_OUT_EVERY)?
+        } else {
+            (calibration, Dataset::load(&job.heldout, &specs.0)?)
+        };
         Ok(Self {
-            calibration: Dataset::load(&job.calibration, &specs.0)?,
-            heldout: Dataset::load(&job.heldout, &specs.0)?,
+            calibration,
+            heldout,
             work: WorkDir::new()?,
             job,
             progress,

@@ -72,7 +72,7 @@ pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, Co
         return finish(&source, job, &model, made);
     };
     let shell = shell(&job.source, data, &job.engine, job.seed);
-    let shop = Shop::open(&shell, progress)?;
+    let shop = Shop::open_whole(&shell, progress)?;
     let mut refused = locked_dims(&shop.source);
     let (value, _) = judge::compared_output(&shop)?;
     let (original, more) = repair::observe(&shop, value)?;
@@ -198,7 +198,7 @@ pub fn quantize(
     progress: &dyn Progress,
 ) -> Result<QuantizeOutcome, CompressError> {
     let shell = shell(&job.source, &job.data, &job.engine, job.seed);
-    let shop = Shop::open(&shell, progress)?;
+    let shop = Shop::open_whole(&shell, progress)?;
     let mut bench = Bench::open(&shop)?;
     let formats = match job.format {
         Some(format) => vec![format],

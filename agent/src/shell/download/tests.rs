@@ -199,9 +199,23 @@ fn a_file_longer_than_announced_is_refused_without_filling_the_disk() {
         honest(name, &content, from)
     }));
     let failure = fixture.fetch(&server.url).unwrap_err();
-    assert!(failure.reason.contains("longer than the 200000 bytes"), "{}", failure.reason);
+    assert_eq!(failure.class, FailureClass::Attempt);
+    assert!(failure.reason.contains("the manifest says 200000"), "{}", failure.reason);
     let kept = fs::metadata(fixture.staged().join("model.onnx")).map_or(0, |m| m.len());
     assert!(kept <= MODEL_BYTES as u64);
+}
+
+#[test]
+fn a_file_that_is_short_on_the_server_ends_the_attempt_instead_of_resuming_for_ever() {
+    let fixture = fixture();
+    let half = |name: &str, content: &[u8], from| {
+        let whole = if name == "model.onnx" { &content[..MODEL_BYTES / 2] } else { content };
+        honest(name, whole, from)
+    };
+    let server = fixture.serve(Box::new(half));
+    let failure = fixture.fetch(&server.url).unwrap_err();
+    assert_eq!(failure.class, FailureClass::Attempt);
+    assert!(failure.reason.contains("has 100000 bytes, the manifest says 200000"), "{}", failure.reason);
 }
 
 #[test]
