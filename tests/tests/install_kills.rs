@@ -26,7 +26,7 @@ fn states_of(stack: &Stack, sequence: u64) -> Vec<String> {
                 install = Some(record["install"].clone());
                 states.push("offered".to_owned());
             }
-            Some("install") if Some(&record["install"]) == install.as_ref() => {
+            Some("install" | "resumed") if Some(&record["install"]) == install.as_ref() => {
                 states.extend(record["state"].as_str().map(str::to_owned));
             }
             _ => {}
@@ -35,9 +35,10 @@ fn states_of(stack: &Stack, sequence: u64) -> Vec<String> {
     states
 }
 
-/// A line is a checksum and a JSON object; a torn one is not a record.
+/// A line is an object with a checksum and an entry; a torn one is not a record.
 fn journal_record(line: &str) -> Option<serde_json::Value> {
-    serde_json::from_str(&line[line.find('{')?..]).ok()
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    line.pointer("/entry/record").cloned()
 }
 
 /// Waits, without sleeping, until the journal shows the state (or a later one).
