@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 mod finish;
 mod hunt;
 mod judge;
+mod observe;
 mod repair;
 mod select;
 pub(crate) mod shop;
@@ -218,7 +219,7 @@ pub fn compress(job: &CompressJob, progress: &dyn Progress) -> Result<Outcome, C
     let chosen = if hunt.trials[hunt.shortlist[0]].label == hunt.trials[0].label {
         keep_original(&shop, &mut hunt, &reference)?
     } else {
-        let (observed, refused) = repair::observe(&shop, value)?;
+        let (observed, refused) = observe::observe(&shop, value)?;
         hunt.refused.extend(refused);
         let craft = select::Craft {
             shop: &shop,

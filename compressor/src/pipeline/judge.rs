@@ -5,7 +5,7 @@ use std::path::Path;
 
 use graph::ValueId;
 
-use super::repair::floats;
+use super::observe::floats;
 use super::shop::Shop;
 use crate::data::Dataset;
 use crate::error::CompressError;

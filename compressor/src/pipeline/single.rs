@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::hunt::{self, PAYS, not_faster};
 use super::judge::{self, Reference, judge};
+use super::observe;
 use super::repair;
 use super::shop::{Bench, Shop, Source, file_size, macs, save};
 use super::{CompressJob, Goal, Progress, locked_dims};
@@ -75,7 +76,7 @@ pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, Co
     let shop = Shop::open_whole(&shell, progress)?;
     let mut refused = locked_dims(&shop.source);
     let (value, _) = judge::compared_output(&shop)?;
-    let (original, more) = repair::observe(&shop, value)?;
+    let (original, more) = observe::observe(&shop, value)?;
     let choices = rated(&shop.source, job, &original.deviations)?;
     let mut model = shop.source.pruned(&choices)?;
     let (mut rescales, mut refits) = (Vec::new(), Vec::new());

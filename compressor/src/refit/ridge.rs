@@ -1,0 +1,370 @@
+//! Regularised least squares from second moments: accumulation, cross-validation, and the solution by
+//! Cholesky's factorisation in f64. Knows nothing of graphs.
+
+/// Folds of the cross-validation.
+pub const FOLDS: usize = 4;
+/// Ridges tried, as shares of the mean diagonal of XᵀX.
+pub const RIDGES: [f64; 5] = [1e-3, 1e-2, 1e-1, 3e-1, 1.0];
+/// Above this width the ridge is not cross-validated: [`WIDE_RIDGE`] is taken.
+pub const CROSS_VALIDATED_INPUTS: usize = 1024;
+/// The ridge of consumers too wide for cross-validation.
+pub const WIDE_RIDGE: f64 = 1e-1;
+/// Second moments of activations X and missing outputs R of one fold.
+#[derive(Debug, Clone)]
+pub struct Gram {
+    k: usize,
+    m: usize,
+    rows: u64,
+    xtx: Vec<f64>,
+    xtr: Vec<f64>,
+    rtr: f64,
+    sum_x: Vec<f64>,
+    sum_r: Vec<f64>,
+    /// ‖Y‖² and the sums of Y, for relative residuals.
+    target_squares: f64,
+    target_sums: Vec<f64>,
+    /// Buffers of one row, so that a row costs no allocation.
+    row: (Vec<f64>, Vec<f64>),
+}
+
+impl Gram {
+    /// Moments of `k` inputs and `m` outputs, of no rows yet.
+    pub fn new(k: usize, m: usize) -> Self {
+        Self {
+            k,
+            m,
+            rows: 0,
+            xtx: vec![0.0; k * k],
+            xtr: vec![0.0; k * m],
+            rtr: 0.0,
+            sum_x: vec![0.0; k],
+            sum_r: vec![0.0; m],
+            target_squares: 0.0,
+            target_sums: vec![0.0; m],
+            row: (vec![0.0; k], vec![0.0; m]),
+        }
+    }
+
+    /// Adds one row: activations `x`, what the pruned model computes (`z`) and what the original does (`y`).
+    pub fn push_target(&mut self, x: &[f32], z: &[f32], y: &[f32]) {
+        let (mut xs, mut rs) = std::mem::take(&mut self.row);
+        for (to, from) in xs.iter_mut().zip(x) {
+            *to = f64::from(*from);
+        }
+        for (to, (z, y)) in rs.iter_mut().zip(z.iter().zip(y)) {
+            *to = f64::from(*y) - f64::from(*z);
+        }
+        for (sum, y) in self.target_sums.iter_mut().zip(y) {
+            *sum += f64::from(*y);
+            self.target_squares += f64::from(*y).powi(2);
+        }
+        self.push(&xs, &rs);
+        self.row = (xs, rs);
+    }
+
+    /// Adds one row: `x` of `k` inputs, `r` of `m` missing outputs.
+    pub fn push(&mut self, x: &[f64], r: &[f64]) {
+        self.rows += 1;
+        for (i, &xi) in x.iter().enumerate() {
+            if xi == 0.0 {
+                continue;
+            }
+            self.sum_x[i] += xi;
+            axpy(xi, &x[..=i], &mut self.xtx[i * self.k..i * self.k + i + 1]);
+            axpy(xi, r, &mut self.xtr[i * self.m..(i + 1) * self.m]);
+        }
+        for (sum, &v) in self.sum_r.iter_mut().zip(r) {
+            *sum += v;
+            self.rtr += v * v;
+        }
+    }
+
+    fn add(&mut self, other: &Self, sign: f64) {
+        self.rows = if sign > 0.0 { self.rows + other.rows } else { self.rows - other.rows };
+        axpy(sign, &other.xtx, &mut self.xtx);
+        axpy(sign, &other.xtr, &mut self.xtr);
+        axpy(sign, &other.sum_x, &mut self.sum_x);
+        axpy(sign, &other.sum_r, &mut self.sum_r);
+        self.rtr += sign * other.rtr;
+    }
+
+    fn total(folds: &[Self]) -> Self {
+        let mut total = Self::new(folds[0].k, folds[0].m);
+        for fold in folds {
+            total.add(fold, 1.0);
+        }
+        total
+    }
+
+    /// Lower triangle of XᵀX and XᵀR about their means, or as they are.
+    fn centred(&self, centre: bool) -> (Vec<f64>, Vec<f64>) {
+        let (mut a, mut b) = (self.xtx.clone(), self.xtr.clone());
+        if centre && self.rows > 0 {
+            let n = self.rows as f64;
+            for i in 0..self.k {
+                let mean = self.sum_x[i] / n;
+                axpy(-mean, &self.sum_x[..=i], &mut a[i * self.k..i * self.k + i + 1]);
+                axpy(-mean, &self.sum_r, &mut b[i * self.m..(i + 1) * self.m]);
+            }
+        }
+        (a, b)
+    }
+
+    /// ‖R − X·D − 1·dᵀ‖², from the moments alone.
+    fn residual(&self, fit: &Fit) -> f64 {
+        let (k, m, n) = (self.k, self.m, self.rows as f64);
+        let mut total = self.rtr;
+        let mut g_d = vec![0.0; m];
+        for i in 0..k {
+            // Row i of XᵀX·D, of which only the lower triangle is stored.
+            g_d.fill(0.0);
+            for j in 0..k {
+                let g = if j <= i { self.xtx[i * k + j] } else { self.xtx[j * k + i] };
+                axpy(g, &fit.weight[j * m..(j + 1) * m], &mut g_d);
+            }
+            let row = &fit.weight[i * m..(i + 1) * m];
+            total += dot(row, &g_d) - 2.0 * dot(row, &self.xtr[i * m..(i + 1) * m]);
+            if let Some(bias) = &fit.bias {
+                total += 2.0 * self.sum_x[i] * dot(row, bias);
+            }
+        }
+        if let Some(bias) = &fit.bias {
+            total += n * dot(bias, bias) - 2.0 * dot(bias, &self.sum_r);
+        }
+        total.max(0.0)
+    }
+}
+
+/// ‖Y − ȳ‖² over all folds: what there is to explain.
+pub fn target_energy(folds: &[Gram]) -> f64 {
+    let rows: u64 = folds.iter().map(|f| f.rows).sum();
+    let squares: f64 = folds.iter().map(|f| f.target_squares).sum();
+    let width = folds.first().map_or(0, |f| f.m);
+    let means: f64 =
+        (0..width).map(|j| folds.iter().map(|f| f.target_sums[j]).sum::<f64>().powi(2)).sum();
+    (squares - means / rows.max(1) as f64).max(0.0)
+}
+
+/// A correction: `k` by `m` weights and `m` biases.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fit {
+    /// Added to the weight, inputs by outputs.
+    pub weight: Vec<f64>,
+    /// Added to the bias.
+    pub bias: Option<Vec<f64>>,
+}
+
+/// A correction with what it promises.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Solution {
+    /// The correction.
+    pub fit: Fit,
+    /// The ridge that cross-validation chose.
+    pub ridge: f64,
+    /// ‖R‖² before.
+    pub before: f64,
+    /// ‖R‖² after, on the rows that were fitted.
+    pub after: f64,
+    /// ‖R‖² after, on folds that were not fitted; none without cross-validation.
+    pub cross_validated: Option<f64>,
+    /// Rows used.
+    pub rows: u64,
+    /// Said where the activations do not span every direction, or a ridge had to grow.
+    pub note: Option<String>,
+}
+
+/// Fits on `folds`, with a bias correction if `with_bias`.
+///
+/// # Errors
+/// A sentence: nothing to fit, or no ridge helps on rows that were not fitted.
+pub fn solve(folds: &[Gram], with_bias: bool) -> Result<Solution, String> {
+    if folds.is_empty() {
+        return Err("there are no activations to fit".into());
+    }
+    let total = Gram::total(folds);
+    if total.rows == 0 {
+        return Err("there are no activations to fit".into());
+    }
+    if !total.rtr.is_finite() || total.xtx.iter().any(|v| !v.is_finite()) {
+        return Err("its activations are not finite".into());
+    }
+    if total.rtr == 0.0 {
+        return Err("its outputs are exactly the original's already".into());
+    }
+    let (ridge, cross_validated) = choose_ridge(folds, &total, with_bias)?;
+    let (fit, grown) = ridge_fit(&total, ridge, with_bias)?;
+    let after = total.residual(&fit);
+    Ok(Solution {
+        fit,
+        ridge: grown,
+        before: total.rtr,
+        after,
+        cross_validated,
+        rows: total.rows,
+        note: rank_note(&total, ridge, grown),
+    })
+}
+
+fn choose_ridge(
+    folds: &[Gram],
+    total: &Gram,
+    with_bias: bool,
+) -> Result<(f64, Option<f64>), String> {
+    let filled = folds.iter().filter(|f| f.rows > 0).count();
+    if total.k > CROSS_VALIDATED_INPUTS || filled < 2 {
+        return Ok((WIDE_RIDGE, None));
+    }
+    let mut best: Option<(f64, f64)> = None;
+    for ridge in RIDGES {
+        let mut error = 0.0;
+        for fold in folds.iter().filter(|f| f.rows > 0) {
+            let mut rest = total.clone();
+            rest.add(fold, -1.0);
+            error += fold.residual(&ridge_fit(&rest, ridge, with_bias)?.0);
+        }
+        if best.is_none_or(|(_, least)| error < least) {
+            best = Some((ridge, error));
+        }
+    }
+    match best {
+        Some((ridge, error)) if error < total.rtr => Ok((ridge, Some(error))),
+        _ => Err(
+            "no ridge brings its outputs nearer to the original's on samples it was not fitted to"
+                .into(),
+        ),
+    }
+}
+
+fn rank_note(total: &Gram, asked: f64, used: f64) -> Option<String> {
+    if used > asked {
+        return Some(format!(
+            "the activations are nearly dependent: the ridge grew from {asked:.0e} to {used:.0e}"
+        ));
+    }
+    (total.rows < total.k as u64).then(|| {
+        format!(
+            "{} rows for {} inputs: directions the samples do not show keep the original weights",
+            total.rows, total.k
+        )
+    })
+}
+
+/// The correction at one ridge, and the ridge that was really used: it grows tenfold until the system
+/// is positive definite in f64.
+fn ridge_fit(gram: &Gram, ridge: f64, with_bias: bool) -> Result<(Fit, f64), String> {
+    const GROWTHS: usize = 8;
+    let (a, b) = gram.centred(with_bias);
+    let k = gram.k;
+    let mean_diagonal = (0..k).map(|i| a[i * k + i]).sum::<f64>() / k.max(1) as f64;
+    if mean_diagonal <= 0.0 {
+        return bias_only(gram, ridge, with_bias);
+    }
+    let mut used = ridge;
+    for _ in 0..GROWTHS {
+        let mut factor = a.clone();
+        for i in 0..k {
+            factor[i * k + i] += used * mean_diagonal;
+        }
+        if cholesky(&mut factor, k) {
+            let mut weight = b.clone();
+            substitute(&factor, k, &mut weight, gram.m);
+            let bias = with_bias.then(|| mean_correction(gram, &weight));
+            return Ok((Fit { weight, bias }, used));
+        }
+        used = (used * 10.0).max(1e-12);
+    }
+    Err("its activations are too dependent to fit: no ridge made the system solvable".into())
+}
+
+/// Activations that never change: only the bias can be corrected.
+fn bias_only(gram: &Gram, ridge: f64, with_bias: bool) -> Result<(Fit, f64), String> {
+    if !with_bias {
+        return Err("its activations are all zero".into());
+    }
+    let weight = vec![0.0; gram.k * gram.m];
+    let bias = Some(mean_correction(gram, &weight));
+    Ok((Fit { weight, bias }, ridge))
+}
+
+/// r̄ − Dᵀx̄.
+fn mean_correction(gram: &Gram, weight: &[f64]) -> Vec<f64> {
+    let n = gram.rows.max(1) as f64;
+    let mut bias: Vec<f64> = gram.sum_r.iter().map(|v| v / n).collect();
+    for (i, sum) in gram.sum_x.iter().enumerate() {
+        axpy(-sum / n, &weight[i * gram.m..(i + 1) * gram.m], &mut bias);
+    }
+    bias
+}
+
+/// Factors the symmetric matrix whose lower triangle is in `a` (`n` by `n`, row-major) into L·Lᵀ in
+/// place. False where a pivot is not safely positive.
+fn cholesky(a: &mut [f64], n: usize) -> bool {
+    let largest = (0..n).map(|i| a[i * n + i].abs()).fold(0.0, f64::max);
+    let smallest = largest * n as f64 * f64::EPSILON;
+    for i in 0..n {
+        let (above, below) = a.split_at_mut(i * n);
+        let row = &mut below[..n];
+        for j in 0..i {
+            let other = &above[j * n..j * n + j + 1];
+            row[j] = (row[j] - dot(&row[..j], &other[..j])) / other[j];
+        }
+        let pivot = row[i] - dot(&row[..i], &row[..i]);
+        if pivot.is_nan() || pivot <= smallest {
+            return false;
+        }
+        row[i] = pivot.sqrt();
+    }
+    true
+}
+
+/// Solves L·Lᵀ·D = B in place of `b` (`n` by `m`, row-major).
+fn substitute(l: &[f64], n: usize, b: &mut [f64], m: usize) {
+    for i in 0..n {
+        let (done, rest) = b.split_at_mut(i * m);
+        let row = &mut rest[..m];
+        for j in 0..i {
+            axpy(-l[i * n + j], &done[j * m..(j + 1) * m], row);
+        }
+        scale(1.0 / l[i * n + i], row);
+    }
+    for i in (0..n).rev() {
+        let (head, done) = b.split_at_mut((i + 1) * m);
+        let row = &mut head[i * m..];
+        for j in i + 1..n {
+            let at = (j - i - 1) * m;
+            axpy(-l[j * n + i], &done[at..at + m], row);
+        }
+        scale(1.0 / l[i * n + i], row);
+    }
+}
+
+fn axpy(a: f64, x: &[f64], y: &mut [f64]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += a * x;
+    }
+}
+
+fn scale(a: f64, y: &mut [f64]) {
+    for v in y {
+        *v *= a;
+    }
+}
+
+/// Four partial sums, so that the compiler can use vectors.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let (a4, a_rest) = a.as_chunks::<4>();
+    let (b4, b_rest) = b.as_chunks::<4>();
+    let mut sums = [0.0; 4];
+    for (x, y) in a4.iter().zip(b4) {
+        for (sum, (x, y)) in sums.iter_mut().zip(x.iter().zip(y)) {
+            *sum += x * y;
+        }
+    }
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(x, y)| x * y).sum();
+    sums.iter().sum::<f64>() + rest
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "ridge_tests.rs"]
+mod tests;
