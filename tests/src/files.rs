@@ -169,11 +169,18 @@ fn answer(shared: &Shared, request: &Request, writer: &mut impl Write) -> std::i
         return Ok(true);
     }
     let status = if from > 0 {
-        format!("206 Partial Content\r\nContent-Range: bytes {from}-{}/{total}", total.saturating_sub(1))
+        format!(
+            "206 Partial Content\r\nContent-Range: bytes {from}-{}/{total}",
+            total.saturating_sub(1)
+        )
     } else {
         "200 OK".to_owned()
     };
-    write!(writer, "HTTP/1.1 {status}\r\nAccept-Ranges: bytes\r\nContent-Length: {}\r\n\r\n", total - from)?;
+    write!(
+        writer,
+        "HTTP/1.1 {status}\r\nAccept-Ranges: bytes\r\nContent-Length: {}\r\n\r\n",
+        total - from
+    )?;
     if request.is_head {
         return Ok(true);
     }

@@ -14,7 +14,12 @@ use crate::files::FileServer;
 /// # Panics
 /// When it cannot be written.
 #[must_use]
-pub fn variant(like: &Bundle, store: &Path, sequence: u64, change: impl FnOnce(&mut Draft)) -> Bundle {
+pub fn variant(
+    like: &Bundle,
+    store: &Path,
+    sequence: u64,
+    change: impl FnOnce(&mut Draft),
+) -> Bundle {
     let manifest = &like.manifest;
     let mut draft =
         Draft::new(&manifest.name, &format!("test-{sequence}"), Source::Path(like.model_path()));
@@ -43,7 +48,12 @@ pub fn falsify(test: &mut SelfTest) {
 ///
 /// # Panics
 /// When there is no connection to the broker.
-pub fn offer(stack: &Stack, server: &FileServer, bundle: &Bundle, change: impl FnOnce(&mut Offer)) -> Offer {
+pub fn offer(
+    stack: &Stack,
+    server: &FileServer,
+    bundle: &Bundle,
+    change: impl FnOnce(&mut Offer),
+) -> Offer {
     let options = stack.options();
     let manifest = &bundle.manifest;
     let mut offer = Offer {

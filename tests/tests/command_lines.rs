@@ -59,9 +59,13 @@ fn analyze_prints_one_json_object() {
 fn a_configuration_with_several_mistakes_names_them_all_and_ends_with_sixty_four() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("agent.toml");
-    std::fs::write(&config, "[runtime]\nengine = \"abacus\"\n[telemetry]\nwindow_ms = 0\n").unwrap();
-    let output =
-        Command::new(binary("espalier-agent")).args(["check", "--config"]).arg(&config).output().unwrap();
+    std::fs::write(&config, "[runtime]\nengine = \"abacus\"\n[telemetry]\nwindow_ms = 0\n")
+        .unwrap();
+    let output = Command::new(binary("espalier-agent"))
+        .args(["check", "--config"])
+        .arg(&config)
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(64), "{}", stderr(&output));
     let text = format!("{}{}", stderr(&output), String::from_utf8_lossy(&output.stdout));
     assert!(text.contains("engine") && text.contains("window_ms"), "{text}");

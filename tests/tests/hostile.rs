@@ -86,8 +86,7 @@ fn bad_bundles_are_refused_with_their_reason_and_nothing_is_lost() {
     // It is larger than the device takes: honestly, and behind an offer that lies.
     let large = |draft: &mut bundle::Draft| {
         draft.report_html = None;
-        draft.external =
-            vec![("weights.bin".to_owned(), bundle::Source::Bytes(vec![7; 17 << 20]))];
+        draft.external = vec![("weights.bin".to_owned(), bundle::Source::Bytes(vec![7; 17 << 20]))];
     };
     let bundle = variant(&like, &store, 107, large);
     offer(&stack, &server, &bundle, |_| {});
@@ -103,8 +102,7 @@ fn bad_bundles_are_refused_with_their_reason_and_nothing_is_lost() {
 
     // The model file is half a model, honestly digested.
     let half = bytes[..bytes.len() / 2].to_vec();
-    let bundle =
-        variant(&like, &store, 110, |draft| draft.model = bundle::Source::Bytes(half));
+    let bundle = variant(&like, &store, 110, |draft| draft.model = bundle::Source::Bytes(half));
     offer(&stack, &server, &bundle, |_| {});
     assert_refused(&mut stack, &bundle.digest.to_string(), &["load", "model"]);
 
@@ -182,10 +180,11 @@ fn an_agent_without_a_broker_serves_what_it_has() {
     assert!(client.wait(Instant::now() + PATIENCE, |stats| stats.requests() - stats.failed() >= 5));
     stack.broker_start().unwrap();
     // What was measured without a broker arrives once there is one.
-    let found = stack.wait_for("a window measured offline", PATIENCE, |record| match &record.message {
-        Message::Infer(window) if window.requests > 0 => Some(()),
-        _ => None,
-    });
+    let found =
+        stack.wait_for("a window measured offline", PATIENCE, |record| match &record.message {
+            Message::Infer(window) if window.requests > 0 => Some(()),
+            _ => None,
+        });
     found.unwrap();
 }
 
@@ -222,7 +221,8 @@ fn children(parent: u32) -> Vec<i32> {
             continue;
         };
         let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let fields: Vec<_> =
+            stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         if fields.get(1) == Some(&parent.to_string().as_str()) && fields.first() != Some(&"Z") {
             found.push(pid);
         }

@@ -17,7 +17,8 @@ const ATTEMPTS: u64 = 8;
 
 /// The last install state in the journal, with its digest's offer if it is of the wanted sequence.
 fn states_of(stack: &Stack, sequence: u64) -> Vec<String> {
-    let text = String::from_utf8_lossy(&fs::read(stack.journal_path()).unwrap_or_default()).into_owned();
+    let text =
+        String::from_utf8_lossy(&fs::read(stack.journal_path()).unwrap_or_default()).into_owned();
     let mut install = None;
     let mut states = Vec::new();
     for record in text.lines().filter_map(journal_record) {
@@ -111,9 +112,8 @@ impl Scene {
     fn assert_serves_and_ends(&mut self, state: &str) {
         let client = self.stack.client(state).unwrap();
         let sequence = self.sequence;
-        let answered = client.wait(Instant::now() + PATIENCE, |stats| {
-            stats.requests() - stats.failed() >= 3
-        });
+        let answered =
+            client.wait(Instant::now() + PATIENCE, |stats| stats.requests() - stats.failed() >= 3);
         assert!(answered, "no model serves after a kill in {state}: {:?}", client.stats());
         let deadline = Instant::now() + PATIENCE;
         while !states_of(&self.stack, sequence)
@@ -135,13 +135,22 @@ impl Scene {
 
 fn kill_in_every_state(power_cut: bool) {
     let mut scene = Scene::new();
-    for state in
-        ["offered", "downloading", "verifying", "loading", "self_test", "shadow", "switching", "probation"]
-    {
+    for state in [
+        "offered",
+        "downloading",
+        "verifying",
+        "loading",
+        "self_test",
+        "shadow",
+        "switching",
+        "probation",
+    ] {
         let mut hits = Vec::new();
         for _ in 0..ATTEMPTS {
             // Shadow and probation last only while there are requests; before them none are needed.
-            let client = ["switching", "probation"].contains(&state).then(|| scene.stack.client("load").unwrap());
+            let client = ["switching", "probation"]
+                .contains(&state)
+                .then(|| scene.stack.client("load").unwrap());
             hits.push(scene.kill_in(state, power_cut));
             drop(client);
             scene.assert_serves_and_ends(state);

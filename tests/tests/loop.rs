@@ -10,13 +10,18 @@ use edge_sim::live::{Binaries, StackOptions};
 
 fn options(runtime: wire::Runtime, folder: &tempfile::TempDir) -> DemoOptions {
     let binaries = Binaries::in_dir(binary("espalier").parent().unwrap());
-    let mut stack = StackOptions::new(binaries, asset("magika.onnx").parent().unwrap(), folder.path());
+    let mut stack =
+        StackOptions::new(binaries, asset("magika.onnx").parent().unwrap(), folder.path());
     stack.broker = BrokerKind::Mosquitto;
     stack.runtime = runtime;
-    stack.assets.ort_library =
-        (runtime == wire::Runtime::Ort).then(|| provided("ORT_DYLIB_PATH"));
+    stack.assets.ort_library = (runtime == wire::Runtime::Ort).then(|| provided("ORT_DYLIB_PATH"));
     stack.board = edge_sim::profiles::find("raspberry-pi-5").unwrap();
-    DemoOptions { stack, budget_p95_us: None, timeout: Duration::from_secs(240), faults: Vec::new() }
+    DemoOptions {
+        stack,
+        budget_p95_us: None,
+        timeout: Duration::from_secs(240),
+        faults: Vec::new(),
+    }
 }
 
 fn close(options: DemoOptions) -> Summary {

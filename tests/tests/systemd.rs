@@ -13,7 +13,8 @@ fn unit_with_built_agent(folder: &tempfile::TempDir) -> PathBuf {
     let agent = binary("espalier-agent");
     assert!(unit.contains("/usr/bin/espalier-agent"));
     let path = folder.path().join("espalier-agent.service");
-    std::fs::write(&path, unit.replace("/usr/bin/espalier-agent", &agent.to_string_lossy())).unwrap();
+    std::fs::write(&path, unit.replace("/usr/bin/espalier-agent", &agent.to_string_lossy()))
+        .unwrap();
     path
 }
 
@@ -46,7 +47,9 @@ fn the_gate_notices_a_unit_without_hardening() {
     let unit = folder.path().join("bare.service");
     std::fs::write(&unit, "[Service]\nExecStart=/bin/true\n").unwrap();
     let threshold = format!("--threshold={EXPOSURE_LIMIT}");
-    assert!(!analyze(&["security", "--offline=true", "--no-pager", &threshold], &unit).status.success());
+    assert!(
+        !analyze(&["security", "--offline=true", "--no-pager", &threshold], &unit).status.success()
+    );
 }
 
 #[test]

@@ -51,8 +51,7 @@ pub(crate) fn forget_other_clone() -> Result<()> {
         }
         process::run(&mut clean)?;
     }
-    fs::write(&stamp, root.as_bytes())
-        .with_context(|| format!("cannot write {}", stamp.display()))
+    fs::write(&stamp, root.as_bytes()).with_context(|| format!("cannot write {}", stamp.display()))
 }
 
 /// Names of the workspace's packages, without this runner (which is running).

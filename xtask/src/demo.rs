@@ -28,7 +28,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
         .arg(binaries.join("espalier-agent"))
         .args(&args.rest);
     let status = process::status(&mut demo)?;
-    Ok(status.code().map_or(ExitCode::FAILURE, |code| {
-        ExitCode::from(u8::try_from(code).unwrap_or(1))
-    }))
+    Ok(status
+        .code()
+        .map_or(ExitCode::FAILURE, |code| ExitCode::from(u8::try_from(code).unwrap_or(1))))
 }

@@ -55,9 +55,8 @@ mod tests {
     /// The keys that cross's configuration knows (its documentation, "Config file").
     const TARGET_KEYS: &[&str] =
         &["xargo", "build-std", "zig", "image", "pre-build", "runner", "dockerfile", "env"];
-    const BUILD_KEYS: &[&str] = &[
-        "xargo", "build-std", "zig", "default-target", "pre-build", "dockerfile", "env", "image",
-    ];
+    const BUILD_KEYS: &[&str] =
+        &["xargo", "build-std", "zig", "default-target", "pre-build", "dockerfile", "env", "image"];
 
     fn text() -> String {
         std::fs::read_to_string(paths::root().join("cross.toml")).unwrap()
@@ -66,10 +65,15 @@ mod tests {
     #[test]
     fn cross_toml_names_the_three_targets() {
         let found = targets(&text()).unwrap();
-        for wanted in
-            ["aarch64-unknown-linux-gnu", "armv7-unknown-linux-gnueabihf", "x86_64-unknown-linux-gnu"]
-        {
-            assert!(found.iter().any(|target| target == wanted), "{wanted} is missing in {found:?}");
+        for wanted in [
+            "aarch64-unknown-linux-gnu",
+            "armv7-unknown-linux-gnueabihf",
+            "x86_64-unknown-linux-gnu",
+        ] {
+            assert!(
+                found.iter().any(|target| target == wanted),
+                "{wanted} is missing in {found:?}"
+            );
         }
     }
 
@@ -79,7 +83,9 @@ mod tests {
         for (section, value) in &table {
             match section.as_str() {
                 "build" => assert_keys(value, BUILD_KEYS),
-                "target" => value.as_table().unwrap().values().for_each(|v| assert_keys(v, TARGET_KEYS)),
+                "target" => {
+                    value.as_table().unwrap().values().for_each(|v| assert_keys(v, TARGET_KEYS))
+                }
                 other => panic!("unknown section {other}"),
             }
         }

@@ -25,7 +25,9 @@ pub(crate) fn target() -> Result<PathBuf> {
         .map(PathBuf::from)
         .filter(|dir| dir.is_absolute())
         .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
-        .context("neither CARGO_TARGET_DIR, XDG_CACHE_HOME nor HOME is set: no place for the build")?;
+        .context(
+            "neither CARGO_TARGET_DIR, XDG_CACHE_HOME nor HOME is set: no place for the build",
+        )?;
     Ok(cache.join("espalier/target"))
 }
 

@@ -17,9 +17,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Runs a command with its output on the terminal and returns how it ended.
 pub(crate) fn status(command: &mut Command) -> Result<ExitStatus> {
-    command
-        .status()
-        .with_context(|| format!("cannot start `{}`", shown(command)))
+    command.status().with_context(|| format!("cannot start `{}`", shown(command)))
 }
 
 /// Runs a command quietly and returns its standard output; on failure the error holds its last lines.
@@ -48,8 +46,7 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
 
 fn is_executable(file: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
-    file.metadata()
-        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
 fn shown(command: &Command) -> String {

@@ -37,7 +37,9 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     if tested.success() && documented.success() {
         Ok(ExitCode::SUCCESS)
     } else {
-        eprintln!("error: tests failed (unit and integration: {tested}; documentation: {documented})");
+        eprintln!(
+            "error: tests failed (unit and integration: {tested}; documentation: {documented})"
+        );
         Ok(ExitCode::FAILURE)
     }
 }
@@ -49,13 +51,22 @@ fn checks() -> Result<()> {
         anyhow::bail!("tidy found violations");
     }
     process::run(build::cargo()?.args([
-        "clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings",
+        "clippy",
+        "--release",
+        "--workspace",
+        "--all-targets",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
     ]))?;
-    process::run(
-        build::cargo()?
-            .env("RUSTDOCFLAGS", "-D warnings")
-            .args(["doc", "--release", "--workspace", "--no-deps", "--quiet"]),
-    )
+    process::run(build::cargo()?.env("RUSTDOCFLAGS", "-D warnings").args([
+        "doc",
+        "--release",
+        "--workspace",
+        "--no-deps",
+        "--quiet",
+    ]))
 }
 
 /// Tells the tests where everything lies.

@@ -178,7 +178,8 @@ fn receive(
         && total != wanted
     {
         let _ = fs::remove_file(path);
-        let reason = format!("{url}: the server's file has {total} bytes, the manifest says {wanted}");
+        let reason =
+            format!("{url}: the server's file has {total} bytes, the manifest says {wanted}");
         return Err(StepFailure::attempt(reason));
     }
     let resumed = have > 0 && starts_at(&response) == Some(have);

@@ -27,20 +27,21 @@ mod verify;
 pub use builder::Builder;
 pub use edit::{Applied, Cause, Edit, EditError, apply};
 pub use export::{EXTERNAL_ABOVE_BYTES, ExportError, MAX_FILE_BYTES, SaveOptions, Saved};
-pub use infer::{Conflict, Shapes, infer};
+pub use group::{
+    Consumer, Group, GroupId, Grouping, IndexMap, Locked, LockedBy, Role, Slice, find,
+};
 pub use import::{ImportError, MAP_ABOVE_BYTES, limits};
+pub use infer::{Conflict, Shapes, infer};
 pub use ir::{
     Attribute, AttributeValue, Dim, Graph, Model, Node, NodeId, OpsetImport, Origin, TensorType,
     Value, ValueId, Warning,
 };
 pub use op::{
-    BinaryOp, ConvAttrs, GemmAttrs, NEWEST_OPSET, Op, PoolAttrs, PoolKind, RecurrentAttrs, RecurrentKind, ReduceKind, SliceAttrs, UnaryOp,
+    BinaryOp, ConvAttrs, GemmAttrs, NEWEST_OPSET, Op, PoolAttrs, PoolKind, RecurrentAttrs,
+    RecurrentKind, ReduceKind, SliceAttrs, UnaryOp,
 };
 pub use pass::{DeadCode, Driver, Editor, Halt, LiftConstants, Pass, PassError, Step};
-pub use same::{Difference, same};
-pub use verify::Violation;
-pub use tensor::{DType, Tensor, TensorError};
-pub use group::{
-    Consumer, Group, GroupId, Grouping, IndexMap, Locked, LockedBy, Role, Slice, find,
-};
 pub use prune::{Choice, PruneError, PrunePlan, PruneReport, mask, prune};
+pub use same::{Difference, same};
+pub use tensor::{DType, Tensor, TensorError};
+pub use verify::Violation;

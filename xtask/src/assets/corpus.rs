@@ -162,7 +162,8 @@ fn origin(root: &Path, path: &Path) -> String {
         return path.parent().unwrap_or(root).to_string_lossy().into_owned();
     }
     let first = path.strip_prefix(root).ok().and_then(|rest| rest.components().next());
-    let name = first.map(|part| part.as_os_str().to_string_lossy().into_owned()).unwrap_or_default();
+    let name =
+        first.map(|part| part.as_os_str().to_string_lossy().into_owned()).unwrap_or_default();
     let end = name.find(|c: char| c.is_ascii_digit()).unwrap_or(name.len());
     name[..end].trim_end_matches('-').to_owned()
 }
@@ -223,7 +224,8 @@ mod tests {
 
     #[test]
     fn no_origin_is_on_both_sides() {
-        let files = (0..400).map(|i| (format!("p{}", i % 40), PathBuf::from(format!("/p{}/{i}", i % 40))));
+        let files =
+            (0..400).map(|i| (format!("p{}", i % 40), PathBuf::from(format!("/p{}/{i}", i % 40))));
         let (calibration, heldout) = balanced(BTreeMap::from([("rs".to_owned(), files.collect())]));
         assert!(!calibration.is_empty() && !heldout.is_empty());
         let folder = |path: &PathBuf| path.parent().unwrap().to_path_buf();

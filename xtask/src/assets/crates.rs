@@ -23,15 +23,21 @@ fn source_of(file: &CrateFile) -> Result<std::path::PathBuf> {
     let metadata = MetadataCommand::new()
         .manifest_path(paths::root().join("xtask/assets/Cargo.toml"))
         .features(CargoOpt::AllFeatures)
-        .other_options(["--locked".into(), "--filter-platform".into(), "x86_64-unknown-linux-gnu".into()])
+        .other_options([
+            "--locked".into(),
+            "--filter-platform".into(),
+            "x86_64-unknown-linux-gnu".into(),
+        ])
         .exec()
         .with_context(|| {
-            format!("cargo could not fetch {} {} (is the crate registry reachable?)", file.krate, file.version)
+            format!(
+                "cargo could not fetch {} {} (is the crate registry reachable?)",
+                file.krate, file.version
+            )
         })?;
-    let found = metadata
-        .packages
-        .iter()
-        .find(|package| *package.name == *file.krate && package.version.to_string() == file.version);
+    let found = metadata.packages.iter().find(|package| {
+        *package.name == *file.krate && package.version.to_string() == file.version
+    });
     let Some(package) = found else {
         bail!("xtask/assets/Cargo.lock does not pin {} {}", file.krate, file.version);
     };

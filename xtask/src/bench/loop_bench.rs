@@ -122,7 +122,8 @@ fn wait_for(file: &Path, agent: &mut Running) -> Result<()> {
 
 fn pss_bytes(pid: u32) -> Result<u64> {
     let file = PathBuf::from(format!("/proc/{pid}/smaps_rollup"));
-    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text =
+        fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let kib = text
         .lines()
         .find_map(|line| line.strip_prefix("Pss:"))
@@ -158,7 +159,9 @@ fn table(rows: &[Row], sizes: &[(&str, u64)]) -> Result<String> {
     let at = |row: &Row, pointer: &str| row.summary.pointer(pointer).cloned().unwrap_or_default();
     let ms = |row: &Row, pointer: &str| number(&at(row, pointer), 1e3, " ms");
     let mb = |row: &Row, pointer: &str| number(&at(row, pointer), 1e6, " MB");
-    line(&mut text, "breach to committed", &|row| number(&at(row, "/breach_to_committed_ms"), 1e3, " s"))?;
+    line(&mut text, "breach to committed", &|row| {
+        number(&at(row, "/breach_to_committed_ms"), 1e3, " s")
+    })?;
     line(&mut text, "offer to committed", &|row| number(&at(row, "/install_ms"), 1e3, " s"))?;
     line(&mut text, "requests sent / failed", &|row| {
         format!("{} / {}", at(row, "/requests"), at(row, "/requests_failed"))
@@ -182,10 +185,18 @@ fn table(rows: &[Row], sizes: &[(&str, u64)]) -> Result<String> {
     })?;
     line(&mut text, "agent PSS, serving", &|row| mb(row, "/after/agent_pss_bytes"))?;
     line(&mut text, "worker PSS, serving, before → after", &|row| {
-        format!("{} → {}", mb(row, "/before/workers_pss_bytes"), mb(row, "/after/workers_pss_bytes"))
+        format!(
+            "{} → {}",
+            mb(row, "/before/workers_pss_bytes"),
+            mb(row, "/after/workers_pss_bytes")
+        )
     })?;
     let engines: Vec<_> = rows.iter().map(|row| row.engine).collect();
-    writeln!(text, "\nStripped binaries (release profile, both engines compiled in: {}):\n", engines.join(", "))?;
+    writeln!(
+        text,
+        "\nStripped binaries (release profile, both engines compiled in: {}):\n",
+        engines.join(", ")
+    )?;
     writeln!(text, "| binary | size |\n|---|---|")?;
     for (name, bytes) in sizes {
         writeln!(text, "| `{name}` | {} |", number(&Value::from(*bytes), 1e6, " MB"))?;
@@ -194,7 +205,9 @@ fn table(rows: &[Row], sizes: &[(&str, u64)]) -> Result<String> {
 }
 
 fn number(value: &Value, divisor: f64, unit: &str) -> String {
-    value.as_f64().map_or_else(|| "not measured".to_owned(), |n| format!("{:.2}{unit}", n / divisor))
+    value
+        .as_f64()
+        .map_or_else(|| "not measured".to_owned(), |n| format!("{:.2}{unit}", n / divisor))
 }
 
 fn host() -> String {

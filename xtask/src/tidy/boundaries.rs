@@ -14,7 +14,13 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("espalier-exec", &["espalier-graph"]),
     (
         "espalier",
-        &["espalier-bundle", "espalier-exec", "espalier-graph", "espalier-runtime", "espalier-wire"],
+        &[
+            "espalier-bundle",
+            "espalier-exec",
+            "espalier-graph",
+            "espalier-runtime",
+            "espalier-wire",
+        ],
     ),
     ("espalier-agent", &["espalier-bundle", "espalier-runtime", "espalier-wire"]),
     ("edge-sim", &["espalier-agent", "espalier-wire"]),
@@ -39,13 +45,21 @@ const ONLY: &[(&str, &[&str], &str)] = &[
     ("candle-core", &["espalier-exec"], "candle is the tensor type at exec's boundary"),
     ("tract-onnx", &["espalier-runtime"], "engines stay behind the runtime's trait"),
     ("ort", &["espalier-runtime"], "engines stay behind the runtime's trait"),
-    ("rumqttc", &["espalier", "espalier-agent", "edge-sim", "e2e"], "files and graphs know no network"),
+    (
+        "rumqttc",
+        &["espalier", "espalier-agent", "edge-sim", "e2e"],
+        "files and graphs know no network",
+    ),
     ("rumqttd", &["edge-sim"], "the embedded broker is for demos"),
     ("tokio", &["espalier", "espalier-agent", "edge-sim", "e2e"], "the libraries are not async"),
     ("axum", &["espalier", "espalier-agent"], "only the two servers serve HTTP"),
     ("hyper", &["espalier", "espalier-agent"], "only the two servers serve HTTP"),
     ("rusqlite", &["espalier"], "only the compressor keeps jobs"),
-    ("anyhow", &["espalier", "espalier-agent", "edge-sim", "e2e", "xtask"], "libraries have typed errors"),
+    (
+        "anyhow",
+        &["espalier", "espalier-agent", "edge-sim", "e2e", "xtask"],
+        "libraries have typed errors",
+    ),
 ];
 
 pub(super) fn check() -> Result<Vec<String>> {
@@ -99,7 +113,8 @@ mod tests {
         let found = judge(
             "espalier-agent",
             &["espalier-wire"],
-            [("espalier", false), ("ort", false), ("espalier-wire", false), ("serde", false)].into_iter(),
+            [("espalier", false), ("ort", false), ("espalier-wire", false), ("serde", false)]
+                .into_iter(),
         );
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[1].contains("engines stay behind"));
@@ -107,8 +122,11 @@ mod tests {
 
     #[test]
     fn a_test_may_know_another_crate_of_ours_but_no_engine() {
-        let found =
-            judge("espalier-graph", &[], [("espalier-exec", true), ("candle-core", true)].into_iter());
+        let found = judge(
+            "espalier-graph",
+            &[],
+            [("espalier-exec", true), ("candle-core", true)].into_iter(),
+        );
         assert_eq!(found.len(), 1, "{found:?}");
     }
 }

@@ -115,7 +115,9 @@ fn violations(name: &str, text: &str) -> Vec<String> {
     }
     let lines = text.lines().count();
     if extension == "rs" && lines > FILE_LINES && !LONG_FILES.contains(&name) {
-        found.push(format!("{name}: {lines} lines; a file is about one thing ({FILE_LINES} at most)"));
+        found.push(format!(
+            "{name}: {lines} lines; a file is about one thing ({FILE_LINES} at most)"
+        ));
     }
     if name == "ARCHITECTURE.md" && lines >= ARCHITECTURE_LINES {
         found.push(format!("{name}: {lines} lines; it is a map ({ARCHITECTURE_LINES} at most)"));

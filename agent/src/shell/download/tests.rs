@@ -215,7 +215,11 @@ fn a_file_that_is_short_on_the_server_ends_the_attempt_instead_of_resuming_for_e
     let server = fixture.serve(Box::new(half));
     let failure = fixture.fetch(&server.url).unwrap_err();
     assert_eq!(failure.class, FailureClass::Attempt);
-    assert!(failure.reason.contains("has 100000 bytes, the manifest says 200000"), "{}", failure.reason);
+    assert!(
+        failure.reason.contains("has 100000 bytes, the manifest says 200000"),
+        "{}",
+        failure.reason
+    );
 }
 
 #[test]
