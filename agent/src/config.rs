@@ -383,8 +383,10 @@ fn power(r: &mut Reader) -> PowerConfig {
     config
 }
 
-/// The folder of configuration pieces beside a file.
-fn pieces(file: &Path) -> PathBuf {
+/// The folder of configuration pieces beside a file: every `*.toml` in it is read after the file, in
+/// order of name.
+#[must_use]
+pub fn pieces(file: &Path) -> PathBuf {
     file.parent().unwrap_or(Path::new(".")).join("conf.d")
 }
 
