@@ -9,6 +9,7 @@ mod build;
 mod demo;
 mod dist;
 mod paths;
+mod preflight;
 mod process;
 mod test;
 mod tidy;
