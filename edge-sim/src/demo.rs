@@ -585,9 +585,9 @@ mod tests {
 
     #[test]
     fn the_default_budget_is_a_share_of_the_p95_with_two_digits() {
-        assert_eq!(default_budget(243_117), 170_000);
-        assert_eq!(default_budget(98_765), 69_000);
-        assert_eq!(default_budget(1_234), 860);
+        assert_eq!(default_budget(243_117), 190_000);
+        assert_eq!(default_budget(98_765), 79_000);
+        assert_eq!(default_budget(1_234), 990);
         assert_eq!(default_budget(3), 2);
     }
 
