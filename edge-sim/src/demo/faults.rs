@@ -190,7 +190,10 @@ mod tests {
     fn a_fault_is_named_as_in_its_scenario() {
         let text = "at = 'self_test'\ndo = 'agent_power_cut'";
         let fault: Fault = toml::from_str(text).unwrap();
-        assert_eq!(Fault::list(&[fault.clone(), fault]), "agent_power_cut at self_test, agent_power_cut at self_test");
+        assert_eq!(
+            Fault::list(&[fault.clone(), fault]),
+            "agent_power_cut at self_test, agent_power_cut at self_test"
+        );
     }
 
     #[test]
