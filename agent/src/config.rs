@@ -65,6 +65,9 @@ pub struct Config {
     pub power: PowerConfig,
     /// The prefix of `/proc` and `/sys`.
     pub sys_root: PathBuf,
+    /// Where tests say which install states to hold in; packaged builds have no such key.
+    #[cfg(debug_assertions)]
+    pub hold_dir: Option<PathBuf>,
 }
 
 /// Who the device is.
@@ -222,6 +225,8 @@ fn read(r: &mut Reader) -> Option<Config> {
     let install = install(r);
     let power = power(r);
     let sys_root = r.path("sys.root").unwrap_or_else(|| PathBuf::from("/"));
+    #[cfg(debug_assertions)]
+    let hold_dir = r.path("test.hold_dir");
     Some(Config {
         device: device?,
         state_dir: state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/espalier")),
@@ -236,6 +241,8 @@ fn read(r: &mut Reader) -> Option<Config> {
         install,
         power,
         sys_root,
+        #[cfg(debug_assertions)]
+        hold_dir,
     })
 }
 

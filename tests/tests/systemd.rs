@@ -81,6 +81,9 @@ fn the_tmpfiles_and_sysusers_files_parse() {
         assert!(output.status.success() && !text.contains("Unknown"), "{tool}: {text}");
         if tool == "systemd-tmpfiles" {
             assert!(tree.path().join("var/lib/espalier").is_dir(), "{text}");
+        } else {
+            let users = std::fs::read_to_string(tree.path().join("etc/passwd")).unwrap();
+            assert!(users.lines().any(|line| line.starts_with("espalier:")), "{users}");
         }
     }
 }
