@@ -181,6 +181,7 @@ mod tests {
             from_digest: replaces.then(|| "sha256:a".to_owned()),
             elapsed_ms: 0,
             comparison: None,
+            blocked: false,
         });
         let (topic, device) = (String::new(), String::new());
         Record { at_ms: 0, topic, device, retained: false, message }
