@@ -95,7 +95,7 @@ pub struct ShadowReport {
     pub before: Histogram,
     /// The candidate's compute time on them.
     pub after: Histogram,
-    /// Live requests that were not mirrored because the candidate was behind.
+    /// Live requests that were not mirrored because the candidate was behind, or gone.
     pub dropped: u64,
     /// Requests that the active model answered and the candidate failed.
     pub failures: u64,

@@ -222,4 +222,14 @@ pub struct ShadowFacts {
     pub before_p95_us: Option<u64>,
     /// The candidate's p95 over them.
     pub after_p95_us: Option<u64>,
+    /// Requests that the serving model answered and the candidate did not.
+    pub failures: u64,
+}
+
+impl ShadowFacts {
+    /// Requests that were shown to the candidate, whatever came of them.
+    #[must_use]
+    pub fn shown(&self) -> u64 {
+        self.requests.saturating_add(self.failures)
+    }
 }

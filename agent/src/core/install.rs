@@ -136,16 +136,15 @@ impl Core {
             return;
         }
         self.live(model).install.shadow = facts;
-        if facts.requests >= self.settings.install.shadow_requests {
+        if facts.shown() >= self.settings.install.shadow_requests {
             self.conclude_shadow(now, model);
         }
     }
 
     fn conclude_shadow(&mut self, now: Millis, model: &str) {
         let facts = self.live(model).install.shadow;
-        let wanted = self.settings.install.shadow_requests;
         let floor = self.budgets(model).agreement_min;
-        match judge::shadow(&facts, wanted, floor) {
+        match judge::shadow(&facts, floor, &self.settings.install) {
             Ok(()) => self.switch(now, model),
             Err(reason) => self.reject(now, model, &reason, true),
         }

@@ -340,8 +340,11 @@ impl World {
     }
 
     fn shadow(&mut self, requests: u64, agreement: f64) {
+        self.shadow_facts(ShadowFacts { requests, agreement, ..ShadowFacts::default() });
+    }
+
+    fn shadow_facts(&mut self, facts: ShadowFacts) {
         for (model, install) in self.core.shadowing() {
-            let facts = ShadowFacts { requests, agreement, ..ShadowFacts::default() };
             self.feed(Event::ShadowProgress { model, install, facts });
         }
     }

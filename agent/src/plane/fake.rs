@@ -136,12 +136,18 @@ pub(super) fn load(request: &LoadRequest) -> Result<(Box<dyn Session>, String), 
     match text.trim() {
         "abort" => std::process::abort(),
         "panic" => panic!("asked to panic while loading"),
+        "fails" => Ok(session(f32::NAN)),
         text => {
             let factor = text.parse().map_err(|_| format!("`{text}` is no model"))?;
-            let session = Fake { inputs: vec![port("x")], outputs: vec![port("y")], factor };
-            Ok((Box::new(session), "fake 1".to_owned()))
+            Ok(session(factor))
         }
     }
+}
+
+/// A session that multiplies; by NaN it fails every run.
+fn session(factor: f32) -> (Box<dyn Session>, String) {
+    let session = Fake { inputs: vec![port("x")], outputs: vec![port("y")], factor };
+    (Box::new(session), "fake 1".to_owned())
 }
 
 struct Fake {
@@ -162,6 +168,9 @@ impl Session for Fake {
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError> {
         let x = runtime::check_inputs(&self.inputs, inputs)?[0];
         let values = x.to_f32()?;
+        if self.factor.is_nan() {
+            return Err(EngineError::new(ErrorKind::Run, "fails always"));
+        }
         match values.first().copied() {
             Some(ABORT) => std::process::abort(),
             Some(PANIC) => panic!("asked to panic"),

@@ -584,6 +584,17 @@ async fn a_shadow_sees_live_requests_and_its_report_compares_them() {
 }
 
 #[tokio::test]
+async fn a_candidate_that_fails_what_the_active_model_answers_is_counted() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let candidate = bench.load("fails").await;
+    bench.plane.shadow(candidate).await.unwrap();
+    assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
+    eventually(|| bench.plane.shadow_report(candidate).failures == 1).await;
+    assert_eq!(bench.plane.shadow_report(candidate).requests, 0);
+}
+
+#[tokio::test]
 async fn a_shadow_that_is_behind_drops_requests_and_does_not_slow_the_live_ones() {
     let bench = Bench::start().await;
     bench.serve("2").await;
@@ -622,7 +633,8 @@ async fn a_candidate_that_dies_is_reported_is_not_restarted_and_cannot_be_served
         "{event:?}"
     );
     assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
-    eventually(|| bench.plane.shadow_report(candidate).failures == 1).await;
+    eventually(|| bench.plane.shadow_report(candidate).dropped == 1).await;
+    assert_eq!(bench.plane.shadow_report(candidate).failures, 0, "its end is told by itself");
     let error = bench.plane.serve(candidate).await.unwrap_err();
     assert!(
         matches!(&error, PlaneError::WorkerGone { reason, .. } if reason.contains("signal 9")),

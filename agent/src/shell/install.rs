@@ -114,6 +114,7 @@ impl Installer {
             agreement: report.agreement,
             before_p95_us: report.before.quantile(0.95),
             after_p95_us: report.after.quantile(0.95),
+            failures: report.failures,
         })
     }
 

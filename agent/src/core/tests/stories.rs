@@ -162,6 +162,20 @@ fn a_worker_that_keeps_dying_in_probation_is_taken_back() {
 }
 
 #[test]
+fn a_candidate_that_fails_every_mirrored_request_is_never_switched_to() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    world.feed(Event::Offer(offer("m", 2, 2)));
+    (0..4).for_each(|_| world.answer(0, None));
+    assert_eq!(state(&world), Some(InstallState::Shadow));
+    world.shadow_facts(ShadowFacts { failures: 10, ..ShadowFacts::default() });
+    assert!(refusal(&world).contains("failed 10 of 10 live requests"), "{}", refusal(&world));
+    assert_eq!(active(&world), digest(1));
+    world.feed(Event::Offer(offer("m", 3, 2)));
+    assert_eq!(state(&world), None, "and its digest is blocked");
+}
+
+#[test]
 fn a_newer_offer_replaces_the_install_before_the_switch() {
     let mut world = World::new();
     install(&mut world, 1);
