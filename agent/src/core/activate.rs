@@ -7,7 +7,8 @@ use super::install::backoff;
 use super::live::Activation;
 use super::record::{InstallState, Record};
 
-/// Failures in a row from which the bundle before is tried instead.
+/// Failures in a row from which the bundle before is tried instead. Whatever failed may have been
+/// the device's trouble, and a bundle that has served is not given up for that at once.
 const MAX_FAILURES: u32 = 3;
 
 impl Core {
@@ -50,15 +51,17 @@ impl Core {
         if self.active_digest(model).as_deref() != Some(digest) {
             return;
         }
-        let hopeless = failure.class == FailureClass::Bundle;
         let activation = &mut self.live(model).activation;
         activation.running = None;
         activation.failures += 1;
-        activation.broken = hopeless;
         activation.reason = Some(failure.reason.clone());
         let failures = activation.failures;
-        if (hopeless || failures >= MAX_FAILURES) && self.fall_back(now, model, digest, failure) {
-            return;
+        if failures >= MAX_FAILURES {
+            if self.fall_back(now, model, digest, failure) {
+                return;
+            }
+            let unfit = matches!(failure.class, FailureClass::Damaged | FailureClass::Bundle);
+            self.live(model).activation.broken = unfit;
         }
         let wait = backoff(failures, &self.settings.birth.device);
         self.live(model).activation.retry_at = Some(now.plus(wait));
@@ -66,29 +69,32 @@ impl Core {
         self.resume_if_pending(now, model);
     }
 
-    /// Goes back to the bundle before, if there is one.
+    /// Goes back to the bundle before, if there is one. Only a bundle that the engine itself refuses
+    /// is blocked.
     fn fall_back(&mut self, now: Millis, model: &str, digest: &str, why: &StepFailure) -> bool {
         let durable = self.durable.models.get(model);
         if durable.is_none_or(|m| m.previous.is_none()) {
             return false;
         }
+        let block = why.class == FailureClass::Bundle;
         let on_probation =
             self.install(model).is_some_and(|own| own.state == InstallState::Probation);
         if on_probation {
-            self.roll_back(now, model, &why.reason);
+            self.roll_back(now, model, &why.reason, block);
         } else {
-            self.revert(model, digest, &why.reason);
+            self.revert(model, digest, &why.reason, block);
             self.resume_if_pending(now, model);
         }
         true
     }
 
     /// Takes a committed bundle back and serves the one before it.
-    pub(super) fn revert(&mut self, model: &str, from: &str, reason: &str) {
+    pub(super) fn revert(&mut self, model: &str, from: &str, reason: &str, block: bool) {
         self.record(Record::Reverted {
             model: model.to_owned(),
             from: from.to_owned(),
             reason: reason.to_owned(),
+            block,
         });
         self.emit(Effect::WriteActive(self.durable.active()));
         let live = self.live(model);

@@ -187,6 +187,8 @@ pub enum FailureClass {
     Transient,
     /// This attempt is over, but the same bundle offered again may be tried again.
     Attempt,
+    /// The stored files are not the bundle any more: fetching it again may mend that.
+    Damaged,
     /// The bundle itself is unfit for this device: never try it again.
     Bundle,
 }
@@ -202,6 +204,12 @@ impl StepFailure {
     #[must_use]
     pub fn attempt(reason: impl ToString) -> Self {
         Self { reason: reason.to_string(), class: FailureClass::Attempt }
+    }
+
+    /// Files on the disk that have changed.
+    #[must_use]
+    pub fn damaged(reason: impl ToString) -> Self {
+        Self { reason: reason.to_string(), class: FailureClass::Damaged }
     }
 
     /// A failure that the bundle will always have on this device.

@@ -254,7 +254,9 @@ impl Core {
                 );
                 self.reject(now, model, &reason, false);
             }
-            FailureClass::Attempt => self.reject(now, model, &failure.reason, false),
+            FailureClass::Attempt | FailureClass::Damaged => {
+                self.reject(now, model, &failure.reason, false);
+            }
             FailureClass::Bundle => self.reject(now, model, &failure.reason, true),
         }
     }
@@ -282,7 +284,7 @@ impl Core {
 
     /// Takes the new model back. Where there is none to go back to it stays, for a bad model that
     /// answers serves its users better than none.
-    pub(super) fn roll_back(&mut self, now: Millis, model: &str, reason: &str) {
+    pub(super) fn roll_back(&mut self, now: Millis, model: &str, reason: &str, block: bool) {
         let Some(own) = self.install(model).cloned() else {
             return;
         };
@@ -291,7 +293,7 @@ impl Core {
             return;
         }
         let reason = Some(reason.to_owned());
-        self.record(moved(&own, InstallState::RolledBack, reason.clone(), true));
+        self.record(moved(&own, InstallState::RolledBack, reason.clone(), block));
         self.emit(Effect::WriteActive(self.durable.active()));
         self.live(model).activation = super::live::Activation::default();
         self.activate(model);
@@ -352,7 +354,7 @@ impl Core {
         probation.deaths += 1;
         if probation.deaths >= MAX_PROBATION_DEATHS {
             let reason = format!("its worker died again during probation: {reason}");
-            self.roll_back(now, model, &reason);
+            self.roll_back(now, model, &reason, true);
         }
     }
 }

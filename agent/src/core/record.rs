@@ -131,10 +131,13 @@ pub enum Record {
     Reverted {
         /// The model.
         model: String,
-        /// The bundle taken back; blocked from now on.
+        /// The bundle taken back.
         from: String,
         /// Why.
         reason: String,
+        /// Whether it must never be tried again.
+        #[serde(default = "blocked")]
+        block: bool,
     },
     /// A re-compression was asked for.
     Requested {
@@ -163,6 +166,11 @@ pub enum Record {
         /// The budgets that hold from now on; those of the configuration where there are none.
         budgets: Option<Budgets>,
     },
+}
+
+/// What a record means that does not say whether it blocks.
+fn blocked() -> bool {
+    true
 }
 
 /// Everything the journal adds up to.
@@ -294,8 +302,10 @@ impl DurableModel {
                     own.restarts = own.restarts.saturating_add(1);
                 }
             }
-            Record::Reverted { from, .. } => {
-                self.blocked.insert(from.clone());
+            Record::Reverted { from, block, .. } => {
+                if *block {
+                    self.blocked.insert(from.clone());
+                }
                 if self.active.as_ref().is_some_and(|a| a.digest == *from) {
                     self.active = self.previous.take();
                 }

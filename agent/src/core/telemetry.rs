@@ -119,7 +119,7 @@ impl Core {
         }
         match judge::probation(seen, &before.unwrap_or_default(), limit, &rules) {
             Verdict::Watch => {}
-            Verdict::Back(reason) if replaces => self.roll_back(now, model, &reason),
+            Verdict::Back(reason) if replaces => self.roll_back(now, model, &reason, true),
             Verdict::Keep => self.commit(now, model),
             // With nothing to go back to, it stays once its time is over.
             Verdict::Back(_) if seen.windows >= rules.probation_windows => self.commit(now, model),

@@ -16,7 +16,7 @@ use std::time::Duration;
 use bundle::{Bundle, Case, Draft, NamedTensor, SelfTest, Source, TensorSpec};
 use runtime::{ElementType, EngineError, ErrorKind, IoSpec, Session, Tensor};
 
-use super::protocol::LoadRequest;
+use super::protocol::{LoadFailure, LoadFault, LoadRequest};
 use super::worker::{NoHook, serve_with};
 use super::{CandidateId, Plane, PlaneConfig};
 
@@ -131,14 +131,18 @@ pub(super) fn row(first: f32, second: f32) -> Vec<(String, Tensor)> {
     vec![("x".to_owned(), tensor)]
 }
 
-pub(super) fn load(request: &LoadRequest) -> Result<(Box<dyn Session>, String), String> {
-    let text = fs::read_to_string(&request.model).map_err(|e| e.to_string())?;
+pub(super) fn load(request: &LoadRequest) -> Result<(Box<dyn Session>, String), LoadFailure> {
+    let failed = |fault, error| LoadFailure { fault, error };
+    let text = fs::read_to_string(&request.model);
+    let text = text.map_err(|e| failed(LoadFault::Device, e.to_string()))?;
     match text.trim() {
         "abort" => std::process::abort(),
         "panic" => panic!("asked to panic while loading"),
         "fails" => Ok(session(f32::NAN)),
         text => {
-            let factor = text.parse().map_err(|_| format!("`{text}` is no model"))?;
+            let factor = text.parse();
+            let factor = factor
+                .map_err(|_| failed(LoadFault::Model, format!("`{text}` is no model")))?;
             Ok(session(factor))
         }
     }

@@ -519,6 +519,12 @@ async fn golden_outputs_decide_the_self_test() {
     cut.cases[0].inputs[0].data.pop();
     let error = plane.self_test(candidate, &cut).await.unwrap_err().to_string();
     assert!(error.contains("wants 8 bytes, got 7"), "{error}");
+    let mut deadly = fake::golden(2.0);
+    deadly.cases[0].inputs[0].data[..4].copy_from_slice(&fake::ABORT.to_le_bytes());
+    for _ in 0..2 {
+        let error = plane.self_test(candidate, &deadly).await.unwrap_err();
+        assert!(matches!(error, PlaneError::Untested(_)), "{error}");
+    }
     plane.discard(candidate).await;
     let error = plane.self_test(candidate, &golden).await.unwrap_err();
     assert!(matches!(error, PlaneError::UnknownCandidate(id) if id == candidate));
@@ -529,12 +535,14 @@ async fn golden_outputs_decide_the_self_test() {
 async fn a_model_that_cannot_be_loaded_leaves_the_active_one_alone() {
     let bench = Bench::start().await;
     bench.serve("2").await;
-    for (model, reason) in
-        [("rubbish", "`rubbish` is no model"), ("abort", "signal 6"), ("panic", "panicked")]
-    {
+    let bundle = bench.bundle("rubbish");
+    let refused = bench.plane.load("double", "rubbish", &bundle).await.unwrap_err();
+    assert!(matches!(refused, PlaneError::Load { .. }), "{refused}");
+    assert!(refused.to_string().contains("`rubbish` is no model"), "{refused}");
+    for (model, reason) in [("abort", "signal 6"), ("panic", "panicked")] {
         let bundle = bench.bundle(model);
         let error = bench.plane.load("double", model, &bundle).await.unwrap_err();
-        assert!(matches!(error, PlaneError::Load { .. }));
+        assert!(matches!(error, PlaneError::Unloaded { .. }), "{error}");
         assert!(error.to_string().contains(reason), "{error}");
     }
     let mut lying = bench.bundle("3");

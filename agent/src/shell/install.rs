@@ -8,7 +8,7 @@ use bundle::Digest;
 use tokio::sync::mpsc;
 
 use super::download;
-use super::store::Store;
+use super::store::{self, Store};
 use crate::core::{BundleFacts, Event, InstallId, ShadowFacts, Step, StepDone, StepFailure};
 use crate::plane::{CandidateId, Plane, PlaneError};
 
@@ -19,6 +19,8 @@ pub struct Installer {
     store: Store,
     events: mpsc::Sender<Event>,
     work: Arc<Mutex<Work>>,
+    /// Held while the serving model of any name is changed, together with what `work` says of it.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What is under way and who serves.
@@ -36,7 +38,7 @@ struct Install {
     cancelled: Arc<AtomicBool>,
 }
 
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Serving {
     active: Option<String>,
     standby: Option<String>,
@@ -46,7 +48,7 @@ impl Installer {
     /// An installer that answers to `events`.
     #[must_use]
     pub fn new(plane: Plane, store: Store, events: mpsc::Sender<Event>) -> Self {
-        Self { plane, store, events, work: Arc::default() }
+        Self { plane, store, events, work: Arc::default(), turn: Arc::default() }
     }
 
     /// Where answers go.
@@ -242,7 +244,14 @@ impl Installer {
         let store = self.store.clone();
         let test = blocking(move || {
             let bundle = store.open(&digest)?;
-            bundle.selftest().map_err(StepFailure::bundle)
+            // The file is what its digest says, so what is wrong with it is wrong for good.
+            bundle.selftest().map_err(|e| {
+                if store::is_passing(&e) {
+                    StepFailure::transient(e)
+                } else {
+                    StepFailure::bundle(e)
+                }
+            })
         })
         .await?;
         let tested = self.plane.self_test(candidate, &test).await;
@@ -252,6 +261,7 @@ impl Installer {
 
     async fn switch(&self, model: &str, install: InstallId) -> Result<StepDone, StepFailure> {
         let candidate = self.candidate(install)?;
+        let _turn = self.turn.lock().await;
         let served = self.plane.serve(candidate).await;
         served.map_err(|error| classify(&error))?;
         let mut work = self.work();
@@ -272,12 +282,29 @@ impl Installer {
             return Ok(());
         }
         let candidate = self.load(model, digest).await?;
-        if let Err(error) = self.plane.serve(candidate).await {
+        if let Err(failure) = self.put_in_place(model, digest, &now, candidate).await {
             self.plane.discard(candidate).await;
-            return Err(classify(&error));
+            return Err(failure);
         }
-        self.serves(model, digest);
         self.plane.retire_standby(model).await;
+        Ok(())
+    }
+
+    /// Makes a loaded bundle the serving one, unless an install has switched while it was loading:
+    /// that one is newer.
+    async fn put_in_place(
+        &self,
+        model: &str,
+        digest: &str,
+        found: &Serving,
+        candidate: CandidateId,
+    ) -> Result<(), StepFailure> {
+        let _turn = self.turn.lock().await;
+        if self.work().serving.get(model).cloned().unwrap_or_default() != *found {
+            return Err(StepFailure::attempt("another bundle was switched to meanwhile"));
+        }
+        self.plane.serve(candidate).await.map_err(|error| classify(&error))?;
+        self.serves(model, digest);
         Ok(())
     }
 
@@ -316,6 +343,8 @@ fn classify(error: &PlaneError) -> StepFailure {
         PlaneError::Load { .. } | PlaneError::Interface { .. } | PlaneError::SelfTest(_) => {
             StepFailure::bundle(error)
         }
+        // Too little memory for it may be all that was wrong, so it is not tried again and again.
+        PlaneError::Unloaded { .. } | PlaneError::Untested(_) => StepFailure::attempt(error),
         PlaneError::Spawn { .. }
         | PlaneError::TooManyWorkers { .. }
         | PlaneError::NotServing(_)

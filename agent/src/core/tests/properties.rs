@@ -40,6 +40,7 @@ fn class(chance: u8) -> Option<FailureClass> {
         0 => Some(FailureClass::Transient),
         1 => Some(FailureClass::Attempt),
         2 => Some(FailureClass::Bundle),
+        3 => Some(FailureClass::Damaged),
         _ => None,
     }
 }

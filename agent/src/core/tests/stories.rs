@@ -323,10 +323,70 @@ fn an_active_bundle_that_no_longer_loads_gives_way_to_the_one_before() {
     install(&mut world, 1);
     install(&mut world, 2);
     world.crash();
-    world.answer(0, Some(FailureClass::Bundle));
+    fail_to_activate(&mut world, FailureClass::Bundle);
     assert_eq!(active(&world), digest(1));
     world.answer(0, None);
     assert!(world.core.ready());
+    assert!(world.core.durable().models["m"].blocked.contains(&digest(2)));
+}
+
+/// As often as it takes for the bundle to be given up.
+fn fail_to_activate(world: &mut World, class: FailureClass) {
+    for _ in 0..3 {
+        assert_eq!(world.owed.len(), 1, "a try is owed");
+        world.answer(0, Some(class));
+        if world.owed.is_empty() {
+            world.tick(60_000);
+        }
+    }
+}
+
+#[test]
+fn a_device_in_trouble_keeps_its_committed_bundle_once_the_trouble_passes() {
+    for class in [FailureClass::Transient, FailureClass::Attempt, FailureClass::Bundle] {
+        let mut world = World::new();
+        install(&mut world, 1);
+        install(&mut world, 2);
+        world.crash();
+        for _ in 0..2 {
+            world.answer(0, Some(class));
+            assert_eq!(active(&world), digest(2), "given up too soon");
+            world.tick(60_000);
+        }
+        world.answer(0, None);
+        assert!(world.core.ready());
+        assert_eq!(active(&world), digest(2));
+        assert!(world.core.durable().models["m"].blocked.is_empty());
+    }
+}
+
+#[test]
+fn a_bundle_given_up_for_the_devices_trouble_is_not_blocked_and_may_come_back() {
+    for class in [FailureClass::Transient, FailureClass::Attempt, FailureClass::Damaged] {
+        let mut world = World::new();
+        install(&mut world, 1);
+        install(&mut world, 2);
+        world.crash();
+        fail_to_activate(&mut world, class);
+        assert_eq!(active(&world), digest(1));
+        world.answer(0, None);
+        world.feed(Event::Offer(offer("m", 2, 2)));
+        reach_probation(&mut world);
+        assert_eq!(active(&world), digest(2));
+    }
+}
+
+#[test]
+fn a_load_that_came_to_no_end_rejects_the_attempt_and_not_the_bundle() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    world.feed(Event::Offer(offer("m", 2, 2)));
+    (0..2).for_each(|_| world.answer(0, None));
+    assert_eq!(state(&world), Some(InstallState::Loading));
+    world.answer(0, Some(FailureClass::Attempt));
+    assert_eq!(refusal(&world), "by chance");
+    world.feed(Event::Offer(offer("m", 2, 2)));
+    assert_eq!(state(&world), Some(InstallState::Downloading));
 }
 
 #[test]
@@ -334,7 +394,8 @@ fn a_damaged_only_bundle_may_be_fetched_anew() {
     let mut world = World::new();
     install(&mut world, 1);
     world.crash();
-    world.answer(0, Some(FailureClass::Bundle));
+    fail_to_activate(&mut world, FailureClass::Damaged);
+    world.owed.clear();
     assert!(!world.core.ready());
     world.feed(Event::Offer(offer("m", 1, 1)));
     reach_probation(&mut world);
