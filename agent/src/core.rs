@@ -112,6 +112,8 @@ impl Core {
                 self.on_activate_failed(now, &model, &digest, &failure)
             }
             Event::WorkerDied { model, reason } => self.on_worker_died(now, &model, &reason),
+            Event::RestartFailed { model, reason } => self.on_restart_failed(&model, &reason),
+            Event::WorkerRestarted { model } => self.on_worker_restarted(&model),
             Event::SpoolDropped { records, bytes } => self.report_spool_drop(records, bytes),
             Event::BudgetsConfigured(budgets) => self.on_budgets_configured(budgets),
             Event::Shutdown => self.on_shutdown(),

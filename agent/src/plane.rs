@@ -32,6 +32,8 @@ mod compare;
 mod error;
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+pub(crate) use fake::ABORT;
 mod instance;
 pub mod oip;
 mod process;
@@ -132,6 +134,13 @@ pub enum PlaneEvent {
         /// Its exit status or signal.
         reason: String,
     },
+    /// It cannot be started again; that is tried on and on, with growing waits.
+    RestartFailed {
+        /// The model.
+        model: String,
+        /// Why.
+        reason: String,
+    },
     /// It is running again.
     WorkerRestarted {
         /// The model.
@@ -229,7 +238,7 @@ impl Plane {
     /// Makes the model that stands by the active one again, and ends the one it replaces.
     ///
     /// # Errors
-    /// Nothing stands by.
+    /// Nothing stands by, or its worker is down.
     pub async fn rollback(&self, name: &str) -> Result<(), PlaneError> {
         self.registry.rollback(name)
     }
@@ -242,6 +251,12 @@ impl Plane {
     /// Ends the worker of the model that stands by, if there is one.
     pub async fn retire_standby(&self, name: &str) {
         self.registry.retire_standby(name).await;
+    }
+
+    /// Whether the active model of that name has a running worker.
+    #[must_use]
+    pub fn is_up(&self, name: &str) -> bool {
+        self.registry.active(name).is_some_and(|instance| instance.down().is_none())
     }
 
     /// What each model did since the last call: one window per model and digest that is active or

@@ -88,6 +88,18 @@ pub enum Event {
         /// Why: signal, exit code.
         reason: String,
     },
+    /// The plane tried to start a dead worker again and could not. It goes on trying.
+    RestartFailed {
+        /// The model.
+        model: String,
+        /// Why.
+        reason: String,
+    },
+    /// The worker that had died runs again.
+    WorkerRestarted {
+        /// The model.
+        model: String,
+    },
     /// The spool reached its limit and gave up records.
     SpoolDropped {
         /// How many.

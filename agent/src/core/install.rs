@@ -164,8 +164,7 @@ impl Core {
     fn on_switched(&mut self, now: Millis, own: &DurableInstall) {
         let model = own.offer.model.as_str();
         let live = self.live(model);
-        live.serving = Some(own.offer.digest.clone());
-        live.activation = super::live::Activation::default();
+        live.serves(&own.offer.digest);
         live.install.probation = Probation::default();
         live.gauges.values_mut().for_each(super::gauge::Gauge::reset);
         live.recent.clear();
@@ -345,7 +344,8 @@ impl Core {
         }
     }
 
-    pub(super) fn on_worker_died(&mut self, now: Millis, model: &str, reason: &str) {
+    /// A death of the worker is held against a bundle on probation.
+    pub(super) fn count_death(&mut self, now: Millis, model: &str, reason: &str) {
         let state = self.install(model).map(|own| own.state);
         if state != Some(InstallState::Probation) {
             return;

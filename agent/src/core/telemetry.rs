@@ -111,18 +111,23 @@ impl Core {
         let rules = self.settings.install.clone();
         let seen = &mut self.live(model).install.probation;
         seen.windows += 1;
+        let windows = seen.windows;
         seen.requests += facts.requests;
         seen.errors += facts.errors;
         if let Some(evidence) = evidence.filter(|evidence| evidence.cause == Cause::Model) {
             seen.evidence += 1;
             seen.times.merge(&evidence.compute);
         }
-        match judge::probation(seen, &before.unwrap_or_default(), limit, &rules) {
+        let verdict = judge::probation(seen, &before.unwrap_or_default(), limit, &rules);
+        let down = self.live(model).down.is_some();
+        match verdict {
             Verdict::Watch => {}
+            // Silence from a dead worker is no sign of health.
+            Verdict::Keep if down => {}
             Verdict::Back(reason) if replaces => self.roll_back(now, model, &reason, true),
             Verdict::Keep => self.commit(now, model),
             // With nothing to go back to, it stays once its time is over.
-            Verdict::Back(_) if seen.windows >= rules.probation_windows => self.commit(now, model),
+            Verdict::Back(_) if windows >= rules.probation_windows => self.commit(now, model),
             Verdict::Back(_) => {}
         }
     }

@@ -129,6 +129,10 @@ fn window(model: &str, digest: &str, shape: Shape) -> Event {
     })
 }
 
+fn restart_failed(model: &str) -> Event {
+    Event::RestartFailed { model: model.into(), reason: "no memory".into() }
+}
+
 /// What the plane runs for one model.
 #[derive(Debug, Default)]
 struct Workers {

@@ -21,7 +21,7 @@ use super::worker::{NoHook, serve_with};
 use super::{CandidateId, Plane, PlaneConfig};
 
 /// First elements of an input that make the engine misbehave.
-pub(super) const ABORT: f32 = 1000.0;
+pub(crate) const ABORT: f32 = 1000.0;
 pub(super) const PANIC: f32 = 1001.0;
 pub(super) const GATE: f32 = 1002.0;
 pub(super) const FAIL: f32 = 1003.0;

@@ -205,7 +205,11 @@ impl Registry {
     pub(super) fn rollback(&self, name: &str) -> Result<(), PlaneError> {
         let mut models = self.models_mut();
         let slots = models.get_mut(name).ok_or_else(|| PlaneError::NotServing(name.to_owned()))?;
-        let standby = slots.standby.take().ok_or_else(|| PlaneError::NoStandby(name.to_owned()))?;
+        let no_standby = || PlaneError::NoStandby(name.to_owned());
+        if let Some(reason) = slots.standby.as_ref().ok_or_else(no_standby)?.down() {
+            return Err(PlaneError::WorkerGone { model: name.to_owned(), reason });
+        }
+        let standby = slots.standby.take().ok_or_else(no_standby)?;
         standby.stats.cold();
         self.open_account(&standby);
         let replaced = std::mem::replace(&mut slots.active, standby);
@@ -347,11 +351,15 @@ impl Registry {
                     return;
                 }
             }
+            Health::RestartFailed(reason) if is_active => {
+                tracing::warn!(%model, %reason, "worker cannot be restarted");
+                PlaneEvent::RestartFailed { model, reason }
+            }
             Health::Restarted if is_active => {
                 tracing::info!(%model, "worker restarted");
                 PlaneEvent::WorkerRestarted { model }
             }
-            Health::Restarted => return,
+            Health::Restarted | Health::RestartFailed(_) => return,
         };
         // Without subscribers nobody wants to know.
         let _ = self.events.send(event);

@@ -360,9 +360,21 @@ async fn an_idle_worker_that_dies_is_noticed_and_requests_meanwhile_are_told() {
         send(&bench.plane, get("/v2/health/ready")).await.status,
         StatusCode::SERVICE_UNAVAILABLE
     );
+    let failed = patiently(events.recv()).await.unwrap();
+    assert!(matches!(failed, PlaneEvent::RestartFailed { .. }), "{failed:?}");
+    assert!(!bench.plane.is_up("double"));
     std::fs::write(&model, kept).unwrap();
-    let back = patiently(events.recv()).await.unwrap();
+    let back = patiently(async {
+        loop {
+            match events.recv().await.unwrap() {
+                PlaneEvent::RestartFailed { .. } => {}
+                other => return other,
+            }
+        }
+    })
+    .await;
     assert_eq!(back, PlaneEvent::WorkerRestarted { model: "double".to_owned() });
+    assert!(bench.plane.is_up("double"));
     assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
 }
 

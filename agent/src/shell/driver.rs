@@ -356,7 +356,13 @@ impl Driver {
                 tracing::warn!(model, reason, "a worker died");
                 self.feed(Event::WorkerDied { model, reason });
             }
-            PlaneEvent::WorkerRestarted { model } => tracing::info!(model, "its worker runs again"),
+            PlaneEvent::RestartFailed { model, reason } => {
+                self.feed(Event::RestartFailed { model, reason });
+            }
+            PlaneEvent::WorkerRestarted { model } => {
+                tracing::info!(model, "its worker runs again");
+                self.feed(Event::WorkerRestarted { model });
+            }
             PlaneEvent::CandidateDied { candidate, model, reason } => {
                 let Some(install) = self.installer.install_of(candidate) else {
                     return;

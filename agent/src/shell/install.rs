@@ -273,7 +273,8 @@ impl Installer {
 
     async fn bring_to_serve(&self, model: &str, digest: &str) -> Result<(), StepFailure> {
         let now = self.work().serving.get(model).cloned().unwrap_or_default();
-        if now.active.as_deref() == Some(digest) {
+        // A worker that cannot come back is loaded anew, which verifies its files.
+        if now.active.as_deref() == Some(digest) && self.plane.is_up(model) {
             return Ok(());
         }
         let stands_by = now.standby.as_deref() == Some(digest);

@@ -175,6 +175,75 @@ fn a_candidate_that_fails_every_mirrored_request_is_never_switched_to() {
     assert_eq!(state(&world), None, "and its digest is blocked");
 }
 
+/// The last state that the device reported, and why.
+fn device(world: &World) -> (wire::DeviceState, String) {
+    let of = |report: &Report| match report {
+        Report::State(state) => Some((state.state, state.reason.clone().unwrap_or_default())),
+        _ => None,
+    };
+    world.reports.iter().rev().find_map(of).unwrap()
+}
+
+#[test]
+fn a_committed_worker_that_cannot_restart_is_told_loaded_anew_and_at_last_replaced() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    install(&mut world, 2);
+    world.feed(Event::Connected);
+    world.feed(Event::WorkerDied { model: "m".into(), reason: "signal 9".into() });
+    (0..2).for_each(|_| world.feed(restart_failed("m")));
+    assert!(world.core.ready() && world.owed.is_empty(), "two failures may pass");
+    world.feed(restart_failed("m"));
+    assert!(!world.core.ready());
+    let (state, reason) = device(&world);
+    assert_eq!(state, wire::DeviceState::Degraded);
+    assert!(reason.contains("no memory"), "{reason}");
+    fail_to_activate(&mut world, FailureClass::Attempt);
+    assert_eq!(active(&world), digest(1));
+    world.answer(0, None);
+    assert!(world.core.ready());
+    assert_eq!(device(&world).0, wire::DeviceState::Online);
+}
+
+#[test]
+fn a_worker_that_comes_back_between_two_tries_serves_again() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    (0..3).for_each(|_| world.feed(restart_failed("m")));
+    world.answer(0, Some(FailureClass::Attempt));
+    assert!(world.owed.is_empty());
+    world.feed(Event::WorkerRestarted { model: "m".into() });
+    world.answer(0, None);
+    assert!(world.core.ready());
+}
+
+#[test]
+fn silence_from_a_dead_worker_ends_no_probation() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    world.feed(Event::Offer(offer("m", 2, 2)));
+    reach_probation(&mut world);
+    world.feed(Event::WorkerDied { model: "m".into(), reason: "signal 9".into() });
+    let silent = Shape { requests: 0, ..FAST };
+    (0..20).for_each(|_| world.window("m", silent));
+    assert_eq!(state(&world), Some(InstallState::Probation));
+    world.feed(Event::WorkerRestarted { model: "m".into() });
+    world.window("m", silent);
+    assert_eq!(state(&world), None);
+    assert_eq!(active(&world), digest(2));
+}
+
+#[test]
+fn the_first_model_does_not_hold_up_its_successor_by_dying_in_probation() {
+    let mut world = World::new();
+    world.feed(Event::Offer(offer("m", 1, 1)));
+    reach_probation(&mut world);
+    world.feed(Event::Offer(offer("m", 2, 2)));
+    (0..3).for_each(|_| world.feed(restart_failed("m")));
+    fail_to_activate(&mut world, FailureClass::Attempt);
+    assert_eq!(state(&world), Some(InstallState::Downloading), "the next offer is taken up");
+}
+
 #[test]
 fn a_newer_offer_replaces_the_install_before_the_switch() {
     let mut world = World::new();

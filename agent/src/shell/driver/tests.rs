@@ -164,6 +164,13 @@ impl Device {
         decoded.filter(|event| event.outcome != InstallOutcome::Progress).collect()
     }
 
+    fn states(&self) -> Vec<String> {
+        let broker = self.broker.as_ref().unwrap();
+        let said = broker.said.lock().unwrap();
+        let states = said.iter().filter(|(topic, _)| topic.ends_with("up/state"));
+        states.map(|(_, payload)| String::from_utf8(payload.clone()).unwrap()).collect()
+    }
+
     fn served(&self) -> String {
         let text = std::fs::read(self.state_dir().join("active.json")).unwrap();
         let active: Vec<ActiveEntry> = serde_json::from_slice(&text).unwrap();
@@ -214,6 +221,14 @@ struct Traffic {
     stop: Arc<AtomicBool>,
     failed: Arc<AtomicU64>,
     answered: Arc<AtomicU64>,
+}
+
+/// Whether a request is answered.
+fn infer(address: &str, first: f32) -> bool {
+    let url = format!("http://{address}/v2/models/double/infer");
+    let input = json!({ "name": "x", "shape": [1, 2], "datatype": "FP32", "data": [first, 4.0] });
+    let body = json!({ "inputs": [input] }).to_string();
+    ureq::post(&url).content_type("application/json").send(body).is_ok()
 }
 
 fn traffic(address: &str) -> Traffic {
@@ -305,6 +320,30 @@ async fn unfit_bundles_are_rejected_with_their_reason_and_the_old_model_serves_o
     assert_eq!(device.served(), "1.0.1");
     assert_eq!(traffic.failed.load(Ordering::Relaxed), 0);
     drop(traffic);
+    device.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_committed_worker_that_cannot_come_back_gives_way_to_the_bundle_before() {
+    let mut device = installed(1).await;
+    let second = bundle(device.dir.path(), 2, "2.0");
+    let server = serve(&second.dir, Box::new(honest));
+    device.offer(&second, &server.url).await;
+    until("the second commit", || device.ends().len() > 1).await;
+    let stored = device.state_dir().join("store").join(second.digest.hex());
+    std::fs::remove_file(stored.join("model.onnx")).unwrap();
+    let address = device.address();
+    let killed = tokio::task::spawn_blocking(move || infer(&address, crate::plane::ABORT));
+    assert!(!killed.await.unwrap(), "the worker answered");
+    until("the fall back", || device.served() == "1.0.1").await;
+    let address = device.address();
+    until("the first model serves", || infer(&address, 3.0)).await;
+    until("the device tells of both", || {
+        let states = device.states();
+        let degraded = states.iter().any(|state| state.contains("degraded"));
+        degraded && states.last().unwrap().contains("online")
+    })
+    .await;
     device.stop().await;
 }
 
