@@ -24,6 +24,8 @@ use tokio::time::Instant;
 use wire::Histogram;
 
 pub use self::error::PlaneError;
+#[cfg(test)]
+pub(crate) use self::fake::ABORT;
 use self::registry::Registry;
 use self::server::Servers;
 
@@ -32,8 +34,6 @@ mod compare;
 mod error;
 #[cfg(test)]
 mod fake;
-#[cfg(test)]
-pub(crate) use fake::ABORT;
 mod instance;
 pub mod oip;
 mod process;

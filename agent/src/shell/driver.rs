@@ -38,6 +38,8 @@ const MAX_QUESTIONS: usize = 16;
 const GOOD_BYE: Duration = Duration::from_secs(2);
 /// How long to wait before the journal is tried again.
 const STALL: Duration = Duration::from_secs(5);
+/// Commands that may wait until the journal can be written again.
+const MAX_WAITING: usize = 64;
 /// Clocks that show an earlier time than this (September 2020) were never set.
 const CLOCK_SET_MS: u64 = 1_600_000_000_000;
 
@@ -98,6 +100,8 @@ struct Driver {
     clock: Instant,
     window_began: Instant,
     stalled: Option<(Instant, String)>,
+    /// Commands that came meanwhile.
+    waiting: Vec<Event>,
     ending: bool,
 }
 
@@ -165,6 +169,7 @@ impl Driver {
             clock,
             window_began: clock,
             stalled: None,
+            waiting: Vec::new(),
             ending: false,
         };
         driver.execute(effects);
@@ -218,10 +223,32 @@ impl Driver {
         if self.stalled.is_some() {
             // The core is ahead of its journal and is about to be replaced.
             self.ending |= matches!(event, Event::Shutdown);
-            return;
+            return self.put_off(event);
         }
+        let command = matches!(event, Event::Command { .. }).then(|| event.clone());
         let effects = self.core.step(self.now(), event);
         self.execute(effects);
+        if let Some(command) = command.filter(|_| self.stalled.is_some()) {
+            self.put_off(command);
+        }
+    }
+
+    /// Commands are said once, so they wait for the next core. Everything else comes again: offers
+    /// with the next subscription, the rest with what the next core asks for.
+    fn put_off(&mut self, event: Event) {
+        match event {
+            Event::Command { command, unix_ms } if self.waiting.len() < MAX_WAITING => {
+                tracing::warn!(id = command.id, "a command waits for the journal");
+                self.waiting.push(Event::Command { command, unix_ms });
+            }
+            Event::Command { command, .. } => {
+                tracing::error!(id = command.id, limit = MAX_WAITING, "a command is lost");
+            }
+            Event::Offer(offer) => {
+                tracing::warn!(model = offer.model, "an offer is asked for again later");
+            }
+            other => tracing::debug!(?other, "not heard while the journal cannot be written"),
+        }
     }
 
     fn execute(&mut self, effects: Vec<Effect>) {
@@ -282,9 +309,12 @@ impl Driver {
         let (core, effects) = Core::recover(self.settings.clone(), &opened.1, self.now());
         self.core = core;
         self.execute(effects);
-        let linked = self.outbox.as_ref().is_some_and(Outbox::is_linked);
-        if linked && self.stalled.is_none() {
+        if let Some(outbox) = self.outbox.as_mut().filter(|outbox| outbox.is_linked()) {
+            outbox.subscribe_again();
             self.feed(Event::Connected);
+        }
+        for command in std::mem::take(&mut self.waiting) {
+            self.feed(command);
         }
     }
 

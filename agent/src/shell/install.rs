@@ -1,6 +1,6 @@
 //! Performs the steps of installs and activations beside the driver, and answers with events.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -27,7 +27,6 @@ pub struct Installer {
 #[derive(Debug, Default)]
 struct Work {
     installs: BTreeMap<InstallId, Install>,
-    abandoned: BTreeSet<InstallId>,
     serving: BTreeMap<String, Serving>,
 }
 
@@ -35,7 +34,22 @@ struct Work {
 struct Install {
     digest: String,
     candidate: Option<CandidateId>,
-    cancelled: Arc<AtomicBool>,
+    token: Token,
+}
+
+/// What the steps of one attempt at an install share. After a stalled journal the same install is
+/// attempted again; what is left of the attempt before must not be taken for part of the new one.
+#[derive(Debug, Default, Clone)]
+struct Token(Arc<AtomicBool>);
+
+impl Token {
+    fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -60,8 +74,12 @@ impl Installer {
     /// Begins a step; one `Step` event answers it.
     pub fn step(&self, model: String, install: InstallId, step: Step) {
         let this = self.clone();
+        let token = this.work().installs.entry(install).or_default().token.clone();
         tokio::spawn(async move {
-            let outcome = this.perform(&model, install, step).await;
+            let outcome = this.perform(&model, install, &token, step).await;
+            if token.is_cancelled() {
+                return;
+            }
             let event = Event::Step { model, install, outcome };
             let _ = this.events.send(event).await;
         });
@@ -69,12 +87,10 @@ impl Installer {
 
     /// Stops an install and frees its worker.
     pub fn abandon(&self, install: InstallId) {
-        let mut work = self.work();
-        work.abandoned.insert(install);
-        let Some(own) = work.installs.remove(&install) else {
+        let Some(own) = self.work().installs.remove(&install) else {
             return;
         };
-        own.cancelled.store(true, Ordering::Relaxed);
+        own.token.cancel();
         if let Some(candidate) = own.candidate {
             let plane = self.plane.clone();
             tokio::spawn(async move { plane.discard(candidate).await });
@@ -133,18 +149,19 @@ impl Installer {
         &self,
         model: &str,
         install: InstallId,
+        token: &Token,
         step: Step,
     ) -> Result<StepDone, StepFailure> {
         match step {
             Step::Download(offer) => {
                 let digest = parse(&offer.digest)?;
-                self.download(install, offer.url, digest).await?;
+                self.download(token, offer.url, digest).await?;
                 Ok(StepDone::Downloaded)
             }
             Step::Verify { digest } => self.verify(parse(&digest)?).await,
             Step::Load { digest } => {
                 let candidate = self.load(model, &digest).await?;
-                self.keep(install, &digest, candidate).await?;
+                self.keep(install, token, &digest, candidate).await?;
                 Ok(StepDone::Loaded)
             }
             Step::SelfTest { digest } => self.self_test(install, parse(&digest)?).await,
@@ -159,17 +176,11 @@ impl Installer {
 
     async fn download(
         &self,
-        install: InstallId,
+        token: &Token,
         url: String,
         digest: Digest,
     ) -> Result<(), StepFailure> {
-        let cancelled = {
-            let mut work = self.work();
-            let own = work.installs.entry(install).or_default();
-            own.digest = digest.to_string();
-            own.cancelled.clone()
-        };
-        let store = self.store.clone();
+        let (store, token) = (self.store.clone(), token.clone());
         blocking(move || {
             if store.has(&digest) && store.open(&digest).is_ok() {
                 return Ok(());
@@ -179,7 +190,7 @@ impl Installer {
                 digest,
                 into: &store.staged(&digest),
                 limits: store.limits(),
-                cancelled: &cancelled,
+                cancelled: &token.0,
             })
         })
         .await
@@ -216,21 +227,22 @@ impl Installer {
         loaded.map_err(|error| classify(&error))
     }
 
-    /// Remembers a candidate, unless its install was abandoned while it was loading.
+    /// Remembers a candidate, unless its attempt was given up while it was loading.
     async fn keep(
         &self,
         install: InstallId,
+        token: &Token,
         digest: &str,
         candidate: CandidateId,
     ) -> Result<(), StepFailure> {
         let late = {
             let mut work = self.work();
-            if work.abandoned.contains(&install) {
-                Some(candidate)
-            } else {
-                let own = work.installs.entry(install).or_default();
-                own.digest = digest.to_owned();
-                own.candidate.replace(candidate)
+            match work.installs.get_mut(&install).filter(|_| !token.is_cancelled()) {
+                Some(own) => {
+                    own.digest = digest.to_owned();
+                    own.candidate.replace(candidate)
+                }
+                None => Some(candidate),
             }
         };
         if let Some(late) = late {

@@ -38,6 +38,9 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     bytes: u64,
+    /// How many more records are taken before one fails.
+    #[cfg(test)]
+    pub(super) room: Option<u32>,
 }
 
 /// What was found on opening.
@@ -83,7 +86,13 @@ impl Journal {
             shorten.map_err(PathError::at("shorten", path))?;
         }
         super::state_dir::sync_folder_of(path)?;
-        let journal = Self { path: path.to_owned(), file, bytes: good as u64 };
+        let journal = Self {
+            path: path.to_owned(),
+            file,
+            bytes: good as u64,
+            #[cfg(test)]
+            room: None,
+        };
         Ok(Opened { journal, records, cut })
     }
 
@@ -92,6 +101,8 @@ impl Journal {
     /// # Errors
     /// The system's, with the path.
     pub fn append(&mut self, unix_ms: u64, record: &Record) -> Result<(), PathError> {
+        #[cfg(test)]
+        self.take_room()?;
         let line = line(unix_ms, record);
         let written = self.file.write_all(line.as_bytes());
         if let Err(error) = written.and_then(|()| self.file.sync_data()) {
@@ -101,6 +112,20 @@ impl Journal {
         }
         self.bytes += line.len() as u64;
         Ok(())
+    }
+
+    /// Stands in for a full disk.
+    #[cfg(test)]
+    fn take_room(&mut self) -> Result<(), PathError> {
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        match &mut self.room {
+            Some(0) => Err(PathError::at("append to", &self.path)(full())),
+            Some(room) => {
+                *room -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     /// Whether it has grown enough to be worth rewriting.

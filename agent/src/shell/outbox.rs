@@ -112,6 +112,11 @@ impl Outbox {
         self.spool.resend_all();
     }
 
+    /// Asks for everything that the broker retains once more.
+    pub fn subscribe_again(&mut self) {
+        self.subscribed = false;
+    }
+
     /// Says good-bye to the broker.
     pub fn close(&mut self) {
         if let Some(link) = self.link.take() {
