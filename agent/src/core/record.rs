@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use wire::{BudgetKind, Budgets, Offer};
+use wire::{BudgetKind, Budgets, Offer, RecompressRequest};
 
 use super::event::InstallId;
 
@@ -149,6 +149,9 @@ pub enum Record {
         request_id: String,
         /// The bundle it complains about.
         digest: String,
+        /// All of it, to be said again after a restart.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request: Option<Box<RecompressRequest>>,
     },
     /// The request is answered, void or given up.
     RequestClosed {
@@ -219,12 +222,15 @@ pub struct DurableInstall {
 }
 
 /// A request nobody has answered yet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OpenRequest {
     /// Its number on the wire.
     pub request_id: String,
     /// The bundle it complains about.
     pub digest: String,
+    /// All of it; journals of earlier versions do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Box<RecompressRequest>>,
 }
 
 impl Durable {
@@ -310,10 +316,13 @@ impl DurableModel {
                     self.active = self.previous.take();
                 }
             }
-            Record::Requested { budget, request_id, digest, .. } => {
-                let request =
-                    OpenRequest { request_id: request_id.clone(), digest: digest.clone() };
-                self.requests.insert(budget.to_string(), request);
+            Record::Requested { budget, request_id, digest, request, .. } => {
+                let open = OpenRequest {
+                    request_id: request_id.clone(),
+                    digest: digest.clone(),
+                    request: request.clone(),
+                };
+                self.requests.insert(budget.to_string(), open);
             }
             Record::RequestClosed { budget, .. } => {
                 self.requests.remove(budget.as_str());

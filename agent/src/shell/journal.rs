@@ -208,6 +208,7 @@ mod tests {
             budget: BudgetKind::LatencyP95,
             request_id: format!("r{n}"),
             digest: format!("sha256:{n:064x}"),
+            request: None,
         }
     }
 
@@ -228,6 +229,20 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         let parsed: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
         assert_eq!(parsed["entry"]["record"]["kind"], "requested");
+    }
+
+    #[test]
+    fn records_of_earlier_versions_are_read() {
+        let requested = r#"{"kind":"requested","model":"m","budget":"latency_p95","request_id":"r0","digest":"d"}"#;
+        let Record::Requested { request, .. } = serde_json::from_str(requested).unwrap() else {
+            panic!("another kind");
+        };
+        assert_eq!(request, None);
+        let reverted = r#"{"kind":"reverted","model":"m","from":"d","reason":"slow"}"#;
+        let Record::Reverted { block, .. } = serde_json::from_str(reverted).unwrap() else {
+            panic!("another kind");
+        };
+        assert!(block, "every one was blocked");
     }
 
     #[test]

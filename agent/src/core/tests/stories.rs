@@ -116,6 +116,33 @@ fn a_throttled_device_tells_of_heat_and_asks_for_nothing() {
 }
 
 #[test]
+fn a_request_that_was_written_down_but_not_sent_is_said_after_the_restart() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    world.now = Millis(100_000);
+    world.window("m", SLOW);
+    // The power goes after the journal's record of the request, ahead of the message.
+    *world.slow_windows.entry("m".into()).or_default() += 1;
+    let effects = world.core.step(world.now, window("m", &digest(1), SLOW));
+    let written = |effect: &Effect| {
+        matches!(effect, Effect::Journal(record) if matches!(**record, Record::Requested { .. }))
+    };
+    let at = effects.iter().position(written).unwrap();
+    world.execute(effects, at + 1);
+    assert_eq!(requests(&world), 0);
+    world.crash();
+    assert_eq!(requests(&world), 1, "said by the agent that comes after");
+    world.answer(0, None);
+    assert_eq!(world.core.durable().models["m"].requests.len(), 1);
+    world.crash();
+    let ids: BTreeSet<String> = world.reports.iter().filter_map(|report| match report {
+        Report::Recompress(request) => Some(request.request_id.clone()),
+        _ => None,
+    }).collect();
+    assert_eq!(ids.len(), 1, "every repetition has the same number");
+}
+
+#[test]
 fn an_unanswered_request_is_asked_again_only_after_its_timeout() {
     let mut world = World::new();
     install(&mut world, 1);
