@@ -13,7 +13,7 @@ use super::journal::Journal;
 use super::mqtt::{LinkEvent, Will};
 use super::notify::{Manager, watchdog_interval};
 use super::outbox::{Outbox, Stamp};
-use super::spool::Spool;
+use super::spool::{Dropped, Spool};
 use super::state_dir::{PathError, StateDir, write_atomically};
 use super::status::Question;
 use super::store::Store;
@@ -340,7 +340,8 @@ impl Driver {
     }
 
     fn pump(&mut self) {
-        if let Some(Err(reason)) = self.outbox.as_mut().map(Outbox::pump) {
+        let now = Instant::now();
+        if let Some(Err(reason)) = self.outbox.as_mut().map(|outbox| outbox.pump(now)) {
             tracing::error!(reason, "the spool cannot be read");
         }
     }
@@ -428,8 +429,12 @@ impl Driver {
             }
             LinkEvent::Sent(packet) => outbox.sent(packet),
             LinkEvent::Acknowledged { packet, refused } => {
-                if let Err(reason) = outbox.acknowledged(packet, refused.as_deref()) {
-                    tracing::error!(reason, "the spool cannot be written");
+                match outbox.acknowledged(packet, refused.as_ref(), Instant::now()) {
+                    Ok(Dropped { records: 0, .. }) => {}
+                    Ok(Dropped { records, bytes }) => {
+                        self.feed(Event::SpoolDropped { records, bytes });
+                    }
+                    Err(reason) => tracing::error!(reason, "the spool cannot be written"),
                 }
             }
             LinkEvent::Message { topic, payload } => self.on_message(&topic, &payload),

@@ -48,12 +48,12 @@ pub enum LinkEvent {
     Disconnected(String),
     /// The oldest message handed over and not yet sent was sent under this number.
     Sent(u16),
-    /// The broker has the message of this number, or refuses it for good.
+    /// The broker has the message of this number, or refuses it.
     Acknowledged {
         /// The number.
         packet: u16,
         /// Why the broker refuses it.
-        refused: Option<String>,
+        refused: Option<Refusal>,
     },
     /// A message came.
     Message {
@@ -62,6 +62,16 @@ pub enum LinkEvent {
         /// What it says.
         payload: Vec<u8>,
     },
+}
+
+/// Why the broker does not take a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The reason code's name.
+    pub reason: String,
+    /// Whether the message itself is wrong, so that no broker would ever take it. Everything else
+    /// ends when somebody raises a quota or mends the access rules.
+    pub for_good: bool,
 }
 
 /// There is no room to hand anything over now.
@@ -218,11 +228,17 @@ fn translate(event: Event, client: &AsyncClient) -> Option<LinkEvent> {
     }
 }
 
-fn refusal(reason: PubAckReason) -> Option<String> {
-    match reason {
-        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => None,
-        other => Some(format!("{other:?}")),
-    }
+fn refusal(reason: PubAckReason) -> Option<Refusal> {
+    let for_good = match reason {
+        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => return None,
+        PubAckReason::TopicNameInvalid | PubAckReason::PayloadFormatInvalid => true,
+        PubAckReason::UnspecifiedError
+        | PubAckReason::ImplementationSpecificError
+        | PubAckReason::NotAuthorized
+        | PubAckReason::PacketIdentifierInUse
+        | PubAckReason::QuotaExceeded => false,
+    };
+    Some(Refusal { reason: format!("{reason:?}"), for_good })
 }
 
 fn ended(error: &ConnectionError) -> Ended {
