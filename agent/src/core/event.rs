@@ -36,6 +36,11 @@ pub enum Event {
         /// Why, for the status page.
         reason: String,
     },
+    /// The broker answered the subscription to offers and commands.
+    Subscribed {
+        /// Why it refuses it.
+        refused: Option<String>,
+    },
     /// The desired model, as the broker holds it. The same offer may arrive any number of times.
     Offer(Offer),
     /// A command arrived.

@@ -437,6 +437,10 @@ impl Driver {
                     Err(reason) => tracing::error!(reason, "the spool cannot be written"),
                 }
             }
+            LinkEvent::Subscribed { refused } => {
+                outbox.subscription_answered(refused.as_deref(), Instant::now());
+                self.feed(Event::Subscribed { refused });
+            }
             LinkEvent::Message { topic, payload } => self.on_message(&topic, &payload),
         }
     }

@@ -44,7 +44,7 @@ enum Handed {
     Spooled { id: u64, bytes: u64, is_loss: bool },
 }
 
-/// A spooled message that the broker refused and may take later.
+/// Something that the broker refused and may take later.
 #[derive(Debug, Default)]
 struct Held {
     refusals: u32,
@@ -53,12 +53,9 @@ struct Held {
 }
 
 impl Held {
-    fn refused(&mut self, refusal: &Refusal, now: Instant) {
+    fn refused(&mut self, now: Instant) {
         self.refusals = self.refusals.saturating_add(1);
-        let wait = patience(self.refusals);
-        self.due = Some(now + wait);
-        let (reason, wait_s) = (&refusal.reason, wait.as_secs());
-        tracing::warn!(reason, wait_s, "the broker refused a message; it is tried again");
+        self.due = Some(now + patience(self.refusals));
     }
 }
 
@@ -78,6 +75,8 @@ pub struct Outbox {
     limit: usize,
     link: Option<Box<dyn Publisher>>,
     subscribed: bool,
+    /// What became of refused subscriptions.
+    subscription: Held,
     retained: BTreeMap<String, Vec<u8>>,
     handed: VecDeque<Handed>,
     inflight: HashMap<u16, Handed>,
@@ -104,6 +103,7 @@ impl Outbox {
             limit: usize::from(limit),
             link: None,
             subscribed: false,
+            subscription: Held::default(),
             retained: BTreeMap::new(),
             handed: VecDeque::new(),
             inflight: HashMap::new(),
@@ -141,6 +141,7 @@ impl Outbox {
     pub fn disconnected(&mut self) {
         self.link = None;
         self.subscribed = false;
+        self.subscription = Held::default();
         self.retained.clear();
         self.handed.clear();
         self.inflight.clear();
@@ -152,6 +153,14 @@ impl Outbox {
     /// Asks for everything that the broker retains once more.
     pub fn subscribe_again(&mut self) {
         self.subscribed = false;
+    }
+
+    /// The broker answered the subscription. A refused one is tried again after a while.
+    pub fn subscription_answered(&mut self, refused: Option<&str>, now: Instant) {
+        match refused {
+            None => self.subscription = Held::default(),
+            Some(_) => self.subscription.refused(now),
+        }
     }
 
     /// Says good-bye to the broker.
@@ -231,6 +240,10 @@ impl Outbox {
                 self.retained.entry(topic.clone()).or_insert(payload);
             }
         }
+        if is_due(self.subscription.due) {
+            self.subscription.due = None;
+            self.subscribed = false;
+        }
         self.held.retain(|id, held| {
             if !is_due(held.due) {
                 return true;
@@ -264,7 +277,8 @@ impl Outbox {
         };
         match (handed, refused) {
             (Handed::Spooled { id, .. }, Some(refusal)) if !refusal.for_good => {
-                self.held.entry(id).or_default().refused(refusal, now);
+                tracing::warn!(refusal.reason, "the broker refused a message; it is kept");
+                self.held.entry(id).or_default().refused(now);
                 Ok(Dropped::default())
             }
             (Handed::Spooled { id, bytes, is_loss }, refused) => {
@@ -281,7 +295,8 @@ impl Outbox {
             (Handed::Retained { topic, payload }, Some(refusal)) if !refusal.for_good => {
                 let aside = self.aside.entry(topic).or_default();
                 aside.payload = payload;
-                aside.held.refused(refusal, now);
+                tracing::warn!(refusal.reason, "the broker refused a report; it is kept");
+                aside.held.refused(now);
                 Ok(Dropped::default())
             }
             (Handed::Retained { topic, .. }, _) => {
@@ -491,6 +506,24 @@ mod tests {
         outbox.sent(2);
         outbox.acknowledged(2, None, now).unwrap();
         assert_eq!(outbox.fill().records, 0);
+    }
+
+    #[test]
+    fn a_refused_subscription_is_made_again_after_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut outbox = outbox(dir.path(), 4);
+        let wire = Wire::default();
+        outbox.connected(Box::new(wire.clone()));
+        let now = Instant::now();
+        outbox.pump(now).unwrap();
+        outbox.subscription_answered(Some("NotAuthorized"), now);
+        outbox.pump(now + REFUSED_FIRST / 2).unwrap();
+        assert_eq!(wire.0.lock().unwrap().len(), 1, "too soon");
+        outbox.pump(now + REFUSED_FIRST).unwrap();
+        assert_eq!(wire.0.lock().unwrap().len(), 2);
+        outbox.subscription_answered(None, now);
+        outbox.pump(now + REFUSED_MOST).unwrap();
+        assert_eq!(wire.0.lock().unwrap().len(), 2, "taken");
     }
 
     #[test]

@@ -565,6 +565,19 @@ fn set_budget_refuses_what_is_no_budget_and_outlives_a_restart() {
 }
 
 #[test]
+fn a_device_that_the_broker_leaves_deaf_says_so_until_it_hears_again() {
+    let mut world = World::new();
+    world.feed(Event::Connected);
+    assert_eq!(device(&world).0, wire::DeviceState::Online);
+    world.feed(Event::Subscribed { refused: Some("NotAuthorized".into()) });
+    let (state, reason) = device(&world);
+    assert_eq!(state, wire::DeviceState::Degraded);
+    assert!(reason.contains("refuses the subscription") && reason.contains("NotAuthorized"));
+    world.feed(Event::Subscribed { refused: None });
+    assert_eq!(device(&world).0, wire::DeviceState::Online);
+}
+
+#[test]
 fn on_every_connection_the_retained_reports_are_told_again() {
     let mut world = World::new();
     install(&mut world, 1);
