@@ -12,6 +12,9 @@ use super::event::InstallId;
 
 /// How many digests a device remembers as never to be installed again, per model.
 pub(super) const MAX_BLOCKED: usize = 4096;
+/// How many models without a bundle are remembered for what they are blocked or budgeted for. The
+/// one that was installed longest ago is forgotten first, those with budgets last.
+pub(super) const MAX_IDLE_MODELS: usize = 64;
 
 /// Where an install stands. The diagram in `docs/agent.md` shows the ways between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -179,7 +182,7 @@ fn blocked() -> bool {
 /// Everything the journal adds up to.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Durable {
-    /// One entry per model that was ever accepted.
+    /// One entry per model with something to remember.
     pub models: BTreeMap<String, DurableModel>,
     /// The number of the next install.
     pub next_install: InstallId,
@@ -202,6 +205,9 @@ pub struct DurableModel {
     pub requests: BTreeMap<String, OpenRequest>,
     /// Budgets set by command; they win over the configuration.
     pub budgets: Option<Budgets>,
+    /// The number of the last install.
+    #[serde(default)]
+    pub last_install: InstallId,
 }
 
 /// The durable part of one install.
@@ -245,7 +251,7 @@ impl Durable {
             | Record::RequestClosed { model, .. } => {
                 if let Some(entry) = self.models.get_mut(model) {
                     entry.apply(record);
-                    if *entry == DurableModel::default() {
+                    if entry.is_blank() {
                         self.models.remove(model);
                     }
                 }
@@ -257,6 +263,24 @@ impl Durable {
             Record::BudgetsSet { model, .. } => {
                 self.models.entry(model.clone()).or_default().apply(record);
             }
+        }
+        self.forget_idle();
+    }
+
+    /// How many models have a bundle here, or one on its way in.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.models.values().filter(|model| !model.is_idle()).count()
+    }
+
+    fn forget_idle(&mut self) {
+        let idle = || self.models.iter().filter(|(_, model)| model.is_idle());
+        if idle().count() <= MAX_IDLE_MODELS {
+            return;
+        }
+        let oldest = idle().min_by_key(|(_, model)| (model.budgets.is_some(), model.last_install));
+        if let Some(name) = oldest.map(|(name, _)| name.clone()) {
+            self.models.remove(&name);
         }
     }
 
@@ -287,6 +311,7 @@ impl Durable {
     fn apply_offered(&mut self, model: &str, install: InstallId, offer: &Offer) {
         self.next_install = self.next_install.max(install.saturating_add(1));
         let entry = self.models.entry(model.to_owned()).or_default();
+        entry.last_install = install;
         entry.install = Some(DurableInstall {
             id: install,
             offer: offer.clone(),
@@ -299,6 +324,17 @@ impl Durable {
 }
 
 impl DurableModel {
+    /// Whether it has no bundle here, nor one on its way in.
+    pub(super) fn is_idle(&self) -> bool {
+        self.active.is_none() && self.previous.is_none() && self.install.is_none()
+    }
+
+    /// Whether there is nothing to remember of it.
+    fn is_blank(&self) -> bool {
+        let told = self.blocked.is_empty() && self.requests.is_empty() && self.budgets.is_none();
+        self.is_idle() && told
+    }
+
     fn apply(&mut self, record: &Record) {
         match record {
             Record::Install { .. } => self.apply_install(record),

@@ -330,6 +330,38 @@ fn each_unfit_offer_is_refused_once_with_its_reason() {
 }
 
 #[test]
+fn models_that_were_only_ever_refused_do_not_take_the_places_of_others() {
+    let mut world = World::new();
+    for (n, model) in (1..).zip(["bad-1", "bad-2", "bad-3"]) {
+        world.feed(Event::Offer(offer(model, n, n)));
+        (0..2).for_each(|_| world.answer(0, None));
+        world.answer(0, Some(FailureClass::Bundle));
+        assert!(world.core.durable().models[model].blocked.contains(&digest(n)));
+    }
+    install(&mut world, 9);
+    world.feed(Event::Offer(offer("n", 10, 10)));
+    world.feed(Event::Offer(offer("o", 11, 11)));
+    assert!(refusal(&world).contains("install.max_models of 2"));
+    world.feed(Event::Offer(offer("bad-1", 12, 12)));
+    assert!(refusal(&world).contains("install.max_models of 2"), "known, but not installed");
+}
+
+#[test]
+fn what_is_remembered_of_models_that_are_not_there_is_bounded_and_the_oldest_goes_first() {
+    let mut world = World::new();
+    let name = |n: u64| format!("bad-{n}");
+    for n in 1..=70 {
+        world.feed(Event::Offer(offer(&name(n), n, n)));
+        (0..2).for_each(|_| world.answer(0, None));
+        world.answer(0, Some(FailureClass::Bundle));
+    }
+    let models = &world.core.durable().models;
+    assert_eq!(models.len(), 64);
+    assert!(!models.contains_key(&name(6)) && models.contains_key(&name(7)));
+    world.check();
+}
+
+#[test]
 fn the_offer_of_what_already_serves_changes_nothing() {
     let mut world = World::new();
     install(&mut world, 1);
