@@ -359,6 +359,8 @@ impl Driver {
         if self.core.settled() {
             let models = self.core.durable().active().len();
             self.manager.ready(&format!("{models} models"));
+        } else {
+            self.manager.starting(Instant::now());
         }
         if self.journal.is_long() && self.stalled.is_none() {
             let compacted = self.journal.compact(unix_ms().unwrap_or(0), self.core.durable());
