@@ -43,6 +43,7 @@ mod server;
 mod shadow;
 mod window;
 pub mod worker;
+mod write_timeout;
 
 /// How the data plane is set up.
 #[derive(Debug, Clone)]
@@ -61,6 +62,8 @@ pub struct PlaneConfig {
     pub queue_depth: usize,
     /// The largest request body.
     pub max_request_bytes: usize,
+    /// The most bytes that requests take together, as they came and as tensors.
+    pub max_buffered_bytes: usize,
     /// How long a request may take from its arrival to its answer.
     pub request_deadline: Duration,
     /// The folder for sockets, and the workers' working folder; made when missing.

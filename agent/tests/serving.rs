@@ -47,6 +47,7 @@ impl Rig {
             unix: None,
             queue_depth: 256,
             max_request_bytes: 1 << 20,
+            max_buffered_bytes: 64 << 20,
             request_deadline: PATIENCE,
             run_dir: folder.path().join("run"),
         })
@@ -259,6 +260,7 @@ async fn an_engine_library_that_is_not_there_is_named() {
         unix: None,
         queue_depth: 1,
         max_request_bytes: 1,
+        max_buffered_bytes: 1,
         request_deadline: PATIENCE,
         run_dir: folder.path().to_owned(),
     })

@@ -104,6 +104,7 @@ pub(super) fn config(folder: &Path) -> PlaneConfig {
         unix: Some("oip.sock".into()),
         queue_depth: 2,
         max_request_bytes: 64 << 10,
+        max_buffered_bytes: 256 << 10,
         request_deadline: Duration::from_secs(30),
         run_dir: folder.join("run"),
     }
@@ -141,8 +142,8 @@ pub(super) fn load(request: &LoadRequest) -> Result<(Box<dyn Session>, String), 
         "fails" => Ok(session(f32::NAN)),
         text => {
             let factor = text.parse();
-            let factor = factor
-                .map_err(|_| failed(LoadFault::Model, format!("`{text}` is no model")))?;
+            let factor =
+                factor.map_err(|_| failed(LoadFault::Model, format!("`{text}` is no model")))?;
             Ok(session(factor))
         }
     }

@@ -69,7 +69,7 @@ struct Account {
 
 impl Registry {
     pub(super) fn new(cfg: PlaneConfig) -> Self {
-        let buffers = Buffers::new(cfg.queue_depth, cfg.max_request_bytes);
+        let buffers = Buffers::new(cfg.max_buffered_bytes);
         Self {
             cfg,
             models: RwLock::default(),

@@ -264,6 +264,26 @@ async fn bodies_that_never_arrive_cannot_take_more_memory_than_is_allowed() {
     patiently(async { while !send(&bench.plane, infer(4.0)).await.status.is_success() {} }).await;
 }
 
+#[tokio::test]
+async fn the_tensors_of_a_request_are_counted_as_well_as_its_body() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    // Every two bytes of text become eight: 60 KiB become 240, which fit, but not beside the body.
+    let body = |kib: usize| {
+        let count = kib << 9;
+        let data = vec!["1"; count].join(",");
+        format!(
+            r#"{{"inputs":[{{"name":"x","shape":[1,{count}],"datatype":"FP64","data":[{data}]}}]}}"#
+        )
+    };
+    let large = send(&bench.plane, post("/v2/models/double/infer", body(60))).await;
+    assert_eq!(large.status, StatusCode::PAYLOAD_TOO_LARGE, "{:?}", large.body);
+    assert!(large.error().contains("256 KiB of max_buffered_bytes"), "{}", large.error());
+    let small = send(&bench.plane, post("/v2/models/double/infer", body(30))).await;
+    assert_eq!(small.status, StatusCode::BAD_REQUEST, "decoded, and found to be of another type");
+    assert!(small.error().contains("wants FP32, got FP64"), "{}", small.error());
+}
+
 /// A body in chunks, whose length is not announced.
 fn futures_of(chunks: impl Iterator<Item = Bytes> + Send + 'static) -> Body {
     struct Chunks<I>(I);

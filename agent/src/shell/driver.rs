@@ -603,6 +603,7 @@ fn plane_config(config: &Config, state: &StateDir) -> Result<PlaneConfig, RunErr
         unix: config.serve.unix.clone(),
         queue_depth: config.serve.queue_depth,
         max_request_bytes: config.serve.max_request_bytes,
+        max_buffered_bytes: config.serve.max_buffered_bytes,
         request_deadline: config.serve.request_deadline,
         run_dir: state.run(),
     })

@@ -320,9 +320,11 @@ mod tests {
         for reason in [PubAckReason::TopicNameInvalid, PubAckReason::PayloadFormatInvalid] {
             assert!(refusal(reason).unwrap().for_good);
         }
-        for reason in
-            [PubAckReason::QuotaExceeded, PubAckReason::NotAuthorized, PubAckReason::UnspecifiedError]
-        {
+        for reason in [
+            PubAckReason::QuotaExceeded,
+            PubAckReason::NotAuthorized,
+            PubAckReason::UnspecifiedError,
+        ] {
             assert!(!refusal(reason).unwrap().for_good);
         }
     }

@@ -306,7 +306,6 @@ impl Outbox {
         }
     }
 
-
     fn write(&mut self, report: Report, unix_ms: Option<u64>) -> Result<Letter, String> {
         let t = &self.topics;
         let s = &mut self.stamp;

@@ -128,7 +128,9 @@ pub enum BundleError {
     #[error("selftest.safetensors: {0}")]
     SelfTest(String),
     /// The self-test would pass with any model.
-    #[error("selftest.safetensors proves nothing: {0}; give it at least one case with golden outputs")]
+    #[error(
+        "selftest.safetensors proves nothing: {0}; give it at least one case with golden outputs"
+    )]
     VacuousSelfTest(String),
     /// The archive holds a symbolic or hard link.
     #[error("archive entry {name:?} is a {kind} link")]

@@ -6,8 +6,8 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use bundle::{
-    Bundle, BundleError, Case, Digest, Draft, Limits, MODEL_FILE, NamedTensor, SelfTest, Source, pack,
-    unpack,
+    Bundle, BundleError, Case, Digest, Draft, Limits, MODEL_FILE, NamedTensor, SelfTest, Source,
+    pack, unpack,
 };
 use tar::{Builder, EntryType, Header};
 use tempfile::TempDir;
@@ -58,12 +58,8 @@ impl Fixture {
 }
 
 fn selftest() -> SelfTest {
-    let output = NamedTensor {
-        name: "y".into(),
-        dtype: "UINT8".into(),
-        dims: vec![1],
-        data: vec![7],
-    };
+    let output =
+        NamedTensor { name: "y".into(), dtype: "UINT8".into(), dims: vec![1], data: vec![7] };
     let case = Case { inputs: Vec::new(), outputs: vec![output] };
     SelfTest { cases: vec![case], ..SelfTest::default() }
 }

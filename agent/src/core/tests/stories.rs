@@ -124,9 +124,7 @@ fn a_request_that_was_written_down_but_not_sent_is_said_after_the_restart() {
     // The power goes after the journal's record of the request, ahead of the message.
     *world.slow_windows.entry("m".into()).or_default() += 1;
     let effects = world.core.step(world.now, window("m", &digest(1), SLOW));
-    let written = |effect: &Effect| {
-        matches!(effect, Effect::Journal(record) if matches!(**record, Record::Requested { .. }))
-    };
+    let written = |effect: &Effect| matches!(effect, Effect::Journal(record) if matches!(**record, Record::Requested { .. }));
     let at = effects.iter().position(written).unwrap();
     world.execute(effects, at + 1);
     assert_eq!(requests(&world), 0);
@@ -135,10 +133,14 @@ fn a_request_that_was_written_down_but_not_sent_is_said_after_the_restart() {
     world.answer(0, None);
     assert_eq!(world.core.durable().models["m"].requests.len(), 1);
     world.crash();
-    let ids: BTreeSet<String> = world.reports.iter().filter_map(|report| match report {
-        Report::Recompress(request) => Some(request.request_id.clone()),
-        _ => None,
-    }).collect();
+    let ids: BTreeSet<String> = world
+        .reports
+        .iter()
+        .filter_map(|report| match report {
+            Report::Recompress(request) => Some(request.request_id.clone()),
+            _ => None,
+        })
+        .collect();
     assert_eq!(ids.len(), 1, "every repetition has the same number");
 }
 
