@@ -92,6 +92,8 @@ pub struct ServeConfig {
     pub queue_depth: usize,
     /// The largest request body.
     pub max_request_bytes: usize,
+    /// The most bytes that requests take together.
+    pub max_buffered_bytes: usize,
     /// How long a request may take in all.
     pub request_deadline: Duration,
     /// How long the end of the service waits for requests at hand.
@@ -271,6 +273,14 @@ fn engine(r: &mut Reader) -> Option<EngineOptions> {
 fn serve(r: &mut Reader) -> ServeConfig {
     let http = r.string("serve.http").filter(|text| !text.is_empty());
     let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let max_request_bytes = r.integer("serve.max_request_bytes", 16 << 20, 1024..=1 << 30);
+    let max_buffered_bytes = r.integer("serve.max_buffered_bytes", 64 << 20, 1024..=1 << 32);
+    if max_buffered_bytes < max_request_bytes {
+        let wrong: Result<(), String> = Err(format!(
+            "no request of serve.max_request_bytes = {max_request_bytes} fits into it"
+        ));
+        r.check("serve.max_buffered_bytes", wrong);
+    }
     ServeConfig {
         http: http.and_then(|text| {
             let parsed = text.parse::<SocketAddr>();
@@ -278,7 +288,8 @@ fn serve(r: &mut Reader) -> ServeConfig {
         }),
         unix: r.path("serve.unix"),
         queue_depth: size(r.integer("serve.queue_depth", 64, 1..=65_536)),
-        max_request_bytes: size(r.integer("serve.max_request_bytes", 16 << 20, 1024..=1 << 30)),
+        max_request_bytes: size(max_request_bytes),
+        max_buffered_bytes: size(max_buffered_bytes),
         request_deadline: r.millis("serve.request_deadline_ms", 30_000, 1..=3_600_000),
         drain_deadline: r.millis("serve.drain_deadline_ms", 10_000, 0..=600_000),
     }

@@ -20,7 +20,8 @@ pub enum Effect {
     /// Replace `active.json`.
     WriteActive(Vec<ActiveEntry>),
     /// Make an installed bundle the serving one: switch to the standby worker if it holds that
-    /// bundle, load it from the store otherwise. Answered by `Activated` or `ActivateFailed`.
+    /// bundle, load it from the store otherwise, also when the worker that serves it is down. Answered
+    /// by `Activated` or `ActivateFailed`.
     Activate {
         /// The model.
         model: String,

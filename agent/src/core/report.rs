@@ -62,7 +62,10 @@ impl Core {
             let reason = live.activation.reason.as_ref()?;
             Some(format!("model {name} does not serve: {reason}"))
         };
-        let troubles: Vec<String> = self.live.iter().filter_map(trouble).collect();
+        let deaf = self.deaf.iter().map(|reason| {
+            format!("the broker refuses the subscription to offers and commands: {reason}")
+        });
+        let troubles: Vec<String> = self.live.iter().filter_map(trouble).chain(deaf).collect();
         if troubles.is_empty() {
             (DeviceState::Online, None)
         } else {
