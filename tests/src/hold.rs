@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use edge_sim::live::StackOptions;
 
-use crate::until;
+use crate::{configure, until};
 
 /// The folder in which an agent is told where to stand still.
 pub struct Hold {
@@ -21,8 +21,7 @@ impl Hold {
     #[must_use]
     pub fn configure(options: &mut StackOptions, folder: &Path) -> Self {
         fs::create_dir_all(folder).expect("a folder for holds");
-        let test = format!("[test]\nhold_dir = {folder:?}").parse().expect("TOML");
-        options.agent_overrides = test;
+        configure(options, &format!("[test]\nhold_dir = {folder:?}"));
         Self { folder: folder.to_owned() }
     }
 

@@ -9,7 +9,7 @@ use std::env;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use edge_sim::live::Stack;
+use edge_sim::live::{Binaries, Stack, StackOptions};
 
 /// How often a wait looks again.
 const POLL: Duration = Duration::from_millis(10);
@@ -89,8 +89,7 @@ pub fn agent_status(stack: &Stack) -> Option<serde_json::Value> {
 /// Options for a stack that is faster than any real board, so that a test of behaviour is not a test of
 /// patience: mosquitto, one thread, short windows.
 #[must_use]
-pub fn quick_stack(run: &std::path::Path) -> edge_sim::live::StackOptions {
-    use edge_sim::live::{Binaries, StackOptions};
+pub fn quick_stack(run: &std::path::Path) -> StackOptions {
     let binaries = Binaries::in_dir(&provided("ESPALIER_BIN"));
     let mut options = StackOptions::new(binaries, &provided("ESPALIER_ASSETS"), run);
     options.broker = edge_sim::broker::BrokerKind::Mosquitto;
@@ -99,5 +98,23 @@ pub fn quick_stack(run: &std::path::Path) -> edge_sim::live::StackOptions {
     options.install.shadow_requests = 3;
     options.install.probation_windows = 2;
     options.breach.min_requests = 2;
+    // A few windows on a host with other work say nothing about a model's speed.
+    configure(&mut options, "[install]\nregress_ratio = 100.0");
     options
+}
+
+/// Adds keys to the agent's configuration, in TOML.
+///
+/// # Panics
+/// When `text` is no TOML.
+pub fn configure(options: &mut StackOptions, text: &str) {
+    use toml::{Table, Value};
+    for (name, keys) in text.parse::<Table>().expect("TOML") {
+        match (options.agent_overrides.get_mut(&name), keys) {
+            (Some(Value::Table(there)), Value::Table(keys)) => there.extend(keys),
+            (_, keys) => {
+                options.agent_overrides.insert(name, keys);
+            }
+        }
+    }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bundle::{Bundle, Draft, Source};
 use e2e::files::{Damage, FileServer};
 use e2e::offers::{deployed, end_of, falsify, last_phase, offer, variant};
-use e2e::{agent_status, quick_stack, unix_ms, until};
+use e2e::{agent_status, configure, quick_stack, unix_ms, until};
 use edge_sim::client::LoadClient;
 use edge_sim::live::{Stack, StackOptions};
 use edge_sim::watcher::Message;
@@ -158,14 +158,13 @@ fn refuses_what_is_too_large(scene: &mut Scene) {
     let large = |draft: &mut Draft| {
         draft.external = vec![("weights.bin".to_owned(), Source::Bytes(vec![7; 17 << 20]))];
     };
-    let limit = MAX_BUNDLE_BYTES.to_string();
     // Honestly, and behind an offer that lies.
     let bundle = scene.variant(108, large);
-    let size = format!("{} bytes are over the limit", bundle.size_bytes());
-    let because = [&*size, "install.max_bundle_bytes", &limit];
-    scene.refused(&bundle, honest, None, &because);
+    let limit = format!("over the limit install.max_bundle_bytes of {MAX_BUNDLE_BYTES}");
+    let size = format!("{} bytes are ", bundle.size_bytes());
+    scene.refused(&bundle, honest, None, &[&size, &limit]);
     let bundle = scene.variant(109, large);
-    let because = ["over the limit", &limit, "total_bytes"];
+    let because = ["the manifest's files of ", " bytes are ", &limit];
     scene.refused(&bundle, |offer| offer.size_bytes = 1000, DOWNLOADING, &because);
 }
 
@@ -218,8 +217,7 @@ fn a_download_that_breaks_off_goes_on_where_it_stopped_and_is_installed() {
 fn a_file_that_is_not_there_is_asked_for_as_often_as_configured_and_may_come_later() {
     let attempts = 3;
     let mut scene = Scene::new(|options| {
-        let text = format!("[install]\nmax_attempts = {attempts}");
-        options.agent_overrides = text.parse().unwrap();
+        configure(options, &format!("[install]\nmax_attempts = {attempts}"));
     });
     let bundle = scene.variant(101, |_| {});
     let model = format!("{}/model.onnx", bundle.digest.hex());

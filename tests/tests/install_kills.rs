@@ -98,14 +98,9 @@ impl Scene {
             "{answered:?}: {either:?}"
         );
         let end = end_of(&mut self.stack, &new.digest, PATIENCE);
-        let now = match end.outcome {
-            InstallOutcome::Committed => new.clone(),
-            // Probation is a judgement of speed, and other work on the host is part of it.
-            InstallOutcome::RolledBack => self.serving.clone(),
-            other => panic!("an install killed in {state} ends as {other}: {end:?}"),
-        };
-        self.assert_serves(&now, mark, &new, state);
-        self.serving = now;
+        assert_eq!(end.outcome, InstallOutcome::Committed, "killed in {state}: {end:?}");
+        self.assert_serves(&new, mark, state);
+        self.serving = new;
     }
 
     /// Returns once the agent is in `state` and stays there.
@@ -146,16 +141,16 @@ impl Scene {
         answers.map(|answer| answer.version.clone().expect("the device names it")).collect()
     }
 
-    /// Requests are answered by `now` and the device says so; meanwhile it never said anything but the
+    /// Requests are answered by `new` and the device says so; meanwhile it never said anything but the
     /// model before and the new one.
-    fn assert_serves(&self, now: &Version, mark: usize, new: &Version, state: &str) {
+    fn assert_serves(&self, new: &Version, mark: usize, state: &str) {
         let answered = self.answers(&format!("after the end of the install killed in {state}"));
-        assert_eq!(answered, BTreeSet::from([now.version.clone()]));
-        until(&format!("the device to say that {} serves", now.digest), PATIENCE, || {
-            let said = serving_digests(&self.stack, mark);
-            (said.last() == Some(&Some(now.digest.clone()))).then_some(())
+        assert_eq!(answered, BTreeSet::from([new.version.clone()]));
+        let last = Some(new.digest.clone());
+        until(&format!("the device to say that {} serves", new.digest), PATIENCE, || {
+            (serving_digests(&self.stack, mark).last() == Some(&last)).then_some(())
         });
-        let either = [Some(self.serving.digest.clone()), Some(new.digest.clone())];
+        let either = [Some(self.serving.digest.clone()), last];
         let said = serving_digests(&self.stack, mark);
         assert!(said.iter().all(|digest| either.contains(digest)), "{said:?}: {either:?}");
     }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use e2e::{agent_status, asset, binary, provided, quick_stack, unix_ms, until};
+use e2e::{agent_status, asset, binary, configure, provided, quick_stack, unix_ms, until};
 use edge_sim::broker::BrokerKind;
 use edge_sim::demo::{Act, DemoOptions, Fault, Point, Silent, Summary, run};
 use edge_sim::live::{Binaries, Stack, StackOptions};
@@ -86,8 +86,8 @@ fn a_request_made_without_a_broker_is_kept_and_reaches_the_compressor_once_there
     stack.broker_stop().unwrap();
     // A budget that nothing meets, given on the device itself: nobody could send one.
     let model = stack.options().model.clone();
-    stack.options_mut().agent_overrides =
-        format!("[budgets.{model}]\nlatency_p95_us = 1").parse().unwrap();
+    let budget = format!("[budgets.{model}]\nlatency_p95_us = 1");
+    configure(stack.options_mut(), &budget);
     let offline_ms = unix_ms();
     stack.agent_reload().unwrap();
     let id = until("the device to ask without a broker", PATIENCE, || {
