@@ -59,6 +59,7 @@ pub struct Core {
     /// Why the broker passes no offers and commands on, if it refuses to.
     deaf: Option<String>,
     told_state: Option<(DeviceState, Option<String>)>,
+    throttled_since: Option<Millis>,
     commands: VecDeque<String>,
     ending: bool,
     out: Vec<Effect>,
@@ -83,6 +84,7 @@ impl Core {
             offline_reason: None,
             deaf: None,
             told_state: None,
+            throttled_since: None,
             commands: VecDeque::new(),
             ending: false,
             out: Vec::new(),

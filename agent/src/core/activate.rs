@@ -147,6 +147,7 @@ impl Core {
         live.recent.clear();
         self.activate(model);
         self.report_reverted(model, from, reason);
+        self.report_rollback(model, from, reason, block);
     }
 
     pub(super) fn tick_activation(&mut self, now: Millis, model: &str) {

@@ -6,7 +6,7 @@
 
 use wire::{
     Birth, BudgetBreach, CommandResult, InferWindow, InstallEvent, ModelState, Offer, PowerWindow,
-    RecompressRequest, ResourceWindow, SpoolDrop, StateReport,
+    RecompressRequest, ResourceWindow, RollbackEvent, SpoolDrop, StateReport, ThrottleEvent,
 };
 
 use super::event::InstallId;
@@ -109,6 +109,8 @@ pub enum Report {
     Power(PowerWindow),
     Breach(BudgetBreach),
     Install(InstallEvent),
+    Rollback(RollbackEvent),
+    Throttle(ThrottleEvent),
     SpoolDrop(SpoolDrop),
     Recompress(RecompressRequest),
     Result(CommandResult),

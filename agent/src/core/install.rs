@@ -291,12 +291,13 @@ impl Core {
         if previous.is_none() {
             return;
         }
-        let reason = Some(reason.to_owned());
-        self.record(moved(&own, InstallState::RolledBack, reason.clone(), block));
+        let told = Some(reason.to_owned());
+        self.record(moved(&own, InstallState::RolledBack, told.clone(), block));
         self.emit(Effect::WriteActive(self.durable.active()));
         self.live(model).activation = super::live::Activation::default();
         self.activate(model);
-        self.finish(now, &own, InstallState::RolledBack, reason);
+        self.report_rollback(model, &own.offer.digest, reason, block);
+        self.finish(now, &own, InstallState::RolledBack, told);
     }
 
     fn finish(

@@ -2,7 +2,7 @@
 
 use wire::{
     CommandResult, DeviceState, Header, InstallEvent, InstallOutcome, ModelPhase, ModelState,
-    Payload, SpoolDrop, StateReport,
+    Payload, ResourceWindow, RollbackEvent, SpoolDrop, StateReport, ThrottleEvent,
 };
 
 use super::effect::{Effect, Report};
@@ -148,6 +148,34 @@ impl Core {
             comparison: None,
         }));
         self.report_model(model);
+    }
+
+    /// Tells that the bundle in charge was taken back, in a word that needs no reading of installs.
+    pub(super) fn report_rollback(&mut self, model: &str, from: &str, reason: &str, blocked: bool) {
+        self.publish(Report::Rollback(RollbackEvent {
+            header: blank::<RollbackEvent>(),
+            model: model.to_owned(),
+            from_digest: from.to_owned(),
+            to_digest: self.active_digest(model),
+            reason: reason.to_owned(),
+            blocked,
+        }));
+    }
+
+    /// Tells when throttling begins and when it ends.
+    pub(super) fn report_throttle(&mut self, now: Millis, resources: &ResourceWindow) {
+        if resources.throttled == self.throttled_since.is_some() {
+            return;
+        }
+        let since = self.throttled_since.take();
+        self.throttled_since = resources.throttled.then_some(now);
+        self.publish(Report::Throttle(ThrottleEvent {
+            header: blank::<ThrottleEvent>(),
+            throttled: resources.throttled,
+            lasted_ms: since.map(|since| now.since(since)),
+            temperature_mc: resources.temperature_mc,
+            freq_khz: resources.freq_khz,
+        }));
     }
 
     fn digest_before(&self, model: &str, state: InstallState) -> Option<String> {

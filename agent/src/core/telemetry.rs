@@ -19,6 +19,7 @@ impl Core {
     pub(super) fn on_window(&mut self, now: Millis, facts: &WindowFacts) {
         if let Some(resources) = &facts.resources {
             self.publish(Report::Resources(resources.clone()));
+            self.report_throttle(now, resources);
         }
         if let Some(power) = &facts.power {
             self.publish(Report::Power(power.clone()));

@@ -655,6 +655,16 @@ fn log_report(report: &Report) {
             model = i.model, digest = i.digest, phase = %i.phase, outcome = %i.outcome,
             reason = i.reason, "install"
         ),
+        Report::Rollback(r) => tracing::warn!(
+            model = r.model,
+            from = r.from_digest,
+            to = r.to_digest,
+            reason = r.reason,
+            "a model is taken back"
+        ),
+        Report::Throttle(t) => {
+            tracing::warn!(throttled = t.throttled, temperature_mc = t.temperature_mc, "throttling")
+        }
         Report::Recompress(r) => tracing::info!(
             model = r.model, request = r.request_id, budget = %r.budget,
             "asking for a smaller model"

@@ -339,6 +339,14 @@ impl Outbox {
                 let topic = t.event(EventKind::Install);
                 letter(s, unix_ms, &mut p, |p| &mut p.header, topic, event)
             }
+            Report::Rollback(mut p) => {
+                let topic = t.event(EventKind::Rollback);
+                letter(s, unix_ms, &mut p, |p| &mut p.header, topic, event)
+            }
+            Report::Throttle(mut p) => {
+                let topic = t.event(EventKind::Throttle);
+                letter(s, unix_ms, &mut p, |p| &mut p.header, topic, event)
+            }
             Report::SpoolDrop(mut p) => {
                 let topic = t.event(EventKind::SpoolDrop);
                 letter(s, unix_ms, &mut p, |p| &mut p.header, topic, event)

@@ -3,6 +3,9 @@
 use super::*;
 use wire::{Cause, InstallOutcome, ModelPhase};
 
+mod evidence;
+mod trouble;
+
 /// Installs bundle `n` of model `m` as sequence `n`, up to its commit.
 pub(super) fn install(world: &mut World, n: u64) {
     world.feed(Event::Offer(offer("m", n, n)));
@@ -105,161 +108,6 @@ fn the_loop_closes_breach_request_offer_commit() {
 }
 
 #[test]
-fn a_throttled_device_tells_of_heat_and_asks_for_nothing() {
-    let mut world = World::new();
-    install(&mut world, 1);
-    world.now = Millis(100_000);
-    let hot = Shape { throttled: true, ..SLOW };
-    (0..5).for_each(|_| world.window("m", hot));
-    assert_eq!(breaches(&world), [(Cause::Thermal, false)]);
-    assert_eq!(requests(&world), 0);
-}
-
-#[test]
-fn a_request_that_was_written_down_but_not_sent_is_said_after_the_restart() {
-    let mut world = World::new();
-    install(&mut world, 1);
-    world.now = Millis(100_000);
-    world.window("m", SLOW);
-    // The power goes after the journal's record of the request, ahead of the message.
-    *world.slow_windows.entry("m".into()).or_default() += 1;
-    let effects = world.core.step(world.now, window("m", &digest(1), SLOW));
-    let written = |effect: &Effect| matches!(effect, Effect::Journal(record) if matches!(**record, Record::Requested { .. }));
-    let at = effects.iter().position(written).unwrap();
-    world.execute(effects, at + 1);
-    assert_eq!(requests(&world), 0);
-    world.crash();
-    assert_eq!(requests(&world), 1, "said by the agent that comes after");
-    world.answer(0, None);
-    assert_eq!(world.core.durable().models["m"].requests.len(), 1);
-    world.crash();
-    let ids: BTreeSet<String> = world
-        .reports
-        .iter()
-        .filter_map(|report| match report {
-            Report::Recompress(request) => Some(request.request_id.clone()),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(ids.len(), 1, "every repetition has the same number");
-}
-
-/// A window with readings of the device beside the requests of some models.
-fn reading(
-    world: &World,
-    models: &[(&str, u64)],
-    shape: Shape,
-    reading: impl FnOnce(&mut WindowFacts),
-) -> Event {
-    let mut all = Vec::new();
-    let mut resources = None;
-    for (model, us) in models {
-        let digest = match world.core.durable().models.get(*model) {
-            Some(known) => known.active.as_ref().unwrap().digest.clone(),
-            None => digest(99),
-        };
-        let Event::Window(facts) = window(model, &digest, Shape { us: *us, ..shape }) else {
-            panic!("a window");
-        };
-        all.extend(facts.models);
-        resources = facts.resources;
-    }
-    let mut facts = WindowFacts { window_ms: 1000, models: all, resources, power: None };
-    facts.resources.as_mut().unwrap().cpu_percent = Some(80.0);
-    reading(&mut facts);
-    Event::Window(facts)
-}
-
-fn power(facts: &mut WindowFacts) {
-    facts.power = Some(wire::PowerWindow {
-        header: header::<wire::PowerWindow>(),
-        window_ms: 1000,
-        source: "test".into(),
-        quality: Quality::Measured,
-        power_mw: Some(5000.0),
-        energy_per_inference_mj: Some(50.0),
-        model: None,
-    });
-}
-
-fn set_budget(world: &mut World, id: &str, budget: &str, limit: u64) {
-    let command = Command {
-        header: header::<Command>(),
-        id: id.into(),
-        kind: CommandKind::SetBudget,
-        expires_ms: 0,
-        args: serde_json::json!({ "model": "m", "latency_p95_us": null, budget: limit }),
-    };
-    world.feed(Event::Command { command, unix_ms: None });
-    // The world counts slow windows only; these budgets are broken without them.
-    world.slow_windows.insert("m".into(), 100);
-}
-
-#[test]
-fn power_is_held_against_the_model_that_draws_it() {
-    let cases: [(&[(&str, u64)], Cause); 3] = [
-        // 20 requests of 100 us are nothing beside a processor that is busy at 80 %.
-        (&[("m", 100), ("n", 100)], Cause::Steal),
-        (&[("m", 100)], Cause::Model),
-        // 20 of 100 ms on one of four processors are more than half of it.
-        (&[("m", 100_000), ("n", 100)], Cause::Model),
-    ];
-    for (models, cause) in cases {
-        let mut world = World::new();
-        install(&mut world, 1);
-        world.now = Millis(100_000);
-        set_budget(&mut world, "1", "power_mw", 4000);
-        for _ in 0..2 {
-            let event = reading(&world, models, FAST, power);
-            world.feed(event);
-        }
-        assert_eq!(breaches(&world), [(cause, cause == Cause::Model)], "{models:?}");
-        assert_eq!(requests(&world), usize::from(cause == Cause::Model));
-    }
-}
-
-#[test]
-fn energy_on_a_hot_device_is_the_heats_and_memory_is_always_the_models_once_it_is_loaded() {
-    let hot = Shape { throttled: true, ..FAST };
-    let cold = Shape { cold: true, ..FAST };
-    let memory = |facts: &mut WindowFacts| facts.models[0].pss_bytes = Some(5000);
-    let cases: [(&str, Shape, fn(&mut WindowFacts), Cause); 4] = [
-        ("energy_mj", hot, power, Cause::Thermal),
-        ("energy_mj", FAST, power, Cause::Model),
-        ("memory_bytes", hot, memory, Cause::Model),
-        ("memory_bytes", cold, memory, Cause::ColdStart),
-    ];
-    for (budget, shape, readings, cause) in cases {
-        let mut world = World::new();
-        install(&mut world, 1);
-        world.now = Millis(100_000);
-        set_budget(&mut world, "1", budget, 10);
-        for _ in 0..2 {
-            let event = reading(&world, &[("m", 100)], shape, readings);
-            world.feed(event);
-        }
-        assert_eq!(breaches(&world), [(cause, cause == Cause::Model)], "{budget}");
-    }
-}
-
-#[test]
-fn an_unanswered_request_is_asked_again_only_after_its_timeout() {
-    let mut world = World::new();
-    install(&mut world, 1);
-    world.now = Millis(100_000);
-    for _ in 0..19 {
-        world.window("m", SLOW);
-        world.tick(1000);
-    }
-    assert_eq!(requests(&world), 1);
-    for _ in 0..10 {
-        world.tick(1000);
-        world.window("m", SLOW);
-    }
-    assert_eq!(requests(&world), 2);
-}
-
-#[test]
 fn a_model_that_fails_in_probation_is_taken_back_and_never_taken_again() {
     let mut world = World::new();
     install(&mut world, 1);
@@ -300,75 +148,6 @@ fn a_candidate_that_fails_every_mirrored_request_is_never_switched_to() {
     assert_eq!(active(&world), digest(1));
     world.feed(Event::Offer(offer("m", 3, 2)));
     assert_eq!(state(&world), None, "and its digest is blocked");
-}
-
-/// The last state that the device reported, and why.
-fn device(world: &World) -> (wire::DeviceState, String) {
-    let of = |report: &Report| match report {
-        Report::State(state) => Some((state.state, state.reason.clone().unwrap_or_default())),
-        _ => None,
-    };
-    world.reports.iter().rev().find_map(of).unwrap()
-}
-
-#[test]
-fn a_committed_worker_that_cannot_restart_is_told_loaded_anew_and_at_last_replaced() {
-    let mut world = World::new();
-    install(&mut world, 1);
-    install(&mut world, 2);
-    world.feed(Event::Connected);
-    world.feed(Event::WorkerDied { model: "m".into(), reason: "signal 9".into() });
-    (0..2).for_each(|_| world.feed(restart_failed("m")));
-    assert!(world.core.ready() && world.owed.is_empty(), "two failures may pass");
-    world.feed(restart_failed("m"));
-    assert!(!world.core.ready());
-    let (state, reason) = device(&world);
-    assert_eq!(state, wire::DeviceState::Degraded);
-    assert!(reason.contains("no memory"), "{reason}");
-    fail_to_activate(&mut world, FailureClass::Attempt);
-    assert_eq!(active(&world), digest(1));
-    world.answer(0, None);
-    assert!(world.core.ready());
-    assert_eq!(device(&world).0, wire::DeviceState::Online);
-}
-
-#[test]
-fn a_worker_that_comes_back_between_two_tries_serves_again() {
-    let mut world = World::new();
-    install(&mut world, 1);
-    (0..3).for_each(|_| world.feed(restart_failed("m")));
-    world.answer(0, Some(FailureClass::Attempt));
-    assert!(world.owed.is_empty());
-    world.feed(Event::WorkerRestarted { model: "m".into() });
-    world.answer(0, None);
-    assert!(world.core.ready());
-}
-
-#[test]
-fn silence_from_a_dead_worker_ends_no_probation() {
-    let mut world = World::new();
-    install(&mut world, 1);
-    world.feed(Event::Offer(offer("m", 2, 2)));
-    reach_probation(&mut world);
-    world.feed(Event::WorkerDied { model: "m".into(), reason: "signal 9".into() });
-    let silent = Shape { requests: 0, ..FAST };
-    (0..20).for_each(|_| world.window("m", silent));
-    assert_eq!(state(&world), Some(InstallState::Probation));
-    world.feed(Event::WorkerRestarted { model: "m".into() });
-    world.window("m", silent);
-    assert_eq!(state(&world), None);
-    assert_eq!(active(&world), digest(2));
-}
-
-#[test]
-fn the_first_model_does_not_hold_up_its_successor_by_dying_in_probation() {
-    let mut world = World::new();
-    world.feed(Event::Offer(offer("m", 1, 1)));
-    reach_probation(&mut world);
-    world.feed(Event::Offer(offer("m", 2, 2)));
-    (0..3).for_each(|_| world.feed(restart_failed("m")));
-    fail_to_activate(&mut world, FailureClass::Attempt);
-    assert_eq!(state(&world), Some(InstallState::Downloading), "the next offer is taken up");
 }
 
 #[test]
@@ -546,91 +325,6 @@ fn an_install_that_stops_the_agent_over_and_over_is_given_up() {
 }
 
 #[test]
-fn an_active_bundle_that_no_longer_loads_gives_way_to_the_one_before() {
-    let mut world = World::new();
-    install(&mut world, 1);
-    install(&mut world, 2);
-    world.crash();
-    fail_to_activate(&mut world, FailureClass::Bundle);
-    assert_eq!(active(&world), digest(1));
-    world.answer(0, None);
-    assert!(world.core.ready());
-    assert!(world.core.durable().models["m"].blocked.contains(&digest(2)));
-}
-
-/// As often as it takes for the bundle to be given up.
-fn fail_to_activate(world: &mut World, class: FailureClass) {
-    for _ in 0..3 {
-        assert_eq!(world.owed.len(), 1, "a try is owed");
-        world.answer(0, Some(class));
-        if world.owed.is_empty() {
-            world.tick(60_000);
-        }
-    }
-}
-
-#[test]
-fn a_device_in_trouble_keeps_its_committed_bundle_once_the_trouble_passes() {
-    for class in [FailureClass::Transient, FailureClass::Attempt, FailureClass::Bundle] {
-        let mut world = World::new();
-        install(&mut world, 1);
-        install(&mut world, 2);
-        world.crash();
-        for _ in 0..2 {
-            world.answer(0, Some(class));
-            assert_eq!(active(&world), digest(2), "given up too soon");
-            world.tick(60_000);
-        }
-        world.answer(0, None);
-        assert!(world.core.ready());
-        assert_eq!(active(&world), digest(2));
-        assert!(world.core.durable().models["m"].blocked.is_empty());
-    }
-}
-
-#[test]
-fn a_bundle_given_up_for_the_devices_trouble_is_not_blocked_and_may_come_back() {
-    for class in [FailureClass::Transient, FailureClass::Attempt, FailureClass::Damaged] {
-        let mut world = World::new();
-        install(&mut world, 1);
-        install(&mut world, 2);
-        world.crash();
-        fail_to_activate(&mut world, class);
-        assert_eq!(active(&world), digest(1));
-        world.answer(0, None);
-        world.feed(Event::Offer(offer("m", 2, 2)));
-        reach_probation(&mut world);
-        assert_eq!(active(&world), digest(2));
-    }
-}
-
-#[test]
-fn a_load_that_came_to_no_end_rejects_the_attempt_and_not_the_bundle() {
-    let mut world = World::new();
-    install(&mut world, 1);
-    world.feed(Event::Offer(offer("m", 2, 2)));
-    (0..2).for_each(|_| world.answer(0, None));
-    assert_eq!(state(&world), Some(InstallState::Loading));
-    world.answer(0, Some(FailureClass::Attempt));
-    assert_eq!(refusal(&world), "by chance");
-    world.feed(Event::Offer(offer("m", 2, 2)));
-    assert_eq!(state(&world), Some(InstallState::Downloading));
-}
-
-#[test]
-fn a_damaged_only_bundle_may_be_fetched_anew() {
-    let mut world = World::new();
-    install(&mut world, 1);
-    world.crash();
-    fail_to_activate(&mut world, FailureClass::Damaged);
-    world.owed.clear();
-    assert!(!world.core.ready());
-    world.feed(Event::Offer(offer("m", 1, 1)));
-    reach_probation(&mut world);
-    assert!(world.core.ready());
-}
-
-#[test]
 fn commands_are_done_once_and_refused_when_late() {
     let mut world = World::new();
     install(&mut world, 1);
@@ -694,19 +388,6 @@ fn set_budget_refuses_what_is_no_budget_and_outlives_a_restart() {
     assert_eq!(set("3", good), (None, Some(777)));
     world.crash();
     assert_eq!(world.core.budgets("m").latency_p95_us, Some(777));
-}
-
-#[test]
-fn a_device_that_the_broker_leaves_deaf_says_so_until_it_hears_again() {
-    let mut world = World::new();
-    world.feed(Event::Connected);
-    assert_eq!(device(&world).0, wire::DeviceState::Online);
-    world.feed(Event::Subscribed { refused: Some("NotAuthorized".into()) });
-    let (state, reason) = device(&world);
-    assert_eq!(state, wire::DeviceState::Degraded);
-    assert!(reason.contains("refuses the subscription") && reason.contains("NotAuthorized"));
-    world.feed(Event::Subscribed { refused: None });
-    assert_eq!(device(&world).0, wire::DeviceState::Online);
 }
 
 #[test]
