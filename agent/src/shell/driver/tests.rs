@@ -364,8 +364,10 @@ async fn a_committed_worker_that_cannot_come_back_gives_way_to_the_bundle_before
     let mut device = installed(1).await;
     let second = bundle(device.dir.path(), 2, "2.0");
     let server = serve(&second.dir, Box::new(honest));
+    let busy = traffic(&device.address());
     device.offer(&second, &server.url).await;
     until("the second commit", || device.ends().len() > 1).await;
+    drop(busy);
     let stored = device.state_dir().join("store").join(second.digest.hex());
     std::fs::remove_file(stored.join("model.onnx")).unwrap();
     let address = device.address();
