@@ -68,6 +68,8 @@ fn reading(
     Event::Window(facts)
 }
 
+type Readings = fn(&mut WindowFacts);
+
 fn power(facts: &mut WindowFacts) {
     facts.power = Some(wire::PowerWindow {
         header: header::<wire::PowerWindow>(),
@@ -121,7 +123,7 @@ fn energy_on_a_hot_device_is_the_heats_and_memory_is_always_the_models_once_it_i
     let hot = Shape { throttled: true, ..FAST };
     let cold = Shape { cold: true, ..FAST };
     let memory = |facts: &mut WindowFacts| facts.models[0].pss_bytes = Some(5000);
-    let cases: [(&str, Shape, fn(&mut WindowFacts), Cause); 4] = [
+    let cases: [(&str, Shape, Readings, Cause); 4] = [
         ("energy_mj", hot, power, Cause::Thermal),
         ("energy_mj", FAST, power, Cause::Model),
         ("memory_bytes", hot, memory, Cause::Model),
