@@ -65,6 +65,9 @@ pub struct Config {
     pub power: PowerConfig,
     /// The prefix of `/proc` and `/sys`.
     pub sys_root: PathBuf,
+    /// Where tests say which install states to hold in; packaged builds have no such key.
+    #[cfg(debug_assertions)]
+    pub hold_dir: Option<PathBuf>,
 }
 
 /// Who the device is.
@@ -224,6 +227,8 @@ fn read(r: &mut Reader) -> Option<Config> {
     let install = install(r);
     let power = power(r);
     let sys_root = r.path("sys.root").unwrap_or_else(|| PathBuf::from("/"));
+    #[cfg(debug_assertions)]
+    let hold_dir = r.path("test.hold_dir");
     Some(Config {
         device: device?,
         state_dir: state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/espalier")),
@@ -238,6 +243,8 @@ fn read(r: &mut Reader) -> Option<Config> {
         install,
         power,
         sys_root,
+        #[cfg(debug_assertions)]
+        hold_dir,
     })
 }
 
@@ -394,8 +401,10 @@ fn power(r: &mut Reader) -> PowerConfig {
     config
 }
 
-/// The folder of configuration pieces beside a file.
-fn pieces(file: &Path) -> PathBuf {
+/// The folder of configuration pieces beside a file: every `*.toml` in it is read after the file, in
+/// order of name.
+#[must_use]
+pub fn pieces(file: &Path) -> PathBuf {
     file.parent().unwrap_or(Path::new(".")).join("conf.d")
 }
 

@@ -1,10 +1,18 @@
 //! The parts together, with real servers: what the tests of this package share.
 
 pub mod files;
+pub mod hold;
+pub mod journal;
 pub mod offers;
 
 use std::env;
 use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use edge_sim::live::Stack;
+
+/// How often a wait looks again.
+const POLL: Duration = Duration::from_millis(10);
 
 /// The workspace's root.
 #[must_use]
@@ -44,6 +52,38 @@ pub fn asset(name: &str) -> PathBuf {
     let path = provided("ESPALIER_ASSETS").join(name);
     assert!(path.exists(), "{} was not fetched", path.display());
     path
+}
+
+/// Waits until `met` gives something.
+///
+/// # Panics
+/// When it does not within `patience`.
+pub fn until<T>(what: &str, patience: Duration, mut met: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(found) = met() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {patience:?} in vain for {what}");
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Unix time in milliseconds, as in the headers of messages.
+///
+/// # Panics
+/// When the clock is before 1970.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
+    u64::try_from(since.as_millis()).expect("a clock before the year 500 million")
+}
+
+/// What the running agent says of itself, which needs no broker.
+#[must_use]
+pub fn agent_status(stack: &Stack) -> Option<serde_json::Value> {
+    use espalier_agent::shell::{state_dir, status};
+    status::ask(&state_dir::status_socket(&stack.state_dir())).ok()
 }
 
 /// Options for a stack that is faster than any real board, so that a test of behaviour is not a test of

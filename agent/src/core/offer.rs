@@ -161,6 +161,7 @@ impl Core {
             from_digest: None,
             elapsed_ms: 0,
             comparison: None,
+            blocked: self.is_blocked(&offer.model, &offer.digest),
         }));
     }
 

@@ -8,7 +8,7 @@ use wire::{
 use super::effect::{Effect, Report};
 use super::event::Millis;
 use super::record::{DurableInstall, InstallState};
-use super::{Core, DurableModel};
+use super::{Core, DurableModel, judge};
 
 /// A header without time, number and boot.
 pub(super) fn blank<P: Payload>() -> Header {
@@ -119,7 +119,11 @@ impl Core {
     ) {
         let model = install.offer.model.clone();
         let from_digest = self.digest_before(&model, state);
-        let elapsed_ms = now.since(self.live(&model).install.since);
+        let live = self.live(&model);
+        let elapsed_ms = now.since(live.install.since);
+        // A candidate turned away in its shadow has no baseline yet, and its agreement is the reason.
+        let shadowed = judge::baseline(&live.recent, &live.install.shadow);
+        let comparison = judge::comparison(install.baseline.as_ref().or(Some(&shadowed)));
         self.publish(Report::Install(InstallEvent {
             header: blank::<InstallEvent>(),
             model: model.clone(),
@@ -129,7 +133,8 @@ impl Core {
             reason,
             from_digest,
             elapsed_ms,
-            comparison: super::judge::comparison(install.baseline.as_ref()),
+            comparison,
+            blocked: self.is_blocked(&model, &install.offer.digest),
         }));
         self.report_model(&model);
     }
@@ -146,8 +151,14 @@ impl Core {
             from_digest: self.active_digest(model),
             elapsed_ms: 0,
             comparison: None,
+            blocked: self.is_blocked(model, from),
         }));
         self.report_model(model);
+    }
+
+    /// Whether the digest failed or was taken back on this device.
+    pub(super) fn is_blocked(&self, model: &str, digest: &str) -> bool {
+        self.durable.models.get(model).is_some_and(|model| model.blocked.contains(digest))
     }
 
     /// Tells that the bundle in charge was taken back, in a word that needs no reading of installs.

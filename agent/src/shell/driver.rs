@@ -8,6 +8,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::MissedTickBehavior;
 
+#[cfg(debug_assertions)]
+use super::hold::Hold;
 use super::install::Installer;
 use super::journal::Journal;
 use super::mqtt::{LinkEvent, Will};
@@ -103,6 +105,8 @@ struct Driver {
     /// Commands that came meanwhile.
     waiting: Vec<Event>,
     ending: bool,
+    #[cfg(debug_assertions)]
+    hold: Hold,
 }
 
 /// What woke the driver.
@@ -153,6 +157,8 @@ impl Driver {
         };
         let mut driver = Self {
             sampler: Sampler::new(roots.clone(), config.power, clock),
+            #[cfg(debug_assertions)]
+            hold: Hold::new(config.hold_dir.clone()),
             config,
             sources,
             settings,
@@ -282,7 +288,10 @@ impl Driver {
 
     fn write(&mut self, record: &Record) -> Result<(), PathError> {
         tracing::debug!(?record, "journal");
-        self.journal.append(unix_ms().unwrap_or(0), record)
+        self.journal.append(unix_ms().unwrap_or(0), record)?;
+        #[cfg(debug_assertions)]
+        self.hold.after(record);
+        Ok(())
     }
 
     fn write_active(&self, entries: &[ActiveEntry]) -> Result<(), PathError> {

@@ -24,5 +24,5 @@ pub use payload::{
 };
 pub use topic::{
     DEFAULT_ROOT, EventKind, MAX_NAME_BYTES, MAX_ROOT_BYTES, Stream, Topic, TopicError, Topics,
-    check_name, everything_filter, parse, requests_filter,
+    check_name, events_filter, everything_filter, parse, requests_filter,
 };

@@ -396,6 +396,9 @@ pub struct InstallEvent {
     /// Old and new model on the same traffic.
     #[serde(default)]
     pub comparison: Option<Comparison>,
+    /// Whether the device will never take this digest again: it failed there or was taken back.
+    #[serde(default)]
+    pub blocked: bool,
 }
 
 /// Old and new model on the same traffic.
@@ -690,7 +693,9 @@ payload!(BudgetBreach, "espalier.budget_breach.v1", "up/e/budget_breach", false,
     name("model", &it.model)
 });
 payload!(InstallEvent, "espalier.install.v1", "up/e/install", false, |it| {
-    name("model", &it.model)
+    name("model", &it.model)?;
+    digest("digest", &it.digest)?;
+    it.from_digest.as_deref().map_or(Ok(()), |value| digest("from_digest", value))
 });
 payload!(RollbackEvent, "espalier.rollback.v1", "up/e/rollback", false, |it| {
     name("model", &it.model)?;

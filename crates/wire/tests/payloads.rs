@@ -142,6 +142,7 @@ fn install() -> InstallEvent {
             before_p95_us: Some(31_000),
             after_p95_us: Some(15_000),
         }),
+        blocked: false,
     }
 }
 

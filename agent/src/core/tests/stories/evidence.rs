@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// What a window shows beyond latency.
+type Readings = fn(&mut WindowFacts);
+
 #[test]
 fn a_throttled_device_tells_of_heat_and_asks_for_nothing() {
     let mut world = World::new();
@@ -67,8 +70,6 @@ fn reading(
     reading(&mut facts);
     Event::Window(facts)
 }
-
-type Readings = fn(&mut WindowFacts);
 
 fn power(facts: &mut WindowFacts) {
     facts.power = Some(wire::PowerWindow {
