@@ -1,5 +1,7 @@
 //! The whole loop with a real mosquitto: a budget breaks, a smaller model comes, the budget is met.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 use std::time::Duration;
 

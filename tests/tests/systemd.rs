@@ -1,5 +1,7 @@
 //! The unit file is valid, and what it may do stays small.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::PathBuf;
 use std::process::Command;
 

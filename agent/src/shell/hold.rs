@@ -74,14 +74,13 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::core::InstallId;
 
     fn record(state: InstallState) -> Record {
         let (model, reason) = ("m".to_owned(), None);
         let (size_bytes, baseline) = (None, None);
         Record::Install {
             model,
-            install: InstallId(1),
+            install: 1,
             state,
             reason,
             block: false,
