@@ -668,7 +668,7 @@ mod tests {
                 size_bytes: None,
                 agreement_min: 0.9,
             },
-            baseline: DeviceBaseline { p50_us: 1, p95_us: 2 },
+            baseline: DeviceBaseline::latency(1, 2),
         }
     }
 
