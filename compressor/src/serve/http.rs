@@ -319,6 +319,7 @@ fn original_job(
         sequence,
         version: format!("{sequence}-original"),
         out_dir: work_dir(shop, sequence),
+        work_dir: Some(shop.work.clone()),
         seed: shop.seed,
     }
 }

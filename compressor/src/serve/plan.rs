@@ -1,7 +1,7 @@
 //! Turns a request into a job, or into the reason why there is none.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use runtime::{EngineKind, EngineOptions};
 use serde::{Deserialize, Serialize};
@@ -108,6 +108,7 @@ impl JobSpec {
             device_class: self.device_class.clone(),
             sequence: run.sequence,
             version: format!("{}-compressed", run.sequence),
+            work_dir: run.out_dir.parent().map(Path::to_path_buf),
             out_dir: run.out_dir,
             seed,
         }
@@ -222,7 +223,12 @@ pub(super) fn job_for(
             size_bytes: None,
             agreement_min: percent_up(request.budgets.agreement_min.unwrap_or(agreement_min)),
         },
-        baseline: DeviceBaseline { p50_us: request.p50_us, p95_us: request.p95_us },
+        baseline: DeviceBaseline {
+            p50_us: request.p50_us,
+            p95_us: request.p95_us,
+            memory_bytes: request.workers_pss_bytes,
+            breached: Some(request.budget),
+        },
     })
 }
 

@@ -85,7 +85,7 @@ fn spec(current: &str) -> JobSpec {
             size_bytes: None,
             agreement_min: 0.9,
         },
-        baseline: DeviceBaseline { p50_us: 1, p95_us: 2 },
+        baseline: DeviceBaseline::latency(1, 2),
     }
 }
 
