@@ -467,7 +467,7 @@ mod tests {
         let share = agreement(Comparison::Class, Some(1), &a, &b);
         assert!((share - 2.0 / 3.0).abs() < 1e-12, "{share}");
         let mut judge = Judge::new(&[compared(Comparison::Class, Some(1))]);
-        judge.push(&[a.clone()], &[a], None);
+        judge.push(std::slice::from_ref(&a), std::slice::from_ref(&a), None);
         assert!(judge.agreement().low < 0.5, "one sample is one sample, whatever its pixels");
     }
 
