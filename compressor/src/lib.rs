@@ -27,5 +27,6 @@ pub mod rescale;
 pub mod score;
 pub mod search;
 pub mod serve;
+pub mod stats;
 
 pub use error::CompressError;
