@@ -17,6 +17,7 @@ pub mod cli;
 pub mod data;
 pub mod error;
 pub mod latency;
+pub mod metric;
 pub mod pipeline;
 pub mod plan;
 pub mod quality;

@@ -180,7 +180,7 @@ fn distribution(row: &[f32]) -> Vec<f64> {
 }
 
 /// Probabilities agree on the same side of one half, other numbers within [`REGRESSION_TOLERANCE`].
-fn scalars_agree(original: &[f32], candidate: &[f32]) -> bool {
+pub(crate) fn scalars_agree(original: &[f32], candidate: &[f32]) -> bool {
     let (Some(&a), Some(&b)) = (original.first(), candidate.first()) else {
         return false;
     };
