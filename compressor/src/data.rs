@@ -67,14 +67,14 @@ pub enum Problem {
     Format(String),
     #[error(
         "is of no format that is read (.npz, .npy, .safetensors, .wav, .csv, .jsonl, or a folder of \
-         images or .wav files)"
+         images or .wav files; .toml for a preprocessing file that names its data)"
     )]
     UnknownFormat,
     #[error("the preprocessing {file}: {what}", file = .file.display())]
     Preprocess { file: PathBuf, what: String },
     #[error(
-        "holds {holds}, and what the model wants of them is said by a preprocessing file; give one \
-         with --preprocess, beginning with:\n{example}"
+        "holds {holds}, and what the model takes of it has to be said: write a preprocessing file and \
+         give it as the data, such as:\n{example}"
     )]
     NeedsPreprocess { holds: &'static str, example: String },
     #[error("input \"{input}\" of sample {sample}{place}: {what}", place = place(.file))]
@@ -155,29 +155,39 @@ pub(crate) struct Opened {
 }
 
 impl Dataset {
-    /// Opens a file whose arrays (or fields) are named after the model's inputs, and checks it against
-    /// `specs`.
+    /// Opens a file whose arrays (or fields) are named after the model's inputs, or a preprocessing file
+    /// (`.toml`) that names its data, and checks it against `specs`.
     ///
     /// # Errors
     /// See [`Problem`].
     pub fn load(file: &Path, specs: &[IoSpec]) -> Result<Self, DataError> {
-        Self::load_prepared(file, None, specs)
+        let described = file.extension().is_some_and(|e| e.eq_ignore_ascii_case("toml"));
+        if described {
+            let fail = |problem| DataError { file: file.to_path_buf(), problem };
+            let data = prepare::described(file).map_err(fail)?;
+            return Self::load_prepared(&data, file, specs);
+        }
+        Self::opened(file, records::open_plain(file, specs), specs)
     }
 
-    /// Opens a file, or a folder of files, whose samples are made into the model's inputs as the
-    /// preprocessing file says, if there is one.
+    /// Opens a file, or a folder of files, whose samples are made into the model's inputs as a
+    /// preprocessing file says.
     ///
     /// # Errors
     /// See [`Problem`].
     pub fn load_prepared(
         file: &Path,
-        preprocess: Option<&Path>,
+        preprocess: &Path,
         specs: &[IoSpec],
     ) -> Result<Self, DataError> {
-        let opened = match preprocess {
-            None => records::open_plain(file, specs),
-            Some(preprocess) => prepare::open(file, preprocess, specs),
-        };
+        Self::opened(file, prepare::open(file, preprocess, specs), specs)
+    }
+
+    fn opened(
+        file: &Path,
+        opened: Result<Opened, Problem>,
+        specs: &[IoSpec],
+    ) -> Result<Self, DataError> {
         opened
             .and_then(|opened| Self::check(file, opened, specs))
             .map_err(|problem| DataError { file: file.to_path_buf(), problem })

@@ -204,7 +204,7 @@ fn folders_need_to_be_told_what_the_model_takes() {
     folder.file("cat/1.png", "");
     let specs = [spec("img", ElementType::F32, &[None, Some(3), Some(32), Some(48)])];
     let text = Dataset::load(folder.0.path(), &specs).unwrap_err().to_string();
-    assert!(text.contains("--preprocess") && text.contains("to = [32, 48]"), "{text}");
+    assert!(text.contains("data = ") && text.contains("to = [32, 48]"), "{text}");
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn other_formats_are_refused_by_name() {
     let folder = Folder::new();
     let prep = folder.file("p.toml", "");
     let path = folder.file("a.parquet", "PAR1");
-    let text = Dataset::load_prepared(&path, Some(&prep), &x()).unwrap_err().to_string();
+    let text = Dataset::load_prepared(&path, &prep, &x()).unwrap_err().to_string();
     assert!(text.contains(".safetensors") && text.contains("a.parquet"), "{text}");
 }
 

@@ -3,7 +3,8 @@
 //! The stages, in the order in which [`pipeline`] runs them: read the data ([`data`]), observe the
 //! model on it ([`calibrate`]), rate units ([`score`]), write a [`plan`], cut and repair
 //! ([`rescale`], [`refit`]), try integer formats ([`quantize`]), judge ([`quality`], [`latency`]), choose
-//! ([`search`]), and write the bundle with its report ([`report`]).
+//! ([`search`]), and write the bundle with its report ([`report`]). Metrics of a task ([`metric`]) and the
+//! tests that compare two models by them ([`stats`]) know no stage.
 //!
 //! Invariants:
 //! 1. Deciding and doing are apart: a [`plan::Plan`] is data, and one function applies it.

@@ -50,6 +50,9 @@ pub enum Metric {
     Eer,
 }
 
+/// A metric as a function of how often each sample counts.
+pub type Statistic<'a> = Box<dyn Fn(&[u32]) -> f64 + 'a>;
+
 /// What an answer is compared with.
 #[derive(Debug, Clone, Copy)]
 pub enum Reference<'a> {
@@ -191,7 +194,7 @@ impl Meter {
     }
 
     /// The metric as a function of how often each sample counts; NaN where it is undefined.
-    pub fn resampled(&self) -> Box<dyn Fn(&[u32]) -> f64 + '_> {
+    pub fn resampled(&self) -> Statistic<'_> {
         match self.metric {
             Metric::Auc | Metric::Eer => {
                 let ranked = detect::Ranked::new(&self.kept);

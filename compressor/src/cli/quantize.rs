@@ -32,7 +32,7 @@ pub struct Args {
     /// Where the quantized model is written.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Samples that judge (`.npz`, arrays named after the model's inputs).
+    /// Samples that judge: arrays named after the model's inputs, or a preprocessing file (docs/data.md).
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// The format. One that is named is written even if it measures slower.

@@ -7,7 +7,7 @@ use super::records::{Raw, Records};
 use super::{MAX_SAMPLES, Problem, file_digest, limit};
 
 /// The most class folders.
-pub const MAX_CLASSES: usize = 65_536;
+pub(crate) const MAX_CLASSES: usize = 65_536;
 /// The name of the only field: the file itself.
 pub(crate) const FILE: &str = "file";
 const EXTENSIONS: [&str; 5] = ["png", "jpg", "jpeg", "bmp", "wav"];

@@ -17,11 +17,11 @@ use zune_png::PngDecoder;
 use super::resize::Picture;
 
 /// The longest image file.
-pub const MAX_IMAGE_FILE_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_IMAGE_FILE_BYTES: u64 = 64 << 20;
 /// The longest side of an image, in pixels.
-pub const MAX_IMAGE_SIDE: usize = 16_384;
+pub(crate) const MAX_IMAGE_SIDE: usize = 16_384;
 /// The most pixels of an image.
-pub const MAX_IMAGE_PIXELS: usize = 64 << 20;
+pub(crate) const MAX_IMAGE_PIXELS: usize = 64 << 20;
 
 /// Which channels a model sees.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -38,9 +38,9 @@ pub enum Channels {
 
 /// A decoder that has read an image's header.
 enum Opened<'a> {
-    Png(PngDecoder<ZCursor<&'a [u8]>>),
-    Jpeg(JpegDecoder<ZCursor<&'a [u8]>>),
-    Bmp(BmpDecoder<ZCursor<&'a [u8]>>),
+    Png(Box<PngDecoder<ZCursor<&'a [u8]>>>),
+    Jpeg(Box<JpegDecoder<ZCursor<&'a [u8]>>>),
+    Bmp(Box<BmpDecoder<ZCursor<&'a [u8]>>>),
 }
 
 /// Reads an image.
@@ -117,17 +117,17 @@ fn open(bytes: &[u8]) -> Result<(Opened<'_>, usize, usize), String> {
         let mut decoder = PngDecoder::new_with_options(cursor, options);
         decoder.decode_headers().map_err(|e| damaged(format!("{e:?}")))?;
         let size = decoder.dimensions();
-        (Opened::Png(decoder), size)
+        (Opened::Png(Box::new(decoder)), size)
     } else if bytes.starts_with(b"\xff\xd8\xff") {
         let mut decoder = JpegDecoder::new_with_options(cursor, options);
         decoder.decode_headers().map_err(|e| damaged(format!("{e:?}")))?;
         let size = decoder.dimensions();
-        (Opened::Jpeg(decoder), size)
+        (Opened::Jpeg(Box::new(decoder)), size)
     } else if bytes.starts_with(b"BM") {
         let mut decoder = BmpDecoder::new_with_options(cursor, options);
         decoder.decode_headers().map_err(|e| damaged(format!("{e:?}")))?;
         let size = decoder.dimensions();
-        (Opened::Bmp(decoder), size)
+        (Opened::Bmp(Box::new(decoder)), size)
     } else {
         return Err("is no PNG, JPEG or BMP by its first bytes".into());
     };

@@ -20,6 +20,8 @@ pub use super::resize::Filter;
 use super::series::{Feed, Series};
 use super::{LABELS, MAX_SAMPLE_ELEMENTS, Opened, Problem, file_digest, folder};
 
+/// What a sound file is said to hold.
+pub(crate) const SOUND: &str = "sound";
 /// The longest preprocessing file.
 pub const MAX_PREPROCESS_BYTES: u64 = 1 << 20;
 
@@ -27,6 +29,9 @@ pub const MAX_PREPROCESS_BYTES: u64 = 1 << 20;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Preprocess {
+    /// The data, relative to this file, where the file itself is given as the data.
+    #[serde(default)]
+    pub data: Option<PathBuf>,
     /// Where class indices come from.
     #[serde(default)]
     pub labels: Option<Labels>,
@@ -217,11 +222,27 @@ pub enum OneOrMany {
     Many(Vec<f64>),
 }
 
+/// The data that a preprocessing file names as its own.
+pub(crate) fn described(preprocess: &Path) -> Result<PathBuf, Problem> {
+    let (_, parsed) = parse(preprocess)?;
+    let data = parsed.data.ok_or_else(|| Problem::Preprocess {
+        file: preprocess.to_path_buf(),
+        what: "names no data; begin it with data = \"…\", a file or folder relative to it".into(),
+    })?;
+    Ok(folder_of(preprocess).join(data))
+}
+
+fn parse(preprocess: &Path) -> Result<(String, Preprocess), Problem> {
+    let wrong = |what| Problem::Preprocess { file: preprocess.to_path_buf(), what };
+    let text = read(preprocess).map_err(wrong)?;
+    let parsed = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+    Ok((text, parsed))
+}
+
 /// Opens data that a preprocessing file describes.
 pub(crate) fn open(file: &Path, preprocess: &Path, specs: &[IoSpec]) -> Result<Opened, Problem> {
     let wrong = |what| Problem::Preprocess { file: preprocess.to_path_buf(), what };
-    let text = read(preprocess).map_err(wrong)?;
-    let parsed: Preprocess = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+    let (text, parsed) = parse(preprocess)?;
     let records = open_records(file)?;
     let place = Place {
         data: if file.is_dir() { file.to_path_buf() } else { folder_of(file) },
@@ -518,16 +539,16 @@ impl Making {
     }
 }
 
-/// What a preprocessing file for these inputs could begin with.
-pub(crate) fn example(holds: &str, specs: &[IoSpec]) -> String {
-    let mut text = String::new();
+/// A preprocessing file for these inputs, as far as the model says it.
+pub(crate) fn example(file: &Path, holds: &str, specs: &[IoSpec]) -> String {
+    let mut text = format!("data = \"{}\"\n", file.display());
     for spec in specs {
         text.push_str(&format!(
             "[input.\"{}\"]  # takes {}\n",
             spec.name,
             super::dims_text(&spec.dims)
         ));
-        if holds == "sound" {
+        if holds == SOUND {
             text.push_str("kind = \"audio\"\nsample_rate = 16000\n");
             continue;
         }
@@ -537,7 +558,7 @@ pub(crate) fn example(holds: &str, specs: &[IoSpec]) -> String {
         }
         text.push_str("mean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n");
     }
-    text.push_str("with the mean and std that the model was trained with");
+    text.push_str("with the numbers that the model was trained with");
     text
 }
 

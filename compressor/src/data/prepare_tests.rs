@@ -29,7 +29,7 @@ impl Folder {
     fn load(&self, data: &str, preprocess: &str, specs: &[IoSpec]) -> Result<Dataset, String> {
         let file = self.file("p.toml", preprocess);
         let data = self.0.path().join(data);
-        Dataset::load_prepared(&data, Some(&file), specs).map_err(|e| e.to_string())
+        Dataset::load_prepared(&data, &file, specs).map_err(|e| e.to_string())
     }
 }
 
@@ -60,6 +60,20 @@ fn a_folder_of_classes_becomes_labelled_batches() {
     assert!(values.iter().zip(red).all(|(a, b)| (a - b).abs() < 1e-6), "{values:?}");
     // Blue, the third: halves.
     assert!((values[14] - 0.5).abs() < 1e-6 && (values[15] - 15.0 / 255.0).abs() < 1e-6);
+}
+
+#[test]
+fn a_preprocessing_file_that_names_its_data_is_data() {
+    let folder = images();
+    let file = folder.file("cats.toml", "data = \"set\"\n[input.img]\nkind = \"image\"\n");
+    let data = Dataset::load(&file, &nchw()).unwrap();
+    assert_eq!((data.len(), data.file()), (3, folder.0.path().join("set").as_path()));
+    let file = folder.file("none.toml", "[input.img]\nkind = \"image\"\n");
+    let error = Dataset::load(&file, &nchw()).unwrap_err().to_string();
+    assert!(error.contains("none.toml") && error.contains("names no data"), "{error}");
+    let file = folder.file("gone.toml", "data = \"gone\"\n[input.img]\nkind = \"image\"\n");
+    let error = Dataset::load(&file, &nchw()).unwrap_err().to_string();
+    assert!(error.contains("gone: cannot be read"), "{error}");
 }
 
 #[test]
@@ -286,6 +300,6 @@ fn a_preprocessing_file_that_makes_no_sense_is_refused_by_name() {
     folder.file("p.toml", "#".repeat(MAX_PREPROCESS_BYTES as usize + 1));
     let file = folder.0.path().join("p.toml");
     let set = folder.0.path().join("set");
-    let error = Dataset::load_prepared(&set, Some(&file), &nchw()).unwrap_err().to_string();
+    let error = Dataset::load_prepared(&set, &file, &nchw()).unwrap_err().to_string();
     assert!(error.contains("MAX_PREPROCESS_BYTES"), "{error}");
 }

@@ -76,11 +76,11 @@ pub(crate) fn open_plain(file: &Path, specs: &[IoSpec]) -> Result<Opened, Proble
     let extension = file.extension().map(|e| e.to_string_lossy().to_lowercase());
     let holds = match extension.as_deref() {
         _ if metadata.is_dir() => "images or sound",
-        Some("wav") => "sound",
+        Some("wav") => prepare::SOUND,
         Some("csv" | "jsonl" | "ndjson") => return prepare::open_fields(open(file)?, specs),
         _ => return Arrays::open_or_npz(file, extension.as_deref())?.opened(specs),
     };
-    Err(Problem::NeedsPreprocess { holds, example: prepare::example(holds, specs) })
+    Err(Problem::NeedsPreprocess { holds, example: prepare::example(file, holds, specs) })
 }
 
 /// Named arrays.

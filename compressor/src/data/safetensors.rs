@@ -14,7 +14,7 @@ use super::series::{FileArray, Series, byte_len};
 use super::{MAX_ARRAYS, Problem, limit};
 
 /// The longest header.
-pub const MAX_SAFETENSORS_HEADER_BYTES: u64 = 16 << 20;
+pub(crate) const MAX_SAFETENSORS_HEADER_BYTES: u64 = 16 << 20;
 
 #[derive(Deserialize)]
 struct Entry {

@@ -7,9 +7,9 @@ use std::path::Path;
 use hound::{SampleFormat, WavReader};
 
 /// The most samples of one file, all channels together.
-pub const MAX_SOUND_SAMPLES: usize = 128 << 20;
+pub(crate) const MAX_SOUND_SAMPLES: usize = 128 << 20;
 /// The highest sample rate, in Hz.
-pub const MAX_SAMPLE_RATE: u32 = 768_000;
+pub(crate) const MAX_SAMPLE_RATE: u32 = 768_000;
 /// Zero crossings of the resampling filter on each side of its centre.
 const CROSSINGS: f64 = 16.0;
 /// Share of the band that the resampling filter leaves as it is.

@@ -14,9 +14,9 @@ use super::records::{Raw, Records};
 use super::{MAX_SAMPLES, Problem, file_digest, limit};
 
 /// The longest record of a table.
-pub const MAX_RECORD_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_RECORD_BYTES: u64 = 64 << 20;
 /// The most columns of a `.csv`.
-pub const MAX_COLUMNS: usize = 100_000;
+pub(crate) const MAX_COLUMNS: usize = 100_000;
 
 /// A reader that ends with an error when one record goes on for too long, as one does whose quote is
 /// never closed.

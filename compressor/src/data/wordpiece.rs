@@ -93,8 +93,7 @@ impl WordPiece {
         let mut words = Vec::new();
         for word in cleaned(text).split_whitespace() {
             let word: String = if self.lowercase {
-                let bare = word.to_lowercase().nfd().filter(|c| !is_accent(*c)).collect();
-                bare
+                word.to_lowercase().nfd().filter(|c| !is_accent(*c)).collect()
             } else {
                 word.to_owned()
             };

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Against, Meter};
+use super::{Against, Meter, Statistic};
 use crate::stats::{
     Bootstrap, Evidence, McNemar, Paired, Plan, Resampling, StatsError, Verdict, verdicts,
 };
@@ -184,7 +184,7 @@ fn by_resampling(
     let metric = candidate.metric();
     let sign = if metric.higher_is_better() { 1.0 } else { -1.0 };
     let after = candidate.resampled();
-    let difference: Box<dyn Fn(&[u32]) -> f64> = match original {
+    let difference: Statistic<'_> = match original {
         Some(original) => {
             let before = original.resampled();
             Box::new(move |counts| sign * (after(counts) - before(counts)))

@@ -11,7 +11,7 @@ fn skewed() -> (Vec<f64>, Vec<f64>) {
 }
 
 fn many(method: Method) -> Resampling {
-    Resampling { resamples: 40_000, method, seed: 3, ..Resampling::default() }
+    Resampling { resamples: 40_000, method, seed: 3 }
 }
 
 fn interval(samples: usize, options: &Resampling, of: impl FnMut(&[u32]) -> f64) -> Interval {
