@@ -21,7 +21,7 @@ pub(crate) const MAX_IMAGE_FILE_BYTES: u64 = 64 << 20;
 /// The longest side of an image, in pixels.
 pub(crate) const MAX_IMAGE_SIDE: usize = 16_384;
 /// The most pixels of an image.
-pub(crate) const MAX_IMAGE_PIXELS: usize = 64 << 20;
+pub(crate) const MAX_IMAGE_PIXELS: usize = 32 << 20;
 
 /// Which channels a model sees.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -48,9 +48,12 @@ enum Opened<'a> {
 /// # Errors
 /// It cannot be read, is of no known format, is over a limit, or is damaged.
 pub(crate) fn read(path: &Path, channels: Channels) -> Result<Picture, String> {
-    let bytes = bytes(path)?;
+    decoded(&bytes(path)?, channels, MAX_IMAGE_PIXELS)
+}
+
+fn decoded(bytes: &[u8], channels: Channels, most: usize) -> Result<Picture, String> {
     guarded(|| {
-        let (mut decoder, height, width) = open(&bytes)?;
+        let (mut decoder, height, width) = open(bytes, most)?;
         let (pixels, colours) = decode(&mut decoder)?;
         picture(&pixels, colours, (height, width), channels)
     })
@@ -62,7 +65,7 @@ pub(crate) fn read(path: &Path, channels: Channels) -> Result<Picture, String> {
 /// As [`read`], but for damage to its pixels.
 pub(crate) fn check(path: &Path) -> Result<(), String> {
     let bytes = bytes(path)?;
-    guarded(|| open(&bytes).map(|_| ()))
+    guarded(|| open(&bytes, MAX_IMAGE_PIXELS).map(|_| ()))
 }
 
 /// The elements of an array of bytes, `[height, width]` or `[height, width, channels]`, as a picture.
@@ -79,7 +82,7 @@ pub(crate) fn of_array(
         [height, width, colours @ 1..=4] => (height, width, colours),
         _ => return Err(format!("has shape {shape:?}, which is no [height, width, channels]")),
     };
-    within_limits(height, width)?;
+    within_limits(height, width, MAX_IMAGE_PIXELS)?;
     picture(pixels, colours, (height, width), channels)
 }
 
@@ -103,17 +106,18 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
         .unwrap_or_else(|_| Err("is damaged in a way that its decoder does not expect".into()))
 }
 
-fn open(bytes: &[u8]) -> Result<(Opened<'_>, usize, usize), String> {
+/// A decoder that has read the header of an image of at most `most` pixels, and the image's height and width.
+fn open(bytes: &[u8], most: usize) -> Result<(Opened<'_>, usize, usize), String> {
     let options = DecoderOptions::new_safe()
         .set_max_width(MAX_IMAGE_SIDE)
         .set_max_height(MAX_IMAGE_SIDE)
         .png_set_strip_to_8bit(true)
-        .inflate_set_limit(MAX_IMAGE_PIXELS * 8)
+        .inflate_set_limit(most.saturating_mul(8))
         .jpeg_set_out_colorspace(ColorSpace::RGB);
     let cursor = ZCursor::new(bytes);
     let damaged = |e: String| format!("is a damaged or unsupported image: {e}");
     let (opened, size) = if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
-        png_size(bytes)?;
+        png_size(bytes, most)?;
         let mut decoder = PngDecoder::new_with_options(cursor, options);
         decoder.decode_headers().map_err(|e| damaged(format!("{e:?}")))?;
         let size = decoder.dimensions();
@@ -132,12 +136,12 @@ fn open(bytes: &[u8]) -> Result<(Opened<'_>, usize, usize), String> {
         return Err("is no PNG, JPEG or BMP by its first bytes".into());
     };
     let (width, height) = size.ok_or_else(|| damaged("it has no size".into()))?;
-    within_limits(height, width)?;
+    within_limits(height, width, most)?;
     Ok((opened, height, width))
 }
 
 /// The size in a PNG's first chunk, before the decoder takes memory for it.
-fn png_size(bytes: &[u8]) -> Result<(), String> {
+fn png_size(bytes: &[u8], most: usize) -> Result<(), String> {
     let side = |at: usize| {
         let four = bytes.get(at..at + 4).and_then(|b| <[u8; 4]>::try_from(b).ok());
         four.map(|b| u32::from_be_bytes(b) as usize)
@@ -145,10 +149,10 @@ fn png_size(bytes: &[u8]) -> Result<(), String> {
     let (Some(width), Some(height)) = (side(16), side(20)) else {
         return Err("is a damaged image: it ends within its header".into());
     };
-    within_limits(height, width)
+    within_limits(height, width, most)
 }
 
-fn within_limits(height: usize, width: usize) -> Result<(), String> {
+fn within_limits(height: usize, width: usize, most: usize) -> Result<(), String> {
     if height == 0 || width == 0 {
         return Err(format!("is {width} by {height} pixels, an empty image"));
     }
@@ -157,10 +161,8 @@ fn within_limits(height: usize, width: usize) -> Result<(), String> {
             "is {width} by {height} pixels, more than MAX_IMAGE_SIDE = {MAX_IMAGE_SIDE}"
         ));
     }
-    if height.saturating_mul(width) > MAX_IMAGE_PIXELS {
-        return Err(format!(
-            "is {width} by {height} pixels, more than MAX_IMAGE_PIXELS = {MAX_IMAGE_PIXELS}"
-        ));
+    if height.saturating_mul(width) > most {
+        return Err(format!("is {width} by {height} pixels, more than MAX_IMAGE_PIXELS = {most}"));
     }
     Ok(())
 }

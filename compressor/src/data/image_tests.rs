@@ -106,10 +106,8 @@ proptest! {
             bytes[at] = value;
         }
         bytes.truncate(cut.max(1));
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x");
-        std::fs::write(&path, bytes).unwrap();
-        if let Ok(picture) = read(&path, Channels::Rgb) {
+        // What a damaged header claims within the limit is decoded: small here, for time.
+        if let Ok(picture) = decoded(&bytes, Channels::Rgb, 1 << 16) {
             prop_assert_eq!(picture.pixels.len(), picture.height * picture.width * 3);
         }
     }

@@ -40,6 +40,14 @@ pub(crate) trait Records: Debug + Send + Sync {
     /// There is no such field, or it cannot be read.
     fn get(&self, sample: usize, field: &str) -> Result<Raw, String>;
 
+    /// Several fields of one sample, which a table reads at once.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    fn get_all(&self, sample: usize, fields: &[String]) -> Result<Vec<Raw>, String> {
+        fields.iter().map(|field| self.get(sample, field)).collect()
+    }
+
     /// Class name of each sample, where folders say it.
     fn classes(&self) -> Option<&[String]> {
         None

@@ -1,6 +1,7 @@
 //! Tables of text: `.csv` with a header line, and `.jsonl` with one object a line. Where each record
 //! begins is kept in memory; records are read when they are asked for.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -50,6 +51,8 @@ impl Seek for Bounded {
 #[derive(Debug)]
 pub(crate) struct Csv {
     columns: Vec<String>,
+    /// Where each column stands.
+    places: HashMap<String, usize>,
     /// Where each record begins, and its line.
     records: Vec<(u64, u64)>,
     reader: Mutex<csv::Reader<Bounded>>,
@@ -67,8 +70,11 @@ impl Csv {
         let header = reader.headers().map_err(wrong)?;
         let columns: Vec<String> = header.iter().map(str::to_owned).collect();
         limit("number of columns", columns.len() as u64, "MAX_COLUMNS", MAX_COLUMNS as u64)?;
-        if let Some(twice) = repeated(&columns) {
-            return Err(Problem::Format(format!("has two columns \"{twice}\"")));
+        let mut places = HashMap::new();
+        for (place, column) in columns.iter().enumerate() {
+            if places.insert(column.clone(), place).is_some() {
+                return Err(Problem::Format(format!("has two columns \"{column}\"")));
+            }
         }
         let mut records = Vec::new();
         let mut record = csv::ByteRecord::new();
@@ -85,13 +91,8 @@ impl Csv {
         if records.is_empty() {
             return Err(Problem::NoSamples);
         }
-        Ok(Self { columns, records, reader: Mutex::new(reader), left, digest })
+        Ok(Self { columns, places, records, reader: Mutex::new(reader), left, digest })
     }
-}
-
-fn repeated(names: &[String]) -> Option<&String> {
-    let mut seen = std::collections::HashSet::new();
-    names.iter().find(|name| !seen.insert(*name))
 }
 
 impl Records for Csv {
@@ -104,11 +105,11 @@ impl Records for Csv {
     }
 
     fn get(&self, sample: usize, field: &str) -> Result<Raw, String> {
-        let column = self
-            .columns
-            .iter()
-            .position(|c| c == field)
-            .ok_or_else(|| format!("has no column \"{field}\""))?;
+        let mut only = self.get_all(sample, std::slice::from_ref(&field.to_owned()))?;
+        only.pop().ok_or_else(|| "has no value".into())
+    }
+
+    fn get_all(&self, sample: usize, fields: &[String]) -> Result<Vec<Raw>, String> {
         let (byte, line) = *self.records.get(sample).ok_or("is no sample")?;
         let unreadable = |e: csv::Error| format!("cannot be read in line {line}: {e}");
         // A reader that was given up while it read is set to its place anew.
@@ -119,8 +120,13 @@ impl Records for Csv {
         reader.seek(position).map_err(unreadable)?;
         let mut record = csv::StringRecord::new();
         reader.read_record(&mut record).map_err(unreadable)?;
-        let text = record.get(column).ok_or_else(|| format!("has no value in line {line}"))?;
-        Ok(Raw::Text(text.to_owned()))
+        let value = |field: &String| {
+            let place =
+                self.places.get(field).ok_or_else(|| format!("has no column \"{field}\""))?;
+            let text = record.get(*place).ok_or_else(|| format!("has no value in line {line}"))?;
+            Ok(Raw::Text(text.to_owned()))
+        };
+        fields.iter().map(value).collect()
     }
 
     fn digest(&self) -> bundle::Digest {
@@ -184,6 +190,22 @@ impl JsonLines {
     }
 }
 
+impl JsonLines {
+    fn raw(&self, sample: usize, value: Option<&Value>, field: &str) -> Result<Raw, String> {
+        let line = self.lines.get(sample).map_or(0, |l| l.2);
+        match value {
+            None => Err(format!("has no field \"{field}\" in line {line}")),
+            Some(Value::String(text)) => Ok(Raw::Text(text.clone())),
+            Some(value) => {
+                let mut values = Vec::new();
+                let shape = numbers(value, &mut values)
+                    .map_err(|what| format!("line {line}, field \"{field}\": {what}"))?;
+                Ok(Raw::Numbers { shape, values })
+            }
+        }
+    }
+}
+
 impl Records for JsonLines {
     fn len(&self) -> usize {
         self.lines.len()
@@ -194,18 +216,12 @@ impl Records for JsonLines {
     }
 
     fn get(&self, sample: usize, field: &str) -> Result<Raw, String> {
-        let mut object = self.object(sample)?;
-        let line = self.lines.get(sample).map_or(0, |l| l.2);
-        match object.swap_remove(field) {
-            None => Err(format!("has no field \"{field}\" in line {line}")),
-            Some(Value::String(text)) => Ok(Raw::Text(text)),
-            Some(value) => {
-                let mut values = Vec::new();
-                let shape = numbers(&value, &mut values)
-                    .map_err(|what| format!("line {line}, field \"{field}\": {what}"))?;
-                Ok(Raw::Numbers { shape, values })
-            }
-        }
+        self.raw(sample, self.object(sample)?.get(field), field)
+    }
+
+    fn get_all(&self, sample: usize, fields: &[String]) -> Result<Vec<Raw>, String> {
+        let object = self.object(sample)?;
+        fields.iter().map(|field| self.raw(sample, object.get(field), field)).collect()
     }
 
     fn digest(&self) -> bundle::Digest {

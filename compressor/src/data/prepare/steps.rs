@@ -99,7 +99,7 @@ impl Step {
 
     /// Makes the input of one sample.
     pub(super) fn make(&self, records: &dyn Records, sample: usize) -> Result<Item, Failure> {
-        let first = || self.field(records, sample, 0).map_err(|e| (None, e));
+        let first = || self.field(records, sample).map_err(|e| (None, e));
         match &self.what {
             What::Numbers { numbers, row } => {
                 self.numbers(records, sample, numbers, *row).map_err(|e| (None, e))
@@ -124,7 +124,7 @@ impl Step {
 
     /// Looks at a sample's file without decoding it.
     pub(super) fn check(&self, records: &dyn Records, sample: usize) -> Result<(), Failure> {
-        let raw = self.field(records, sample, 0).map_err(|e| (None, e))?;
+        let raw = self.field(records, sample).map_err(|e| (None, e))?;
         let Some(path) = self.path(&raw) else { return Ok(()) };
         let checked = match &self.what {
             What::Audio(audio) => sound::check(&path).and_then(|rate| same_rate(audio, rate)),
@@ -133,8 +133,8 @@ impl Step {
         checked.map_err(|what| (Some(path), what))
     }
 
-    fn field(&self, records: &dyn Records, sample: usize, at: usize) -> Result<Raw, String> {
-        let source = self.sources.get(at).ok_or("has no source")?;
+    fn field(&self, records: &dyn Records, sample: usize) -> Result<Raw, String> {
+        let source = self.sources.first().ok_or("has no source")?;
         records.get(sample, source)
     }
 
@@ -154,15 +154,15 @@ impl Step {
         row: bool,
     ) -> Result<Item, String> {
         let (mut shape, mut values) = if numbers.columns.is_some() {
-            let mut values = Vec::with_capacity(self.sources.len());
-            for at in 0..self.sources.len() {
-                let column = |e| format!("column \"{}\": {e}", self.sources[at]);
-                let raw = self.field(records, sample, at)?;
+            let row = records.get_all(sample, &self.sources)?;
+            let mut values = Vec::with_capacity(row.len());
+            for (raw, source) in row.into_iter().zip(&self.sources) {
+                let column = |e| format!("column \"{source}\": {e}");
                 values.extend(parsed(raw).map_err(column)?.1);
             }
             (vec![values.len()], values)
         } else {
-            parsed(self.field(records, sample, 0)?)?
+            parsed(self.field(records, sample)?)?
         };
         if let Some(wanted) = &numbers.shape {
             let elements = wanted.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
