@@ -1,26 +1,49 @@
-//! Samples from an `.npz`: arrays named after the model's inputs, first axis samples, and optionally
-//! `labels`.
+//! Samples of a model's inputs: `.npz`, `.npy`, `.safetensors`, folders of images or sound, `.wav`,
+//! `.csv` and `.jsonl`, with a declarative preprocessing file ([`prepare`]) where a model does not take
+//! what the file holds.
 //!
 //! Everything comes from outside: a file is read within named limits, every array is checked against
 //! the model's input (name, element type, shape, finite numbers), and each error names file and array.
 //! An array of the input's own rank has its samples along the first axis, which the model must leave
 //! free or fix at 1; an array with one more axis holds one whole input per sample.
+//!
+//! Only `.npz`, whose arrays are compressed as wholes, is kept in memory. Everything else is read sample
+//! by sample: what is checked when the data is opened is its structure and whatever can be checked
+//! without decoding images and sound, whose pixels are checked when they are read.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
+pub(crate) mod folder;
+pub(crate) mod image;
+pub(crate) mod npy;
+pub(crate) mod npz;
+pub mod prepare;
+pub(crate) mod records;
+pub(crate) mod resize;
+pub(crate) mod safetensors;
+pub(crate) mod series;
+pub(crate) mod sound;
+pub(crate) mod table;
+pub mod wordpiece;
+
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use runtime::{ElementType, IoSpec, Tensor};
+use runtime::{ElementType, ErrorKind, IoSpec, Tensor};
+
+pub use self::series::Array;
+use self::series::{Feed, Series};
 
 /// The most bytes all arrays of one file may unpack to.
 pub const MAX_DATA_BYTES: u64 = 4 << 30;
 /// The most arrays in one file.
 pub const MAX_ARRAYS: usize = 256;
-/// The longest header of one array.
-pub const MAX_HEADER_BYTES: usize = 64 << 10;
+/// The most samples of one set.
+pub const MAX_SAMPLES: usize = 10_000_000;
+/// The most elements of one prepared sample of one input.
+pub const MAX_SAMPLE_ELEMENTS: usize = 256 << 20;
 /// Name of the optional array of class indices.
 pub const LABELS: &str = "labels";
+
+pub use self::npy::MAX_HEADER_BYTES;
 
 /// Why samples cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -40,12 +63,31 @@ pub enum Problem {
     Read(std::io::Error),
     #[error("is no readable .npz (a zip of .npy arrays), or is cut short: {0}")]
     Container(String),
+    #[error("{0}")]
+    Format(String),
+    #[error(
+        "is of no format that is read (.npz, .npy, .safetensors, .wav, .csv, .jsonl, or a folder of \
+         images or .wav files; .toml for a preprocessing file that names its data)"
+    )]
+    UnknownFormat,
+    #[error("the preprocessing {file}: {what}", file = .file.display())]
+    Preprocess { file: PathBuf, what: String },
+    #[error(
+        "holds {holds}, and what the model takes of it has to be said: write a preprocessing file and \
+         give it as the data, such as:\n{example}"
+    )]
+    NeedsPreprocess { holds: &'static str, example: String },
+    #[error("input \"{input}\" of sample {sample}{place}: {what}", place = place(.file))]
+    Sample { input: String, sample: usize, file: Option<PathBuf>, what: String },
     #[error("array \"{array}\": {what}")]
     Array { array: String, what: String },
+    #[error("the model takes no inputs")]
+    NoInputs,
     #[error("has no array for the model's input \"{input}\"; it holds {}", list(.present))]
     MissingInput { input: String, present: Vec<String> },
     #[error(
-        "array \"{array}\" is {found}, the model's input wants {wanted}; convert it with .astype"
+        "array \"{array}\" is {found}, the model's input wants {wanted}; convert it with .astype, or by \
+         a preprocessing file"
     )]
     WrongType { array: String, found: String, wanted: String },
     #[error(
@@ -56,6 +98,8 @@ pub enum Problem {
     NotFinite { array: String, value: String, sample: usize },
     #[error("array \"{array}\" holds no samples")]
     Empty { array: String },
+    #[error("holds no samples")]
+    NoSamples,
     #[error("has {samples} samples; at least {wanted} are needed to keep some apart for judging")]
     TooFew { samples: usize, wanted: usize },
     #[error(
@@ -76,79 +120,112 @@ fn list(names: &[String]) -> String {
     quoted.join(", ")
 }
 
-/// One array as stored, C order.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Array {
-    /// Element type.
-    pub dtype: ElementType,
-    /// Extents; samples first.
-    pub shape: Vec<usize>,
-    /// Little-endian elements.
-    pub data: Vec<u8>,
+fn place(file: &Option<PathBuf>) -> String {
+    file.as_ref().map_or_else(String::new, |file| format!(", {}", file.display()))
 }
 
-/// Checked samples of a model's inputs, in memory.
+/// Samples of a model's inputs, checked when they are opened.
 #[derive(Debug, Clone)]
 pub struct Dataset {
     file: PathBuf,
-    samples: usize,
-    inputs: Vec<InputArray>,
+    /// Which samples of the feeds these are, in order.
+    picks: Vec<usize>,
+    inputs: Vec<Input>,
     labels: Option<Vec<i64>>,
+    texts: Option<Vec<String>>,
     digest: bundle::Digest,
 }
 
 #[derive(Debug, Clone)]
-struct InputArray {
+struct Input {
     name: String,
-    array: Array,
+    dtype: ElementType,
     /// Shape of one sample without the batch axis.
     item: Vec<usize>,
     /// Whether several samples can go in along the first axis.
     batchable: bool,
     /// Whether the first axis of the array is the model's own first axis.
     own_axis: bool,
+    feed: Arc<dyn Feed>,
+}
+
+/// What an opened file gives, before it is checked against the model.
+pub(crate) struct Opened {
+    /// One series per input that it can serve.
+    pub(crate) series: Vec<(String, Series)>,
+    pub(crate) labels: Option<Vec<i64>>,
+    pub(crate) texts: Option<Vec<String>>,
+    pub(crate) digest: bundle::Digest,
 }
 
 impl Dataset {
-    /// Reads `file` and checks it against `specs`.
+    /// Opens a file whose arrays (or fields) are named after the model's inputs, or a preprocessing file
+    /// (`.toml`) that names its data, and checks it against `specs`.
     ///
     /// # Errors
     /// See [`Problem`].
     pub fn load(file: &Path, specs: &[IoSpec]) -> Result<Self, DataError> {
-        let fail = |problem| DataError { file: file.to_path_buf(), problem };
-        let digest = bundle::Digest::of_file(file)
-            .map_err(|e| fail(Problem::Read(std::io::Error::other(e.to_string()))))?;
-        let arrays = read_npz(file).map_err(fail)?;
-        Self::check(file, arrays, specs, digest).map_err(fail)
+        let described = file.extension().is_some_and(|e| e.eq_ignore_ascii_case("toml"));
+        if described {
+            let fail = |problem| DataError { file: file.to_path_buf(), problem };
+            let data = prepare::described(file).map_err(fail)?;
+            return Self::load_prepared(&data, file, specs);
+        }
+        Self::opened(file, records::open_plain(file, specs), specs)
     }
 
-    fn check(
+    /// Opens a file, or a folder of files, whose samples are made into the model's inputs as a
+    /// preprocessing file says.
+    ///
+    /// # Errors
+    /// See [`Problem`].
+    pub fn load_prepared(
         file: &Path,
-        mut arrays: BTreeMap<String, Array>,
+        preprocess: &Path,
         specs: &[IoSpec],
-        digest: bundle::Digest,
-    ) -> Result<Self, Problem> {
-        let present: Vec<String> = arrays.keys().cloned().collect();
-        let mut inputs: Vec<InputArray> = Vec::with_capacity(specs.len());
+    ) -> Result<Self, DataError> {
+        Self::opened(file, prepare::open(file, preprocess, specs), specs)
+    }
+
+    fn opened(
+        file: &Path,
+        opened: Result<Opened, Problem>,
+        specs: &[IoSpec],
+    ) -> Result<Self, DataError> {
+        opened
+            .and_then(|opened| Self::check(file, opened, specs))
+            .map_err(|problem| DataError { file: file.to_path_buf(), problem })
+    }
+
+    fn check(file: &Path, mut opened: Opened, specs: &[IoSpec]) -> Result<Self, Problem> {
+        let present: Vec<String> = opened.series.iter().map(|(name, _)| name.clone()).collect();
+        let mut inputs: Vec<Input> = Vec::with_capacity(specs.len());
+        let mut first: Option<(String, usize)> = None;
         for spec in specs {
-            let array = arrays.remove(&spec.name).ok_or_else(|| Problem::MissingInput {
+            let at = opened.series.iter().position(|(name, _)| *name == spec.name);
+            let at = at.ok_or_else(|| Problem::MissingInput {
                 input: spec.name.clone(),
                 present: present.clone(),
             })?;
-            inputs.push(check_input(spec, array)?);
+            let series = opened.series.swap_remove(at).1;
+            let samples = series.shape.first().copied().unwrap_or(0);
+            inputs.push(check_input(spec, series)?);
+            let (name, wanted) = first.get_or_insert((spec.name.clone(), samples));
+            same_count(&spec.name, samples, name, *wanted)?;
         }
-        let Some(first) = inputs.first() else {
-            return Err(Problem::Container("the model takes no inputs".into()));
-        };
-        let samples = first.array.shape[0];
-        for other in &inputs[1..] {
-            same_count(&other.name, other.array.shape[0], &first.name, samples)?;
+        let (first, samples) = first.ok_or(Problem::NoInputs)?;
+        limit("number of samples", samples as u64, "MAX_SAMPLES", MAX_SAMPLES as u64)?;
+        if let Some(labels) = &opened.labels {
+            same_count(LABELS, labels.len(), &first, samples)?;
         }
-        let labels = arrays.remove(LABELS).map(read_labels).transpose()?;
-        if let Some(labels) = &labels {
-            same_count(LABELS, labels.len(), &first.name, samples)?;
-        }
-        Ok(Self { file: file.to_path_buf(), samples, inputs, labels, digest })
+        Ok(Self {
+            file: file.to_path_buf(),
+            picks: (0..samples).collect(),
+            inputs,
+            labels: opened.labels,
+            texts: opened.texts,
+            digest: opened.digest,
+        })
     }
 
     /// Every `every`-th sample apart from the others, for judging on what was not fitted: `(others, held out)`.
@@ -157,55 +234,54 @@ impl Dataset {
     /// There are fewer than `every` samples, so that one side would be empty.
     pub fn hold_out(self, every: usize) -> Result<(Self, Self), DataError> {
         let (heldout, others): (Vec<usize>, Vec<usize>) =
-            (0..self.samples).partition(|sample| sample % every == every - 1);
+            (0..self.len()).partition(|sample| sample % every == every - 1);
         if heldout.is_empty() || others.is_empty() {
-            let problem = Problem::TooFew { samples: self.samples, wanted: every.max(2) };
+            let problem = Problem::TooFew { samples: self.len(), wanted: every.max(2) };
             return Err(DataError { file: self.file, problem });
         }
         Ok((self.select(&others), self.select(&heldout)))
     }
 
     fn select(&self, samples: &[usize]) -> Self {
-        let narrow = |input: &InputArray| {
-            let mut input = input.clone();
-            let stride = input.array.data.len() / self.samples;
-            let rows = samples.iter().flat_map(|i| &input.array.data[i * stride..(i + 1) * stride]);
-            input.array.data = rows.copied().collect();
-            input.array.shape[0] = samples.len();
-            input
-        };
         Self {
             file: self.file.clone(),
-            samples: samples.len(),
-            inputs: self.inputs.iter().map(narrow).collect(),
+            picks: samples.iter().map(|i| self.picks[*i]).collect(),
+            inputs: self.inputs.clone(),
             labels: self.labels.as_ref().map(|l| samples.iter().map(|i| l[*i]).collect()),
+            texts: self.texts.as_ref().map(|t| samples.iter().map(|i| t[*i].clone()).collect()),
             digest: self.digest,
         }
     }
 
     /// Number of samples, at least 1.
     pub fn len(&self) -> usize {
-        self.samples
+        self.picks.len()
     }
 
-    /// Never true: an empty set is refused when it is read.
+    /// Never true: an empty set is refused when it is opened.
     pub fn is_empty(&self) -> bool {
-        self.samples == 0
+        self.picks.is_empty()
     }
 
-    /// The file it came from.
+    /// The file or folder it came from.
     pub fn file(&self) -> &Path {
         &self.file
     }
 
-    /// Digest of the file.
+    /// Digest of the file; of a folder, of its files' names and digests; with preprocessing, of that
+    /// file and of what both name as well.
     pub fn digest(&self) -> bundle::Digest {
         self.digest
     }
 
-    /// Class index of each sample, where the file has them.
+    /// Class index of each sample, where the data has them.
     pub fn labels(&self) -> Option<&[i64]> {
         self.labels.as_deref()
+    }
+
+    /// Text of each sample, where a preprocessing file names them.
+    pub fn texts(&self) -> Option<&[String]> {
+        self.texts.as_deref()
     }
 
     /// Whether more than one sample can be run at once.
@@ -216,8 +292,9 @@ impl Dataset {
     /// The inputs of samples `at`, which must not be empty; more than one only if [`Self::batchable`].
     ///
     /// # Errors
-    /// The samples do not make a tensor, which only happens when more than one is asked of a set
-    /// that cannot be batched.
+    /// A sample cannot be read any more or turns out damaged (kind [`ErrorKind::Input`]), or the samples
+    /// do not make a tensor, which only happens when more than one is asked of a set that cannot be
+    /// batched.
     pub fn batch(&self, at: &[usize]) -> Result<Vec<(String, Tensor)>, runtime::EngineError> {
         self.inputs
             .iter()
@@ -226,13 +303,15 @@ impl Dataset {
                 if input.own_axis {
                     shape.insert(0, at.len());
                 }
-                let stride = input.array.data.len() / self.samples;
-                let data = at
-                    .iter()
-                    .flat_map(|i| &input.array.data[i * stride..(i + 1) * stride])
-                    .copied()
-                    .collect();
-                Tensor::new(input.array.dtype, shape, data).map(|t| (input.name.clone(), t))
+                let stride = series::byte_len(input.dtype, &input.item).unwrap_or_default();
+                let mut data = Vec::with_capacity(stride.saturating_mul(at.len()));
+                for sample in at {
+                    input.feed.read(self.picks[*sample], &mut data).map_err(|problem| {
+                        let text = format!("{}: {problem}", self.file.display());
+                        runtime::EngineError::new(ErrorKind::Input, text)
+                    })?;
+                }
+                Tensor::new(input.dtype, shape, data).map(|t| (input.name.clone(), t))
             })
             .collect()
     }
@@ -240,7 +319,7 @@ impl Dataset {
     /// Groups of up to `batch` neighbouring samples that cover `range` in order.
     pub fn batches(&self, range: std::ops::Range<usize>, batch: usize) -> Vec<Vec<usize>> {
         let size = if self.batchable() { batch.max(1) } else { 1 };
-        let all: Vec<usize> = (range.start..range.end.min(self.samples)).collect();
+        let all: Vec<usize> = (range.start..range.end.min(self.len())).collect();
         all.chunks(size).map(<[usize]>::to_vec).collect()
     }
 }
@@ -252,12 +331,12 @@ fn same_count(array: &str, found: usize, other: &str, wanted: usize) -> Result<(
     Err(Problem::SampleCount { array: array.to_owned(), found, other: other.to_owned(), wanted })
 }
 
-fn check_input(spec: &IoSpec, array: Array) -> Result<InputArray, Problem> {
+fn check_input(spec: &IoSpec, series: Series) -> Result<Input, Problem> {
     let name = spec.name.clone();
-    if array.dtype != spec.dtype {
+    if series.dtype != spec.dtype {
         return Err(Problem::WrongType {
             array: name,
-            found: array.dtype.to_string(),
+            found: series.dtype.to_string(),
             wanted: spec.dtype.to_string(),
         });
     }
@@ -266,20 +345,27 @@ fn check_input(spec: &IoSpec, array: Array) -> Result<InputArray, Problem> {
     };
     let free = spec.dims.first().is_some_and(Option::is_none);
     let single = spec.dims.first() == Some(&Some(1));
-    let item = array.shape.get(1..).unwrap_or(&[]).to_vec();
+    let item = series.shape.get(1..).unwrap_or(&[]).to_vec();
     let own_axis = (free || single) && fits(&item, spec.dims.get(1..).unwrap_or(&[]));
-    if array.shape.is_empty() || !(own_axis || fits(&item, &spec.dims)) {
+    if series.shape.is_empty() || !(own_axis || fits(&item, &spec.dims)) {
         return Err(Problem::WrongShape {
             array: name,
-            found: array.shape,
+            found: series.shape,
             wanted: dims_text(&spec.dims),
         });
     }
-    if array.shape.contains(&0) {
+    if series.shape.contains(&0) {
         return Err(Problem::Empty { array: name });
     }
-    finite(&name, &array)?;
-    Ok(InputArray { name, array, item, batchable: own_axis && free, own_axis })
+    series.feed.check(&name)?;
+    Ok(Input {
+        name,
+        dtype: series.dtype,
+        item,
+        batchable: own_axis && free,
+        own_axis,
+        feed: series.feed,
+    })
 }
 
 fn dims_text(dims: &[Option<usize>]) -> String {
@@ -288,190 +374,29 @@ fn dims_text(dims: &[Option<usize>]) -> String {
     format!("[{}]", dims.join(", "))
 }
 
-fn finite(name: &str, array: &Array) -> Result<(), Problem> {
-    let bad = match array.dtype {
-        ElementType::F32 => array
-            .data
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|b| f64::from(f32::from_le_bytes(*b)))
-            .enumerate()
-            .find(|(_, v)| !v.is_finite()),
-        ElementType::F64 => array
-            .data
-            .as_chunks::<8>()
-            .0
-            .iter()
-            .map(|b| f64::from_le_bytes(*b))
-            .enumerate()
-            .find(|(_, v)| !v.is_finite()),
-        _ => None,
-    };
-    let per_sample = array.shape.iter().skip(1).product::<usize>().max(1);
-    match bad {
-        None => Ok(()),
-        Some((at, value)) => Err(Problem::NotFinite {
-            array: name.to_owned(),
-            value: value.to_string(),
-            sample: at / per_sample,
-        }),
-    }
-}
-
-fn read_labels(array: Array) -> Result<Vec<i64>, Problem> {
-    let wrong = |what: &str| Problem::Array { array: LABELS.into(), what: what.into() };
-    if array.shape.len() != 1 {
-        return Err(wrong("labels are one class index per sample, a single axis"));
-    }
-    macro_rules! ints {
-        ($t:ty, $n:literal) => {
-            array
-                .data
-                .as_chunks::<$n>()
-                .0
-                .iter()
-                .map(|b| i64::from(<$t>::from_le_bytes(*b)))
-                .collect()
-        };
-    }
-    Ok(match array.dtype {
-        ElementType::I8 => ints!(i8, 1),
-        ElementType::U8 => ints!(u8, 1),
-        ElementType::I16 => ints!(i16, 2),
-        ElementType::U16 => ints!(u16, 2),
-        ElementType::I32 => ints!(i32, 4),
-        ElementType::U32 => ints!(u32, 4),
-        ElementType::I64 => ints!(i64, 8),
-        _ => return Err(wrong("labels are class indices of an integer type")),
-    })
-}
-
-/// Reads every array of an `.npz`.
-fn read_npz(file: &Path) -> Result<BTreeMap<String, Array>, Problem> {
-    let handle = File::open(file).map_err(Problem::Read)?;
-    let mut zip = zip::ZipArchive::new(handle).map_err(|e| Problem::Container(e.to_string()))?;
-    limit("number of arrays", zip.len() as u64, "MAX_ARRAYS", MAX_ARRAYS as u64)?;
-    let mut arrays = BTreeMap::new();
-    let mut total = 0u64;
-    for at in 0..zip.len() {
-        let entry = zip.by_index(at).map_err(|e| Problem::Container(e.to_string()))?;
-        let name = entry.name().map_err(|e| Problem::Container(e.to_string()))?.into_owned();
-        let Some(array) = name.strip_suffix(".npy") else {
-            return Err(Problem::Container(format!("it holds \"{name}\", which is no .npy")));
-        };
-        total = total.saturating_add(entry.size());
-        limit("size of the arrays in bytes", total, "MAX_DATA_BYTES", MAX_DATA_BYTES)?;
-        let size = entry.size();
-        let read = read_npy(entry.take(size), size)
-            .map_err(|what| Problem::Array { array: array.to_owned(), what })?;
-        arrays.insert(array.to_owned(), read);
-    }
-    Ok(arrays)
-}
-
-fn limit(what: &str, found: u64, limit: &'static str, allowed: u64) -> Result<(), Problem> {
+pub(crate) fn limit(
+    what: &str,
+    found: u64,
+    limit: &'static str,
+    allowed: u64,
+) -> Result<(), Problem> {
     if found <= allowed {
         return Ok(());
     }
     Err(Problem::Limit { what: what.into(), found, limit, allowed })
 }
 
-/// Reads one array of `size` bytes in all, by NumPy's format specification (NEP 1): magic, version,
-/// header length, a Python dictionary, elements.
-fn read_npy(mut reader: impl Read, size: u64) -> Result<Array, String> {
-    let cut = |e: std::io::Error| format!("is cut short or damaged: {e}");
-    let mut start = [0u8; 8];
-    reader.read_exact(&mut start).map_err(cut)?;
-    if &start[..6] != b"\x93NUMPY" {
-        return Err("is no .npy: it does not begin with the NumPy magic".into());
-    }
-    let header_len = match start[6] {
-        1 => {
-            let mut len = [0u8; 2];
-            reader.read_exact(&mut len).map_err(cut)?;
-            usize::from(u16::from_le_bytes(len))
-        }
-        2 | 3 => {
-            let mut len = [0u8; 4];
-            reader.read_exact(&mut len).map_err(cut)?;
-            u32::from_le_bytes(len) as usize
-        }
-        other => return Err(format!("has .npy version {other}; versions 1 to 3 are read")),
-    };
-    if header_len > MAX_HEADER_BYTES {
-        return Err(format!(
-            "has a header of {header_len} bytes, more than MAX_HEADER_BYTES = {MAX_HEADER_BYTES}"
-        ));
-    }
-    let mut header = vec![0u8; header_len];
-    reader.read_exact(&mut header).map_err(cut)?;
-    let header = String::from_utf8(header).map_err(|_| "has a header that is no text")?;
-    let (dtype, shape) = parse_header(&header)?;
-    let bytes = shape
-        .iter()
-        .try_fold(dtype.size().unwrap_or(1), |n, d| n.checked_mul(*d))
-        .filter(|n| *n as u64 <= size)
-        .ok_or_else(|| {
-            format!("claims shape {shape:?} of {dtype}, more than the {size} bytes it has")
-        })?;
-    let mut data = vec![0u8; bytes];
-    reader.read_exact(&mut data).map_err(cut)?;
-    if reader.read(&mut [0u8]).map_err(cut)? != 0 {
-        return Err(format!("has more elements than its shape {shape:?}"));
-    }
-    Ok(Array { dtype, shape, data })
-}
-
-/// The element type and shape out of `{'descr': '<i4', 'fortran_order': False, 'shape': (512, 2048), }`.
-fn parse_header(header: &str) -> Result<(ElementType, Vec<usize>), String> {
-    let after = |key: &str| {
-        header
-            .split_once(&format!("'{key}':"))
-            .map(|(_, rest)| rest.trim_start())
-            .ok_or_else(|| format!("has no '{key}' in its header"))
-    };
-    let descr = after("descr")?
-        .strip_prefix('\'')
-        .and_then(|rest| rest.split_once('\''))
-        .map(|(descr, _)| descr)
-        .ok_or("has a structured element type, which no model input takes")?;
-    if !after("fortran_order")?.starts_with("False") {
-        return Err("is in Fortran order; store it with numpy.ascontiguousarray".into());
-    }
-    let dims = after("shape")?
-        .strip_prefix('(')
-        .and_then(|rest| rest.split_once(')'))
-        .map(|(dims, _)| dims)
-        .ok_or("has no readable shape in its header")?;
-    let shape = dims
-        .split(',')
-        .map(str::trim)
-        .filter(|d| !d.is_empty())
-        .map(|d| d.parse().map_err(|_| format!("has \"{d}\" in its shape")))
-        .collect::<Result<Vec<usize>, String>>()?;
-    Ok((element_type(descr)?, shape))
-}
-
-fn element_type(descr: &str) -> Result<ElementType, String> {
-    Ok(match descr {
-        "<f4" => ElementType::F32,
-        "<f8" => ElementType::F64,
-        "<f2" => ElementType::F16,
-        "|i1" => ElementType::I8,
-        "<i2" => ElementType::I16,
-        "<i4" => ElementType::I32,
-        "<i8" => ElementType::I64,
-        "|u1" => ElementType::U8,
-        "<u2" => ElementType::U16,
-        "<u4" => ElementType::U32,
-        "<u8" => ElementType::U64,
-        "|b1" => ElementType::Bool,
-        other => return Err(format!("has element type {other}, which cannot be read")),
-    })
+/// Digest of a file, as a problem of the data.
+pub(crate) fn file_digest(file: &Path) -> Result<bundle::Digest, Problem> {
+    bundle::Digest::of_file(file).map_err(|e| Problem::Read(std::io::Error::other(e.to_string())))
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 #[path = "data_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "data_formats_tests.rs"]
+mod formats_tests;

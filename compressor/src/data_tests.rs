@@ -4,6 +4,7 @@ use ndarray::{Array1, Array2, Array3, ArrayD, Dimension};
 use ndarray_npy::{WritableElement, WriteNpyExt};
 use proptest::prelude::*;
 
+use super::npy::read_npy;
 use super::*;
 
 fn npy<T: WritableElement + Clone, D: Dimension>(array: &ndarray::Array<T, D>) -> Vec<u8> {

@@ -3,7 +3,8 @@
 //! The stages, in the order in which [`pipeline`] runs them: read the data ([`data`]), observe the
 //! model on it ([`calibrate`]), rate units ([`score`]), write a [`plan`], apply it (cut, repair by [`rescale`] and
 //! [`refit`], [`quantize`]), judge ([`quality`], [`latency`], [`memory`]), choose ([`search`]), and write the bundle
-//! with its report ([`report`]).
+//! with its report ([`report`]). Metrics of a task ([`metric`]) and the tests that compare two models by them ([`stats`])
+//! know no stage.
 //!
 //! Invariants:
 //! 1. Deciding and doing are apart: a [`plan::Plan`] is data, and one function applies it: for every candidate of a
@@ -19,6 +20,7 @@ pub mod data;
 pub mod error;
 pub mod latency;
 pub mod memory;
+pub mod metric;
 pub mod pipeline;
 pub mod plan;
 pub mod quality;
@@ -29,5 +31,6 @@ pub mod rescale;
 pub mod score;
 pub mod search;
 pub mod serve;
+pub mod stats;
 
 pub use error::CompressError;

@@ -392,6 +392,18 @@ pub fn unit_lengths(answer: &Answer, axis: usize) -> bool {
     all
 }
 
+/// Probabilities agree on the same side of one half, other numbers within [`REGRESSION_TOLERANCE`].
+pub(crate) fn scalars_agree(original: &[f32], candidate: &[f32]) -> bool {
+    let (Some(&a), Some(&b)) = (original.first(), candidate.first()) else {
+        return false;
+    };
+    let probability = |v: f32| (0.0..=1.0).contains(&v);
+    if probability(a) && probability(b) {
+        return (a >= 0.5) == (b >= 0.5);
+    }
+    f64::from((a - b).abs()) <= REGRESSION_TOLERANCE * f64::from(a.abs().max(b.abs()))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

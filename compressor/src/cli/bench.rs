@@ -16,9 +16,12 @@ use crate::data::Dataset;
 pub struct Args {
     /// The model.
     model: PathBuf,
-    /// Samples (`.npz`) of which the first is run; without it zeros, and 1 for every free dimension.
+    /// Samples of which the first is run (see docs/data.md); without it zeros, and 1 for every free dimension.
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
+    /// How the model's inputs are made of the samples.
+    #[arg(long, value_name = "FILE", requires = "data")]
+    preprocess: Option<PathBuf>,
     /// Timed runs.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     runs: u32,
@@ -38,9 +41,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let options = LoadOptions { batch: Some(1), ..LoadOptions::default() };
     let mut session =
         engine.load(&args.model, &options).with_context(|| format!("{}", args.model.display()))?;
-    let inputs = match &args.data {
-        Some(file) => Dataset::load(file, session.inputs())?.batch(&[0])?,
-        None => session.inputs().iter().map(zeros).collect::<anyhow::Result<_>>()?,
+    let inputs = match (&args.data, &args.preprocess) {
+        (Some(file), Some(preprocess)) => {
+            Dataset::load_prepared(file, preprocess, session.inputs())?.batch(&[0])?
+        }
+        (Some(file), None) => Dataset::load(file, session.inputs())?.batch(&[0])?,
+        (None, _) => session.inputs().iter().map(zeros).collect::<anyhow::Result<_>>()?,
     };
     let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
     let stats = runtime::measure::latency(

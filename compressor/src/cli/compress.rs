@@ -23,7 +23,7 @@ pub struct Args {
     /// Folder to write: a bundle with its report. It must not exist.
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Calibration samples (`.npz`, arrays named after the model's inputs).
+    /// Calibration samples: arrays named after the model's inputs, or a preprocessing file (docs/data.md).
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Held-out samples that judge; without them every fourth of the calibration samples is kept apart.

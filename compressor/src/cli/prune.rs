@@ -54,7 +54,7 @@ pub struct Args {
     /// Share of units to keep in every group, rounded up to what engines like.
     #[arg(long, value_name = "SHARE", value_parser = share)]
     ratio: f64,
-    /// Calibration samples (`.npz`, arrays named after the model's inputs).
+    /// Calibration samples: arrays named after the model's inputs, or a preprocessing file (docs/data.md).
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// How units are rated: auto (activation where there are samples, else magnitude), magnitude (L2 norm of a unit's

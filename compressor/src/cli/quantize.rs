@@ -35,7 +35,7 @@ pub struct Args {
     /// Where the quantized model is written.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Samples that judge (`.npz`, arrays named after the model's inputs).
+    /// Samples that judge: arrays named after the model's inputs, or a preprocessing file (docs/data.md).
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// auto (what is measured fastest), dynamic-int8 (activations are quantized as they come) or int8 (weights
