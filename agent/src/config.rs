@@ -65,6 +65,9 @@ pub struct Config {
     pub power: PowerConfig,
     /// The prefix of `/proc` and `/sys`.
     pub sys_root: PathBuf,
+    /// Where tests say which install states to hold in; packaged builds have no such key.
+    #[cfg(debug_assertions)]
+    pub hold_dir: Option<PathBuf>,
 }
 
 /// Who the device is.
@@ -89,6 +92,8 @@ pub struct ServeConfig {
     pub queue_depth: usize,
     /// The largest request body.
     pub max_request_bytes: usize,
+    /// The most bytes that requests take together.
+    pub max_buffered_bytes: usize,
     /// How long a request may take in all.
     pub request_deadline: Duration,
     /// How long the end of the service waits for requests at hand.
@@ -222,6 +227,8 @@ fn read(r: &mut Reader) -> Option<Config> {
     let install = install(r);
     let power = power(r);
     let sys_root = r.path("sys.root").unwrap_or_else(|| PathBuf::from("/"));
+    #[cfg(debug_assertions)]
+    let hold_dir = r.path("test.hold_dir");
     Some(Config {
         device: device?,
         state_dir: state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/espalier")),
@@ -236,6 +243,8 @@ fn read(r: &mut Reader) -> Option<Config> {
         install,
         power,
         sys_root,
+        #[cfg(debug_assertions)]
+        hold_dir,
     })
 }
 
@@ -264,6 +273,14 @@ fn engine(r: &mut Reader) -> Option<EngineOptions> {
 fn serve(r: &mut Reader) -> ServeConfig {
     let http = r.string("serve.http").filter(|text| !text.is_empty());
     let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let max_request_bytes = r.integer("serve.max_request_bytes", 16 << 20, 1024..=1 << 30);
+    let max_buffered_bytes = r.integer("serve.max_buffered_bytes", 64 << 20, 1024..=1 << 32);
+    if max_buffered_bytes < max_request_bytes {
+        let wrong: Result<(), String> = Err(format!(
+            "no request of serve.max_request_bytes = {max_request_bytes} fits into it"
+        ));
+        r.check("serve.max_buffered_bytes", wrong);
+    }
     ServeConfig {
         http: http.and_then(|text| {
             let parsed = text.parse::<SocketAddr>();
@@ -271,7 +288,8 @@ fn serve(r: &mut Reader) -> ServeConfig {
         }),
         unix: r.path("serve.unix"),
         queue_depth: size(r.integer("serve.queue_depth", 64, 1..=65_536)),
-        max_request_bytes: size(r.integer("serve.max_request_bytes", 16 << 20, 1024..=1 << 30)),
+        max_request_bytes: size(max_request_bytes),
+        max_buffered_bytes: size(max_buffered_bytes),
         request_deadline: r.millis("serve.request_deadline_ms", 30_000, 1..=3_600_000),
         drain_deadline: r.millis("serve.drain_deadline_ms", 10_000, 0..=600_000),
     }
@@ -383,8 +401,10 @@ fn power(r: &mut Reader) -> PowerConfig {
     config
 }
 
-/// The folder of configuration pieces beside a file.
-fn pieces(file: &Path) -> PathBuf {
+/// The folder of configuration pieces beside a file: every `*.toml` in it is read after the file, in
+/// order of name.
+#[must_use]
+pub fn pieces(file: &Path) -> PathBuf {
     file.parent().unwrap_or(Path::new(".")).join("conf.d")
 }
 

@@ -56,7 +56,10 @@ pub struct Core {
     live: BTreeMap<String, Live>,
     connected: bool,
     offline_reason: Option<String>,
+    /// Why the broker passes no offers and commands on, if it refuses to.
+    deaf: Option<String>,
     told_state: Option<(DeviceState, Option<String>)>,
+    throttled_since: Option<Millis>,
     commands: VecDeque<String>,
     ending: bool,
     out: Vec<Effect>,
@@ -79,7 +82,9 @@ impl Core {
             durable,
             connected: false,
             offline_reason: None,
+            deaf: None,
             told_state: None,
+            throttled_since: None,
             commands: VecDeque::new(),
             ending: false,
             out: Vec::new(),
@@ -100,6 +105,7 @@ impl Core {
             Event::Tick => self.on_tick(now),
             Event::Connected => self.on_connected(),
             Event::Disconnected { reason } => self.on_disconnected(reason),
+            Event::Subscribed { refused } => self.deaf = refused,
             Event::Offer(offer) => self.on_offer(now, offer),
             Event::Command { command, unix_ms } => self.on_command(now, &command, unix_ms),
             Event::Window(facts) => self.on_window(now, &facts),
@@ -112,6 +118,8 @@ impl Core {
                 self.on_activate_failed(now, &model, &digest, &failure)
             }
             Event::WorkerDied { model, reason } => self.on_worker_died(now, &model, &reason),
+            Event::RestartFailed { model, reason } => self.on_restart_failed(&model, &reason),
+            Event::WorkerRestarted { model } => self.on_worker_restarted(&model),
             Event::SpoolDropped { records, bytes } => self.report_spool_drop(records, bytes),
             Event::BudgetsConfigured(budgets) => self.on_budgets_configured(budgets),
             Event::Shutdown => self.on_shutdown(),
@@ -195,6 +203,7 @@ impl Core {
 
     fn on_connected(&mut self) {
         self.connected = true;
+        self.deaf = None;
         self.offline_reason = None;
         self.told_state = None;
         self.report_birth();
@@ -204,6 +213,7 @@ impl Core {
 
     fn on_disconnected(&mut self, reason: String) {
         self.connected = false;
+        self.deaf = None;
         self.offline_reason = Some(reason);
     }
 

@@ -24,6 +24,8 @@ use tokio::time::Instant;
 use wire::Histogram;
 
 pub use self::error::PlaneError;
+#[cfg(test)]
+pub(crate) use self::fake::ABORT;
 use self::registry::Registry;
 use self::server::Servers;
 
@@ -41,6 +43,7 @@ mod server;
 mod shadow;
 mod window;
 pub mod worker;
+mod write_timeout;
 
 /// How the data plane is set up.
 #[derive(Debug, Clone)]
@@ -59,6 +62,8 @@ pub struct PlaneConfig {
     pub queue_depth: usize,
     /// The largest request body.
     pub max_request_bytes: usize,
+    /// The most bytes that requests take together, as they came and as tensors.
+    pub max_buffered_bytes: usize,
     /// How long a request may take from its arrival to its answer.
     pub request_deadline: Duration,
     /// The folder for sockets, and the workers' working folder; made when missing.
@@ -95,7 +100,7 @@ pub struct ShadowReport {
     pub before: Histogram,
     /// The candidate's compute time on them.
     pub after: Histogram,
-    /// Live requests that were not mirrored because the candidate was behind.
+    /// Live requests that were not mirrored because the candidate was behind, or gone.
     pub dropped: u64,
     /// Requests that the active model answered and the candidate failed.
     pub failures: u64,
@@ -130,6 +135,13 @@ pub enum PlaneEvent {
         /// The model.
         model: String,
         /// Its exit status or signal.
+        reason: String,
+    },
+    /// It cannot be started again; that is tried on and on, with growing waits.
+    RestartFailed {
+        /// The model.
+        model: String,
+        /// Why.
         reason: String,
     },
     /// It is running again.
@@ -229,7 +241,7 @@ impl Plane {
     /// Makes the model that stands by the active one again, and ends the one it replaces.
     ///
     /// # Errors
-    /// Nothing stands by.
+    /// Nothing stands by, or its worker is down.
     pub async fn rollback(&self, name: &str) -> Result<(), PlaneError> {
         self.registry.rollback(name)
     }
@@ -242,6 +254,12 @@ impl Plane {
     /// Ends the worker of the model that stands by, if there is one.
     pub async fn retire_standby(&self, name: &str) {
         self.registry.retire_standby(name).await;
+    }
+
+    /// Whether the active model of that name has a running worker.
+    #[must_use]
+    pub fn is_up(&self, name: &str) -> bool {
+        self.registry.active(name).is_some_and(|instance| instance.down().is_none())
     }
 
     /// What each model did since the last call: one window per model and digest that is active or

@@ -5,6 +5,8 @@
 
 pub mod download;
 pub mod driver;
+#[cfg(debug_assertions)]
+pub mod hold;
 pub mod install;
 pub mod journal;
 pub mod logging;

@@ -47,6 +47,7 @@ impl Rig {
             unix: None,
             queue_depth: 256,
             max_request_bytes: 1 << 20,
+            max_buffered_bytes: 64 << 20,
             request_deadline: PATIENCE,
             run_dir: folder.path().join("run"),
         })
@@ -59,6 +60,7 @@ impl Rig {
         let mut draft = Draft::new("magika", name, Source::Bytes(model));
         draft.inputs = vec![spec("bytes", "INT32", 2048)];
         draft.outputs = vec![spec("target_label", "FP32", 214)];
+        draft.selftest = golden();
         draft.write(&self.folder.path().join(name)).unwrap()
     }
 
@@ -72,6 +74,18 @@ impl Rig {
 
 fn spec(name: &str, dtype: &str, width: i64) -> TensorSpec {
     TensorSpec { name: name.to_owned(), dtype: dtype.to_owned(), dims: vec![-1, width] }
+}
+
+/// Never run here; a bundle must have one.
+fn golden() -> bundle::SelfTest {
+    let output = bundle::NamedTensor {
+        name: "target_label".to_owned(),
+        dtype: "FP32".to_owned(),
+        dims: vec![1],
+        data: vec![0; 4],
+    };
+    let case = bundle::Case { inputs: Vec::new(), outputs: vec![output] };
+    bundle::SelfTest { cases: vec![case], ..bundle::SelfTest::default() }
 }
 
 fn environment(name: &str) -> PathBuf {
@@ -246,6 +260,7 @@ async fn an_engine_library_that_is_not_there_is_named() {
         unix: None,
         queue_depth: 1,
         max_request_bytes: 1,
+        max_buffered_bytes: 1,
         request_deadline: PATIENCE,
         run_dir: folder.path().to_owned(),
     })

@@ -240,16 +240,17 @@ pub struct WorkDir {
 }
 
 impl WorkDir {
-    /// A new folder in the system's temporary folder.
+    /// A new folder in `parent`, or in the system's temporary folder. Its owner's end by a signal leaves it behind:
+    /// a service gives a parent that it clears when it starts.
     ///
     /// # Errors
     /// The folder cannot be made.
-    pub fn new() -> Result<Self, CompressError> {
+    pub fn new(parent: Option<&Path>) -> Result<Self, CompressError> {
         static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let parent = parent.map_or_else(std::env::temp_dir, Path::to_path_buf);
         loop {
             let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let path =
-                std::env::temp_dir().join(format!("espalier-{}-{number}", std::process::id()));
+            let path = parent.join(format!("espalier-{}-{number}", std::process::id()));
             match std::fs::create_dir(&path) {
                 Ok(()) => return Ok(Self { path }),
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}

@@ -6,9 +6,11 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod analyze;
+pub mod apply;
 pub mod bench;
 pub mod common;
 pub mod compress;
+pub mod later;
 pub mod prune;
 pub mod quantize;
 pub mod terminal;
@@ -40,10 +42,24 @@ enum Command {
     Quantize(quantize::Args),
     /// Search for the best model under the budgets and write its bundle and report.
     Compress(compress::Args),
+    /// Apply a plan that was made before: the same source and samples give the same bytes.
+    Apply(apply::Args),
     /// Measure the latency of a model in an engine.
     Bench(bench::Args),
     /// Answer devices' requests for smaller models over MQTT, and serve bundles over HTTP.
     Serve(crate::serve::ServeArgs),
+    #[command(hide = true)]
+    Distill(later::Args),
+    #[command(hide = true)]
+    Compare(later::Args),
+    #[command(hide = true)]
+    Tune(later::Args),
+    #[command(hide = true)]
+    Trust(later::Args),
+    #[command(hide = true)]
+    Data(later::Args),
+    #[command(hide = true)]
+    Job(later::Args),
 }
 
 /// Runs the command line of this process.
@@ -61,8 +77,15 @@ pub fn main() -> ExitCode {
         Command::Prune(args) => prune::run(&args),
         Command::Quantize(args) => quantize::run(&args),
         Command::Compress(args) => compress::run(&args),
+        Command::Apply(args) => apply::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Serve(args) => return crate::serve::run(args),
+        Command::Distill(_) => return later::run("distill"),
+        Command::Compare(_) => return later::run("compare"),
+        Command::Tune(_) => return later::run("tune"),
+        Command::Trust(_) => return later::run("trust"),
+        Command::Data(_) => return later::run("data"),
+        Command::Job(_) => return later::run("job"),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

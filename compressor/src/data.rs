@@ -58,6 +58,10 @@ pub enum Problem {
     Empty { array: String },
     #[error("has {samples} samples; at least {wanted} are needed to keep some apart for judging")]
     TooFew { samples: usize, wanted: usize },
+    #[error(
+        "has {samples} samples; at least {wanted} are needed (MIN_HELDOUT to judge by; HOLD_OUT_EVERY times as many where one file both fits and judges), since on fewer a floor is held or missed by chance"
+    )]
+    TooFewToJudge { samples: usize, wanted: usize },
     #[error("array \"{array}\" has {found} samples where \"{other}\" has {wanted}")]
     SampleCount { array: String, found: usize, other: String, wanted: usize },
     #[error("{what} is {found}, more than {limit} = {allowed}")]

@@ -80,6 +80,17 @@ impl CompressError {
         move |source| Self::Engine { what, source }
     }
 
+    /// The message of an error that concerns one candidate, which is refused for it while the search goes on.
+    ///
+    /// # Errors
+    /// The error itself, where it concerns the whole job.
+    pub fn of_candidate(self) -> Result<String, Self> {
+        match self {
+            Self::Graph { .. } | Self::Engine { .. } => Ok(self.to_string()),
+            other => Err(other),
+        }
+    }
+
     /// An input or output error with its file.
     pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();

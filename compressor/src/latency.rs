@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn the_prediction_scales_the_devices_own_percentile_and_is_modelled() {
         let host = HostLatency::of(&[60.0; 20], &[100.0; 20]);
-        let device = DeviceBaseline { p50_us: 1000, p95_us: 2000 };
+        let device = DeviceBaseline::latency(1000, 2000);
         let estimate = host.predict(&stats(100), Some(device));
         assert!((estimate.value - 1200.0).abs() < 1e-6);
         assert_eq!(estimate.quality, Quality::Modelled);
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_ratio_at_the_limit_predicts_the_budget_less_the_margin() {
-        let device = DeviceBaseline { p50_us: 1000, p95_us: 2000 };
+        let device = DeviceBaseline::latency(1000, 2000);
         let limit = HostLatency::limit(1400, 0.07, &stats(100), Some(device));
         let host = HostLatency::of(&[100.0 * limit; 8], &[100.0; 8]);
         let predicted = host.predict(&stats(100), Some(device)).value;

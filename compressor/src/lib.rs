@@ -1,12 +1,13 @@
 //! Compresses ONNX models towards a device's budgets.
 //!
 //! The stages, in the order in which [`pipeline`] runs them: read the data ([`data`]), observe the
-//! model on it ([`calibrate`]), rate units ([`score`]), write a [`plan`], cut and repair
-//! ([`rescale`], [`refit`]), try integer formats ([`quantize`]), judge ([`quality`], [`latency`]), choose
-//! ([`search`]), and write the bundle with its report ([`report`]).
+//! model on it ([`calibrate`]), rate units ([`score`]), write a [`plan`], apply it (cut, repair by [`rescale`] and
+//! [`refit`], [`quantize`]), judge ([`quality`], [`latency`], [`memory`]), choose ([`search`]), and write the bundle
+//! with its report ([`report`]).
 //!
 //! Invariants:
-//! 1. Deciding and doing are apart: a [`plan::Plan`] is data, and one function applies it.
+//! 1. Deciding and doing are apart: a [`plan::Plan`] is data, and one function applies it: for every candidate of a
+//!    search, and again for a plan that was written down ([`pipeline::single::replay`]).
 //! 2. Nothing is refused silently: a refusal is a value with a reason and reaches the report.
 //! 3. Stages do not see each other; only [`pipeline`] knows them all.
 //! 4. Every number says whether it was measured or modelled.
@@ -17,6 +18,7 @@ pub mod cli;
 pub mod data;
 pub mod error;
 pub mod latency;
+pub mod memory;
 pub mod pipeline;
 pub mod plan;
 pub mod quality;

@@ -4,25 +4,31 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+mod apply;
 mod finish;
 mod hunt;
 mod judge;
+mod kinds;
 mod observe;
 mod repair;
 mod select;
 pub(crate) mod shop;
 pub mod single;
+#[cfg(test)]
+mod testing;
 
 use finish::Label;
 use hunt::Hunt;
+use judge::Answers;
 use shop::{Bench, Shop, Source};
 
 use crate::calibrate::WorkDir;
 use crate::data::Dataset;
 use crate::error::CompressError;
 use crate::latency::HostLatency;
-use crate::plan::{Plan, Refusal, ScoreKind};
-use crate::quality::{QualityReport, Share};
+use crate::memory::{self, Serving};
+use crate::plan::{Plan, RefitStep, Refusal, RescaleStep, ScoreKind};
+use crate::quality::{Compared, QualityReport, Share};
 use crate::report::{self, Story};
 use crate::search::Unreachable;
 
@@ -45,6 +51,8 @@ pub struct OriginalJob {
     pub version: String,
     /// Where the bundle folder is written; it must not exist.
     pub out_dir: PathBuf,
+    /// Where intermediate models are written; the system's temporary folder without it.
+    pub work_dir: Option<PathBuf>,
     /// Seed of everything random.
     pub seed: u64,
 }
@@ -76,6 +84,8 @@ pub struct CompressJob {
     pub version: String,
     /// Where the bundle folder is written; it must not exist.
     pub out_dir: PathBuf,
+    /// Where intermediate models are written; the system's temporary folder without it.
+    pub work_dir: Option<PathBuf>,
     /// Seed of everything random.
     pub seed: u64,
 }
@@ -93,13 +103,45 @@ pub struct Goal {
     pub agreement_min: f64,
 }
 
-/// Latency that a device measured of the model it runs.
+/// What a device measured of the model it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct DeviceBaseline {
     /// Median.
     pub p50_us: u64,
     /// 95th percentile.
     pub p95_us: u64,
+    /// Memory of the serving process (proportional set size), where it was measured.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+    /// The budget that the device reports as broken by the model it runs. That model never counts as meeting it,
+    /// whatever a single measurement says.
+    #[serde(default)]
+    pub breached: Option<wire::BudgetKind>,
+}
+
+impl DeviceBaseline {
+    /// Of latency alone, with no budget broken.
+    pub fn latency(p50_us: u64, p95_us: u64) -> Self {
+        Self { p50_us, p95_us, memory_bytes: None, breached: None }
+    }
+
+    /// With the latency no better than the budget, if that is what broke.
+    fn at_least_the_breach(self, goal: &Goal) -> Self {
+        let broken = self.breached == Some(wire::BudgetKind::LatencyP95);
+        let least = goal.latency_p95_us.filter(|_| broken).unwrap_or(0);
+        Self { p95_us: self.p95_us.max(least), ..self }
+    }
+
+    /// What the device measured of its memory with a model of `size_bytes`, no better than the budget if that is
+    /// what broke; none where it neither measured nor broke it.
+    fn serving(self, goal: &Goal, engine: runtime::EngineKind, size_bytes: u64) -> Option<Serving> {
+        if self.breached != Some(wire::BudgetKind::Memory) {
+            return self.memory_bytes.map(|pss_bytes| Serving { pss_bytes, size_bytes });
+        }
+        let modelled = || memory::predict(engine, size_bytes, None).value as u64;
+        let known = self.memory_bytes.unwrap_or_else(modelled);
+        Some(Serving { pss_bytes: known.max(goal.memory_bytes.unwrap_or(0)), size_bytes })
+    }
 }
 
 /// One candidate as it was tried, for the report and the caller.
@@ -109,6 +151,10 @@ pub struct CandidateReport {
     pub label: String,
     /// How it is made from the source.
     pub plan: Plan,
+    /// What became of the sums over narrowed units.
+    pub rescales: Vec<RescaleStep>,
+    /// What became of the re-fits, in the order in which they were made.
+    pub refits: Vec<RefitStep>,
     /// Parameters.
     pub params: u64,
     /// Multiply-accumulates of one sample, where they could be counted.
@@ -133,8 +179,10 @@ pub struct CandidateReport {
 pub enum Verdict {
     /// It is in the bundle.
     Chosen,
-    /// It meets the goal, but another does better.
+    /// It was judged and meets the goal, but another does better.
     Feasible,
+    /// It meets the budgets as far as the search measured it, and was not judged on the held-out samples.
+    NotJudged(String),
     /// It does not meet the goal.
     Refused(String),
 }
@@ -204,37 +252,36 @@ pub fn compress(job: &CompressJob, progress: &dyn Progress) -> Result<Outcome, C
     let shop = Shop::open(job, progress)?;
     let mut bench = Bench::open(&shop)?;
     let mut hunt = hunt::hunt(&shop, &mut bench)?;
-    hunt.refused.extend(locked_dims(&shop.source));
+    hunt.refuse_all(locked_dims(&shop.source));
     if hunt.shortlist.is_empty() {
         return Err(unreachable(&shop, &hunt));
     }
-    let (value, output) = judge::compared_output(&shop)?;
-    let answers = judge::answers(&shop, &job.source, &shop.heldout, &output)?;
-    let reference = judge::Reference {
-        data: &shop.heldout,
-        output: &output,
-        answers: &answers,
-        row: judge::row(&shop, &output, &answers),
-    };
-    let chosen = if hunt.trials[hunt.shortlist[0]].label == hunt.trials[0].label {
-        keep_original(&shop, &mut hunt, &reference)?
+    let (outputs, others) = judge::outputs(&shop)?;
+    let mut answers = Answers::new(&shop.heldout, &outputs);
+    answers.hold(&shop, 0, shop.heldout.len())?;
+    let (compared, refused) = kinds::comparisons(&shop, &outputs, &others, &answers);
+    hunt.refuse_all(refused);
+    let chosen = if hunt.shortlist[0] == 0 {
+        keep_original(&shop, &mut hunt, &mut answers, &compared)?
     } else {
-        let (observed, refused) = observe::observe(&shop, value)?;
-        hunt.refused.extend(refused);
+        let (fit, judged) = select::split(shop.calibration.len());
+        let screened = if hunt.shortlist.len() < 2 { 0..0 } else { fit..fit + judged };
+        let (original, refused) = observe::observe(&shop, &outputs, screened)?;
+        hunt.refuse_all(refused);
         let craft = select::Craft {
             shop: &shop,
-            original: &observed,
+            original: &original,
             score: ScoreKind::Activation,
-            output: &output,
-            row: reference.row,
+            outputs: &outputs,
+            compared: &compared,
         };
         craft.screen(&mut hunt)?;
-        match craft.finals(&mut hunt, &mut bench, &reference)? {
+        match craft.finals(&mut hunt, &mut bench, &mut answers)? {
             Some(chosen) => chosen,
             None => return Err(unreachable(&shop, &hunt)),
         }
     };
-    write_outcome(&shop, &hunt, chosen)
+    write_outcome(&shop, &hunt, chosen, &compared)
 }
 
 /// Writes a bundle of the unmodified source.
@@ -255,10 +302,9 @@ pub fn bundle_original(
         .inputs()
         .to_vec();
     let heldout = Dataset::load(&job.heldout, &specs)?;
-    let size = shop::file_size(&job.source)?;
     let label = Label {
         predicted: bundle::Predicted {
-            memory_bytes: Some(hunt::memory(job.engine.kind, size)),
+            memory_bytes: Some(memory::predict(job.engine.kind, source.size_bytes, None)),
             agreement: Some(bundle::Estimate {
                 value: 1.0,
                 low: 1.0,
@@ -276,7 +322,7 @@ pub fn bundle_original(
         },
         report_html: None,
     };
-    let work = WorkDir::new()?;
+    let work = WorkDir::new(job.work_dir.as_deref())?;
     let file = source.file(&work)?;
     let bundle = finish::write(job, &file, engine.as_ref(), &heldout, label)?;
     Ok(OriginalOutcome {
@@ -303,8 +349,10 @@ fn check(job: &CompressJob) -> Result<(), CompressError> {
     if budgets.contains(&Some(0)) {
         return Err(CompressError::Goal("a budget of zero cannot be met".into()));
     }
-    if job.baseline.is_some_and(|b| b.p95_us == 0) {
-        return Err(CompressError::Goal("the device's p95 is zero: it measured nothing".into()));
+    if job.baseline.is_some_and(|b| b.p95_us == 0 || b.memory_bytes == Some(0)) {
+        return Err(CompressError::Goal(
+            "the device's p95 or memory is zero: it measured nothing".into(),
+        ));
     }
     if std::fs::symlink_metadata(&job.out_dir).is_ok() {
         return Err(CompressError::Bundle {
@@ -332,12 +380,13 @@ fn locked_dims(source: &Source) -> Vec<Refusal> {
 fn keep_original(
     shop: &Shop<'_>,
     hunt: &mut Hunt,
-    reference: &judge::Reference<'_>,
+    answers: &mut Answers<'_>,
+    compared: &[Compared],
 ) -> Result<usize, CompressError> {
     shop.progress.note("the original meets the goal as it is");
     let all = 0..shop.heldout.len();
     let trial = &mut hunt.trials[0];
-    trial.quality = Some(judge::judge(shop, &trial.path, reference, all, None)?);
+    trial.quality = Some(judge::judge(shop, &trial.path, answers, compared, all, None)?);
     trial.verdict = Verdict::Chosen;
     Ok(0)
 }
@@ -349,8 +398,7 @@ fn unreachable(shop: &Shop<'_>, hunt: &Hunt) -> CompressError {
             reasons: shop.source.locked(),
         };
     }
-    let engine = shop.job.engine.kind;
-    let mut tried: Vec<_> = hunt.trials.iter().map(|t| t.measured(engine)).collect();
+    let mut tried: Vec<_> = hunt.trials.iter().map(hunt::Trial::measured).collect();
     if let Some(original) = tried.first_mut() {
         original.agreement = Some(Share { value: 1.0, low: 1.0, high: 1.0 });
     }
@@ -365,12 +413,31 @@ fn unreachable(shop: &Shop<'_>, hunt: &Hunt) -> CompressError {
     }))
 }
 
-fn write_outcome(shop: &Shop<'_>, hunt: &Hunt, chosen: usize) -> Result<Outcome, CompressError> {
+fn notes(shop: &Shop<'_>, compared: &[Compared]) -> Vec<String> {
+    let job = shop.job;
+    let mut notes: Vec<String> = compared
+        .iter()
+        .map(|c| format!("Answers at output {} count as the same where {}.", c.output, c.by))
+        .collect();
+    if !job.latency_is_of_target() {
+        notes.push(format!(
+            "Latency is this host's and says nothing of {0}: no measurement of {0} was given, and the bundle predicts none.",
+            job.device_class
+        ));
+    }
+    notes
+}
+
+fn write_outcome(
+    shop: &Shop<'_>,
+    hunt: &Hunt,
+    chosen: usize,
+    compared: &[Compared],
+) -> Result<Outcome, CompressError> {
     let job = shop.job;
     shop.progress.stage("writing the bundle", 0);
     let kind = job.engine.kind;
-    let candidates: Vec<CandidateReport> =
-        hunt.trials.iter().map(|t| t.report(kind, job.seed)).collect();
+    let candidates: Vec<CandidateReport> = hunt.trials.iter().map(hunt::Trial::report).collect();
     let (original, taken) = (&candidates[0], &candidates[chosen]);
     let report_html = report::render(&Story {
         job,
@@ -381,11 +448,11 @@ fn write_outcome(shop: &Shop<'_>, hunt: &Hunt, chosen: usize) -> Result<Outcome,
         refused: &hunt.refused,
         calibration_samples: shop.calibration.len(),
         source_digest: shop.source.digest.to_string(),
-        notes: &[],
+        notes: &notes(shop, compared),
     })?;
     let label = Label {
         predicted: bundle::Predicted {
-            latency_p95_us: Some(taken.latency_p95_us),
+            latency_p95_us: job.latency_is_of_target().then_some(taken.latency_p95_us),
             memory_bytes: Some(taken.memory_bytes),
             energy_mj: None,
             agreement: taken.quality.as_ref().map(|q| finish::measured(q.agreement)),
@@ -423,6 +490,12 @@ fn write_outcome(shop: &Shop<'_>, hunt: &Hunt, chosen: usize) -> Result<Outcome,
 }
 
 impl CompressJob {
+    /// Whether the latency that is worked out here says something of the target: the target measured the model it
+    /// runs, or it is any device, this host included.
+    pub fn latency_is_of_target(&self) -> bool {
+        self.baseline.is_some() || self.device_class == bundle::ANY
+    }
+
     /// The part of the job that a bundle's folder needs.
     fn bundle_job(&self) -> OriginalJob {
         OriginalJob {
@@ -434,6 +507,7 @@ impl CompressJob {
             sequence: self.sequence,
             version: self.version.clone(),
             out_dir: self.out_dir.clone(),
+            work_dir: self.work_dir.clone(),
             seed: self.seed,
         }
     }

@@ -1,7 +1,9 @@
 //! What to do to a model, as data: it can be printed, edited, stored and replayed.
 //!
-//! A plan names groups by id and label, and units by index; applying it reads no data but what the
-//! repair step asks for. The ids hold for the model whose digest the plan carries.
+//! A [`Plan`] holds decisions only: which units stay, what is repaired on which samples, which integer format. What
+//! a repair came to (factors, ridges, residuals) is recorded beside it, and comes out the same whenever the plan is
+//! applied to the same source with the same samples in the same engine. Groups and nodes are named by
+//! their ids in the source, which hold for the model whose digest the plan carries, and by labels for people.
 
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +53,45 @@ pub struct GroupChoice {
     pub alignment: usize,
 }
 
-/// A repair of one consumer by regularised least squares.
+/// A node of the source model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRef {
+    /// Its id.
+    pub node: u32,
+    /// What people call it.
+    pub label: String,
+}
+
+/// A consumer that is to be re-fitted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefitSite {
+    /// The MatMul or Gemm.
+    #[serde(flatten)]
+    pub at: NodeRef,
+    /// Every how-manieth row of a batch of activations is fitted to, at least 1.
+    pub stride: usize,
+}
+
+/// How a narrowed model is brought back to the original.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repair {
+    /// Digest of the calibration file.
+    pub data_sha256: String,
+    /// Every how-manieth sample of that file was kept apart for judging; none where the file is fitted whole.
+    pub hold_out_every: Option<usize>,
+    /// Engine that computes the activations: another one rounds otherwise.
+    pub engine: runtime::EngineKind,
+    /// The first so many samples are re-fitted to.
+    pub samples: usize,
+    /// The first so many samples give the factors of sums.
+    pub rescale_samples: usize,
+    /// Sums over units that are scaled back where they lost some, in this order.
+    pub rescale: Vec<NodeRef>,
+    /// Consumers that are re-fitted, in this order, each on what those before it left.
+    pub refit: Vec<RefitSite>,
+}
+
+/// What the repair of one consumer by regularised least squares came to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RefitStep {
     /// Label of the MatMul or Gemm node.
@@ -84,7 +124,7 @@ pub struct RescaleStep {
 /// A thing that was not done, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// The stage that refused: `prune`, `refit`, `quantize`, `search`.
+    /// The stage that refused: `prune`, `score`, `rescale`, `refit`, `quantize`, `search`, `judge`.
     pub stage: String,
     /// What it refused: a group, a node, a candidate.
     pub what: String,
@@ -102,19 +142,19 @@ impl Refusal {
 /// Everything that turns the source model into a candidate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Share of units kept in the groups that were narrowed.
+    /// Digest of the source model's file.
+    pub source_sha256: String,
+    /// Share of units kept in the groups that were narrowed; how `groups` came about.
     pub keep_ratio: f64,
-    /// How units were rated.
+    /// How units were rated; how `groups` came about.
     pub score: ScoreKind,
     /// Seed of everything random.
     pub seed: u64,
     /// What each narrowed group keeps.
     pub groups: Vec<GroupChoice>,
-    /// Sums over narrowed units that were scaled back.
-    pub rescales: Vec<RescaleStep>,
-    /// Repairs, in the order in which they were made.
-    pub refits: Vec<RefitStep>,
-    /// Integer format, if one paid.
+    /// Repairs on calibration samples, if any.
+    pub repair: Option<Repair>,
+    /// Integer format, if any.
     pub quantize: Option<QuantFormat>,
 }
 
@@ -171,7 +211,9 @@ mod tests {
 
     #[test]
     fn a_plan_survives_being_written_and_read() {
+        let at = NodeRef { node: 9, label: "dense".into() };
         let plan = Plan {
+            source_sha256: "sha256:00".into(),
             keep_ratio: 0.5,
             score: ScoreKind::Activation,
             seed: 7,
@@ -182,8 +224,15 @@ mod tests {
                 keep: vec![0, 2],
                 alignment: 1,
             }],
-            rescales: vec![],
-            refits: vec![],
+            repair: Some(Repair {
+                data_sha256: "sha256:01".into(),
+                hold_out_every: Some(4),
+                engine: runtime::EngineKind::Tract,
+                samples: 512,
+                rescale_samples: 256,
+                rescale: vec![],
+                refit: vec![RefitSite { at, stride: 2 }],
+            }),
             quantize: Some(QuantFormat::DynamicInt8),
         };
         let text = serde_json::to_string(&plan).unwrap();

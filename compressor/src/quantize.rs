@@ -183,7 +183,7 @@ impl Layer {
         let zero = build.int8("weight_zero", vec![self.outputs], &vec![0; self.outputs])?;
         let axis = Attribute { name: "axis".into(), value: AttributeValue::Int(axis) };
         let inputs = vec![Some(q), Some(scale), Some(zero)];
-        let weight = build.node("DequantizeLinear", inputs, vec![axis], 1)?[0];
+        let weight = build.node("DequantizeLinear", "dequantize", inputs, vec![axis], 1)?[0];
         build.apply(Edit::ReplaceInput { node: self.node, slot: 1, value: Some(weight) })?;
         Ok(())
     }
@@ -193,24 +193,24 @@ impl Layer {
         let weight = build.int8("weight_int8", dims, &self.weight.values)?;
         let weight_scale = build.floats("weight_scale", &self.weight.scales)?;
         let input = vec![Some(self.input)];
-        let quantized = build.node("DynamicQuantizeLinear", input, vec![], 3)?;
+        let quantized = build.node("DynamicQuantizeLinear", "quantize", input, vec![], 3)?;
         let [x, x_scale, x_zero] = quantized[..] else {
             return Err("DynamicQuantizeLinear did not give three outputs".into());
         };
         let factors = vec![Some(x), Some(weight), Some(x_zero)];
-        let product = build.node("MatMulInteger", factors, vec![], 1)?[0];
+        let product = build.node("MatMulInteger", "product", factors, vec![], 1)?[0];
         let to = Attribute {
             name: "to".into(),
             value: AttributeValue::Int(i64::from(DType::F32.to_onnx())),
         };
-        let product = build.node("Cast", vec![Some(product)], vec![to], 1)?[0];
+        let product = build.node("Cast", "cast", vec![Some(product)], vec![to], 1)?[0];
         let scales = vec![Some(x_scale), Some(weight_scale)];
-        let scale = build.node("Mul", scales, vec![], 1)?[0];
+        let scale = build.node("Mul", "scale", scales, vec![], 1)?[0];
         let scaled = vec![Some(product), Some(scale)];
         let with = match self.bias {
             None => ("Mul", scaled),
             Some(bias) => {
-                let scaled = build.node("Mul", scaled, vec![], 1)?[0];
+                let scaled = build.node("Mul", "scaled", scaled, vec![], 1)?[0];
                 ("Add", vec![Some(scaled), Some(bias)])
             }
         };
@@ -252,14 +252,16 @@ impl Builder<'_> {
         self.constant(name, tensor)
     }
 
+    /// Adds a node; `role` tells it from the others of its layer, since engines refuse two nodes of one name.
     fn node(
         &mut self,
         op_type: &str,
+        role: &str,
         inputs: Vec<Option<ValueId>>,
         attributes: Vec<Attribute>,
         outputs: usize,
     ) -> Result<Vec<ValueId>, String> {
-        let name = format!("{}_{op_type}", self.prefix);
+        let name = format!("{}_{role}", self.prefix);
         let outputs = (0..outputs).map(|i| format!("{name}_{i}")).collect();
         let node = Node::new(op_type, name, inputs, attributes);
         let added = self.apply(Edit::AddNode { node, outputs })?;

@@ -28,6 +28,8 @@ use crate::plan::Refusal;
 
 /// The widest consumer whose Gram matrices are kept (f64, `k·k` for each fold).
 pub const MAX_INPUTS: usize = 4096;
+/// The most bytes that the moments of one consumer take, all folds together.
+pub const MAX_GRAM_BYTES: usize = 2 << 30;
 /// The most multiply-adds spent on one Gram matrix; it bounds the rows that are used.
 pub const MAX_GRAM_WORK: f64 = 4e10;
 

@@ -146,8 +146,8 @@ impl<'a> Page<'a> {
             tried: story.candidates.iter().map(tried).collect(),
             scatter: scatter(story.original, story.candidates, &job.goal),
             refused: story.refused,
-            refits: &chosen.plan.refits,
-            rescales: &chosen.plan.rescales,
+            refits: &chosen.refits,
+            rescales: &chosen.rescales,
             quantized: chosen.plan.quantize.map(|q| q.to_string()),
             chosen: &chosen.label,
             modelled: job.baseline.is_some(),
@@ -271,7 +271,8 @@ fn bars(chosen: &CandidateReport) -> Vec<Bar> {
 fn tried(candidate: &CandidateReport) -> Tried {
     let (verdict, reason) = match &candidate.verdict {
         Verdict::Chosen => ("chosen", String::new()),
-        Verdict::Feasible => ("feasible", "another agrees better".into()),
+        Verdict::Feasible => ("feasible", "another that was judged agrees better".into()),
+        Verdict::NotJudged(why) => ("not judged", why.clone()),
         Verdict::Refused(why) => ("refused", why.clone()),
     };
     Tried {
@@ -315,7 +316,7 @@ fn scatter(original: &CandidateReport, candidates: &[CandidateReport], goal: &Go
         ),
         class: match c.verdict {
             Verdict::Chosen => "chosen",
-            Verdict::Feasible => "feasible",
+            Verdict::Feasible | Verdict::NotJudged(_) => "feasible",
             Verdict::Refused(_) => "refused",
         },
     };

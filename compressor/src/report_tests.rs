@@ -6,7 +6,7 @@ use runtime::{EngineKind, EngineOptions};
 use super::*;
 use crate::latency::HostLatency;
 use crate::plan::{GroupChoice, Plan, RefitStep, ScoreKind};
-use crate::quality::Judge;
+use crate::quality::{Answer, Compared, Comparison, Judge};
 
 fn job() -> CompressJob {
     CompressJob {
@@ -27,16 +27,20 @@ fn job() -> CompressJob {
         sequence: 2,
         version: "2".into(),
         out_dir: PathBuf::new(),
+        work_dir: None,
         seed: 7,
     }
 }
 
 fn candidate(label: &str, p95: f64, judged: bool, verdict: Verdict) -> CandidateReport {
-    let mut judge = Judge::default();
-    judge.push(&[0.1, 0.9], &[0.2, 0.8], None);
+    let compared = Compared { output: "y".into(), by: Comparison::Class, axis: Some(1) };
+    let mut judge = Judge::new(&[compared]);
+    let answer = |data: [f32; 2]| [Answer { shape: vec![1, 2], data: data.to_vec() }];
+    judge.push(&answer([0.1, 0.9]), &answer([0.2, 0.8]), None);
     CandidateReport {
         label: label.into(),
         plan: Plan {
+            source_sha256: "sha256:00".into(),
             keep_ratio: 0.5,
             score: ScoreKind::Activation,
             seed: 7,
@@ -47,17 +51,18 @@ fn candidate(label: &str, p95: f64, judged: bool, verdict: Verdict) -> Candidate
                 keep: (0..256).collect(),
                 alignment: 16,
             }],
-            rescales: vec![],
-            refits: vec![RefitStep {
-                node: "dense".into(),
-                ridge: 0.1,
-                residual_before: 0.5,
-                residual_after: 0.2,
-                rows: 512,
-                note: Some("512 rows for 513 inputs".into()),
-            }],
+            repair: None,
             quantize: None,
         },
+        rescales: vec![],
+        refits: vec![RefitStep {
+            node: "dense".into(),
+            ridge: 0.1,
+            residual_before: 0.5,
+            residual_after: 0.2,
+            rows: 512,
+            note: Some("512 rows for 513 inputs".into()),
+        }],
         params: 10,
         macs: Some(1_000_000),
         size_bytes: 1 << 20,
@@ -71,7 +76,7 @@ fn candidate(label: &str, p95: f64, judged: bool, verdict: Verdict) -> Candidate
         },
         latency_p95_us: Estimate { value: p95, low: p95, high: p95, quality: Quality::Modelled },
         memory_bytes: Estimate { value: 1e7, low: 1e7, high: 1e7, quality: Quality::Modelled },
-        quality: judged.then(|| judge.report("y", 1, false)),
+        quality: judged.then(|| judge.report(false)),
         verdict,
     }
 }

@@ -71,7 +71,16 @@ pub fn wanted(graph: &Graph, group: &Group) -> Vec<(ValueId, usize)> {
         .collect()
 }
 
-/// Rates the units of `group`; higher is more important.
+/// A rating of a group's units.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rating {
+    /// For each unit; higher is more important.
+    pub units: Vec<f64>,
+    /// Why it is not of the kind that was asked for, if it is not.
+    pub fell_back: Option<String>,
+}
+
+/// Rates the units of `group`.
 ///
 /// # Errors
 /// A sentence, where a constant cannot be read as numbers.
@@ -81,17 +90,24 @@ pub fn rate(
     group: &Group,
     deviations: &Deviations,
     seed: u64,
-) -> Result<Vec<f64>, String> {
+) -> Result<Rating, String> {
+    let as_asked = |units| Rating { units, fell_back: None };
     match kind {
-        ScoreKind::Magnitude => magnitude(graph, group),
+        ScoreKind::Magnitude => magnitude(graph, group).map(as_asked),
         ScoreKind::Activation => match activation(graph, group, deviations)? {
-            Some(rating) => Ok(rating),
-            None => magnitude(graph, group),
+            Some(units) => Ok(as_asked(units)),
+            None => Ok(Rating {
+                units: magnitude(graph, group)?,
+                fell_back: Some(
+                    "no activation that its consumers weigh was observed; its weights alone rate its units"
+                        .into(),
+                ),
+            }),
         },
         ScoreKind::Random => {
             let mut order: Vec<usize> = (0..group.width).collect();
             order.shuffle(&mut StdRng::seed_from_u64(seed ^ u64::from(group.id.0)));
-            Ok(order.into_iter().map(|v| v as f64).collect())
+            Ok(as_asked(order.into_iter().map(|v| v as f64).collect()))
         }
     }
 }
@@ -198,6 +214,28 @@ mod tests {
         parts.push(&[5, 3], 1, &data[..15]);
         parts.push(&[3, 3], 1, &data[15..]);
         assert_eq!(whole, parts);
+    }
+
+    #[test]
+    fn a_rating_that_falls_back_to_the_weights_says_so() {
+        use graph::{Builder, DType, Dim, Tensor};
+        let mut builder = Builder::new(15);
+        let x = builder.input("x", DType::F32, vec![Dim::Symbol("N".into()), Dim::Fixed(2)]);
+        let a = Tensor::from_f32(vec![2, 4], &[1., 2., 3., 4., 1., 2., 3., 4.]).unwrap();
+        let a = builder.constant("a", a).unwrap();
+        let b = builder.constant("b", Tensor::from_f32(vec![4, 1], &[1.0; 4]).unwrap()).unwrap();
+        let h = builder.node("MatMul", &[x, a], []).unwrap();
+        let y = builder.node("MatMul", &[h, b], []).unwrap();
+        let model = builder.finish(&[y]).unwrap();
+        let grouping = graph::find(&model, &graph::infer(&model));
+        let group = &grouping.groups[0];
+        let rate = |kind, seen: &Deviations| rate(kind, &model.graph, group, seen, 0).unwrap();
+        let blind = rate(ScoreKind::Activation, &Deviations::new());
+        assert!(blind.fell_back.unwrap().contains("weights alone"));
+        assert_eq!(blind.units, rate(ScoreKind::Magnitude, &Deviations::new()).units);
+        let seen = Deviations::from([((h, 1), vec![4.0, 3.0, 2.0, 1.0])]);
+        let rating = rate(ScoreKind::Activation, &seen);
+        assert_eq!((rating.units, rating.fell_back), (vec![4.0, 3.0, 2.0, 1.0], None));
     }
 
     #[test]

@@ -9,14 +9,19 @@
 //! Invariants:
 //! 1. A request is acknowledged to the broker only once it is in the store, and an offer leaves the
 //!    outbox only once the broker has acknowledged it: a crash loses neither.
-//! 2. Requests for the same compression (source, runtime, class, threads, rounded budgets, current
-//!    bundle) share one job, and each gets its offer.
+//! 2. Requests for the same compression (source, data, program version, runtime, class, threads,
+//!    rounded budgets, current bundle) share one job, and each gets its offer.
 //! 3. Jobs run one at a time, in the order they were queued. A job that was running when the service
 //!    ended runs again, up to [`MAX_ATTEMPTS`] times.
 //! 4. The sequence numbers of a model's bundles rise, and so do those offered to each device.
-//! 5. Nothing a device sends ends the service: it is refused with a reason, counted and logged.
+//! 5. A bundle that a device took back is never offered again for the same request, and neither is
+//!    another with the same model, nor the model that the device runs already.
+//! 6. Everything the store keeps has a named limit. A bundle that a remembered device runs, goes back
+//!    to or was offered last is never collected.
+//! 7. Nothing a device sends ends the service: it is refused with a reason, counted and logged.
 
 mod config;
+mod connections;
 mod desk;
 mod files;
 mod http;
@@ -34,7 +39,10 @@ use std::sync::Arc;
 pub use config::{ModelFiles, ServeArgs, ServeConfig};
 pub use jobs::{Compressor, Pipeline};
 pub use service::{ServeError, Service};
-pub use store::{MAX_ATTEMPTS, MAX_QUEUED_JOBS, MAX_REQUESTS, StoreError};
+pub use store::{
+    FAILURE_KEPT, MAX_ATTEMPTS, MAX_BUNDLES, MAX_DEVICES, MAX_FINISHED_JOBS, MAX_OUTBOX,
+    MAX_QUEUED_JOBS, MAX_REQUESTS, MAX_STORE_BYTES, MAX_TAKEN_BACK, MAX_WAITING, StoreError,
+};
 
 /// Runs the service until it is told to stop by SIGTERM or SIGINT. One JSON line on standard output
 /// says when it is ready and where its HTTP server listens.

@@ -43,7 +43,16 @@ fn wrong_usage_exits_with_two_and_says_what_is_wrong() {
             ],
             "20ms",
         ),
-        (vec!["distill"], "unrecognized subcommand"),
+        (vec!["distil"], "unrecognized subcommand"),
+        (vec!["distill", "--teacher", "t.onnx"], "espalier distill is not done yet"),
+        (vec!["job"], "espalier job is not done yet"),
+        (
+            vec!["quantize", "m", "-o", "x", "--data", "d", "--format", "static-int8"],
+            "static-int8 is not done yet; there are auto, dynamic-int8, int8",
+        ),
+        (vec!["quantize", "m", "-o", "x", "--data", "d", "--format", "int9"], "there are auto"),
+        (vec!["prune", "m", "-o", "x", "--ratio", "0.5", "--score", "obs"], "obs is not done yet"),
+        (vec!["prune", "m", "-o", "x", "--ratio", "0.5", "--repair", "bn"], "bn is not done yet"),
     ] {
         let output = espalier(&args);
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -55,7 +64,7 @@ fn wrong_usage_exits_with_two_and_says_what_is_wrong() {
 
 #[test]
 fn help_has_examples_and_exits_with_zero() {
-    for command in ["analyze", "prune", "quantize", "compress", "bench"] {
+    for command in ["analyze", "prune", "quantize", "compress", "apply", "bench"] {
         let output = espalier(&[command, "--help"]);
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(output.status.code(), Some(0), "{command}");
@@ -63,6 +72,9 @@ fn help_has_examples_and_exits_with_zero() {
             stdout.contains("Example") && stdout.contains(&format!("espalier {command}")),
             "{stdout}"
         );
+        for flag in ["--json", "--seed", "--threads"] {
+            assert!(stdout.contains(flag), "{command} {flag}");
+        }
     }
 }
 
@@ -219,6 +231,52 @@ fn bad_samples_are_named_by_file_and_array_and_nothing_is_written() {
         "{stderr}"
     );
     assert!(!out.exists());
+}
+
+/// A latency of this host is no latency of a device, and the bundle does not say that it is.
+#[test]
+fn a_budget_for_a_device_without_its_measurement_is_said_to_be_of_this_host() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, heldout) = (folder.path().join("fit.npz"), folder.path().join("judge.npz"));
+    first_samples("calib.npz", 16, &data);
+    first_samples("heldout.npz", 16, &heldout);
+    let predicted = |out: &Path, device: &str| {
+        let model = asset("magika.onnx");
+        let mut args = vec!["compress", text(&model), "-o", text(out), "--data", text(&data)];
+        args.extend(["--heldout", text(&heldout), "--latency-p95", "60s", "--device", device]);
+        args.extend(["--runtime", "ort", "--json"]);
+        let output = espalier(&args);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(json(&output)["latency_of"], "this host", "{stderr}");
+        let manifest = std::fs::read(out.join("manifest.json")).unwrap();
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        let report = std::fs::read_to_string(out.join("report.html")).unwrap();
+        (stderr, manifest["predicted"]["latency_p95_us"].clone(), report)
+    };
+    let (stderr, latency, report) = predicted(&folder.path().join("pi"), "raspberry-pi-4");
+    assert!(stderr.contains("warning") && stderr.contains("--device-p95"), "{stderr}");
+    assert!(latency.is_null(), "{latency}");
+    assert!(report.contains("says nothing of raspberry-pi-4"));
+    let (stderr, latency, _) = predicted(&folder.path().join("any"), "any");
+    assert!(!stderr.contains("warning"), "{stderr}");
+    assert_eq!(latency["quality"], "measured");
+}
+
+#[test]
+fn a_plan_that_was_written_by_prune_is_applied_again_to_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let (model, plan) = (asset("magika.onnx"), path("plan.json"));
+    let (first, second) = (path("first.onnx"), path("second.onnx"));
+    let output = espalier(&["prune", text(&model), "-o", text(&first), "--ratio", "0.5", "--json"]);
+    std::fs::write(&plan, json(&output)["plan"].to_string()).unwrap();
+    let args = ["apply", text(&model), "-o", text(&second), "--plan", text(&plan)];
+    assert!(espalier(&args).status.success());
+    assert!(std::fs::read(&first).unwrap() == std::fs::read(&second).unwrap());
+    std::fs::write(&plan, "{}").unwrap();
+    let output = espalier(&args);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("plan.json"));
 }
 
 #[test]

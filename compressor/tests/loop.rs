@@ -41,12 +41,13 @@ fn job(kind: EngineKind, folder: &Path) -> CompressJob {
             agreement_min: 0.6,
         },
         // A device that takes 100 ms: the budget of 60 ms is 60 % of that.
-        baseline: Some(DeviceBaseline { p50_us: 90_000, p95_us: 100_000 }),
+        baseline: Some(DeviceBaseline::latency(90_000, 100_000)),
         current_model: None,
         device_class: "raspberry-pi-4".into(),
         sequence: 2,
         version: "2".into(),
         out_dir: folder.join("bundle"),
+        work_dir: None,
         seed: 1,
     }
 }
@@ -63,7 +64,7 @@ fn meets_the_goal_on(kind: EngineKind) {
     assert!(!quality.screening && quality.samples >= 500);
     assert!(quality.agreement.value >= 0.6, "{quality:?}");
     assert!(chosen.size_bytes < outcome.original.size_bytes);
-    assert!(!chosen.plan.refits.is_empty());
+    assert!(!chosen.refits.is_empty());
 
     let bundle = Bundle::open(&job.out_dir, &Limits::default()).unwrap();
     assert_eq!(bundle.digest, outcome.digest);
@@ -172,6 +173,7 @@ fn the_original_is_bundled_byte_for_byte() {
         sequence: 1,
         version: "1".into(),
         out_dir: folder.path().join("original"),
+        work_dir: None,
         seed: 0,
     };
     let outcome = bundle_original(&job, &Silent).unwrap();

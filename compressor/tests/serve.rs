@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bundle::{Bundle, Limits, MODEL_FILE};
 use serde_json::json;
 use serve::support::{Act, Broker, Fake, Host, Http, Listener, request};
-use wire::{Budgets, RecompressRequest};
+use wire::{Budgets, InstallOutcome, RecompressRequest};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_gets_the_original_then_a_smaller_one_and_downloads_both() {
@@ -206,6 +206,131 @@ async fn hostile_requests_are_counted_and_refused_and_the_next_good_one_is_serve
     assert_eq!(host.fake.jobs().len(), 0);
     device.ask(&good).await;
     assert_eq!(device.offer().await.request_id.as_deref(), Some("good"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_that_a_device_took_back_is_replaced_by_another_for_all_of_its_class() {
+    let broker = Broker::start();
+    let host = Host::start(&broker, Fake::default()).await;
+    let mut device = Listener::start(&broker, "a").await;
+    host.deploy("a").await;
+    let current = device.offer().await;
+    device.ask(&request("a", "1", &current)).await;
+    let first = device.offer().await;
+    device.tell(&first, InstallOutcome::RolledBack).await;
+    host.until_health("bundles_taken_back", 1).await;
+
+    let mut other = Listener::start(&broker, "b").await;
+    other.ask(&request("b", "1", &current)).await;
+    let second = other.offer().await;
+    assert_ne!(second.digest, first.digest, "what was taken back is offered again");
+    device.ask(&request("a", "2", &current)).await;
+    assert_eq!(device.offer().await.digest, second.digest);
+    let goals: Vec<_> = host.fake.jobs().iter().map(|job| job.goal.latency_p95_us).collect();
+    assert_eq!(goals, [Some(20_000), Some(17_000)], "the second has no larger margin");
+
+    device.tell(&second, InstallOutcome::RolledBack).await;
+    host.until_health("bundles_taken_back", 2).await;
+    device.ask(&request("a", "3", &current)).await;
+    let third = device.offer().await;
+    device.tell(&third, InstallOutcome::Rejected).await;
+    host.until_health("bundles_taken_back", 3).await;
+    device.ask(&request("a", "4", &current)).await;
+    let row = host.until_request("a", "4", "failed").await;
+    assert!(row["reason"].as_str().unwrap().contains("MAX_TAKEN_BACK"), "{row}");
+    assert_eq!(host.fake.jobs().len(), 3);
+
+    let answer = host.post("/jobs/1/retry", &json!({})).await;
+    assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+    let offer = device.newer(&third).await;
+    assert_eq!(offer.request_id.as_deref(), Some("4"));
+    assert_eq!(host.post("/jobs/1/retry", &json!({})).await.status, 409);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_was_taken_back_is_not_offered_in_another_bundle() {
+    let broker = Broker::start();
+    let host = Host::start(&broker, Fake::with([Act::Make, Act::Repeat(2), Act::Make])).await;
+    let mut device = Listener::start(&broker, "a").await;
+    host.deploy("a").await;
+    let current = device.offer().await;
+    device.ask(&request("a", "1", &current)).await;
+    let first = device.offer().await;
+    device.tell(&first, InstallOutcome::RolledBack).await;
+    host.until_health("bundles_taken_back", 1).await;
+    device.ask(&request("a", "2", &current)).await;
+    let second = host.download(&device.offer().await).await;
+    assert_eq!(fs::read(second.model_path()).unwrap(), Fake::model(3));
+    let goals: Vec<_> = host.fake.jobs().iter().map(|job| job.goal.latency_p95_us).collect();
+    assert_eq!(goals, [Some(20_000), Some(17_000), Some(14_450)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_model_that_the_device_runs_is_no_answer_to_its_request() {
+    let broker = Broker::start();
+    let host = Host::start(&broker, Fake::with([Act::Repeat(1); 2])).await;
+    let mut device = Listener::start(&broker, "d").await;
+    host.deploy("d").await;
+    let current = device.offer().await;
+    let mut memory = request("d", "memory", &current);
+    memory.budgets.memory_bytes = Some(30 << 20);
+    memory.budget = wire::BudgetKind::Memory;
+    memory.workers_pss_bytes = Some(31 << 20);
+    for asked in [request("d", "latency", &current), memory] {
+        device.ask(&asked).await;
+        let row = host.until_request("d", &asked.request_id, "failed").await;
+        assert!(row["reason"].as_str().unwrap().contains("runs already"), "{row}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offer_that_the_broker_refuses_keeps_no_other_waiting() {
+    let broker = Broker::denying("espalier/v1/d/denied/dn/#");
+    let host = Host::start(&broker, Fake::default()).await;
+    host.deploy("denied").await;
+    host.until_health("offers_refused", 1).await;
+    let mut device = Listener::start(&broker, "d").await;
+    host.deploy("d").await;
+    device.offer().await;
+    let row = host.until_jobs(|jobs| jobs["outbox"].as_array().unwrap().first().cloned()).await;
+    assert!(row["topic"].as_str().unwrap().contains("/denied/"), "{row}");
+    assert!(row["reason"].as_str().unwrap().contains("NotAuthorized"), "{row}");
+    assert!(row["attempts"].as_u64() >= Some(1), "{row}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_the_store_did_not_take_comes_again_on_a_new_connection() {
+    let broker = Broker::start();
+    let host = Host::start(&broker, Fake::default()).await;
+    let mut device = Listener::start(&broker, "d").await;
+    host.deploy("d").await;
+    let current = device.offer().await;
+    let database = host.database();
+    let full = "BEFORE INSERT ON requests BEGIN SELECT RAISE(ABORT, 'the disk is full'); END";
+    database.execute_batch(&format!("CREATE TRIGGER full {full}")).unwrap();
+    device.ask(&request("d", "r", &current)).await;
+    host.until_at_least("store_errors", 1).await;
+    database.execute_batch("DROP TRIGGER full").unwrap();
+    assert_eq!(device.newer(&current).await.request_id.as_deref(), Some("r"));
+    assert_eq!(host.fake.jobs().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_end_the_store_did_not_take_ends_once_it_does() {
+    let broker = Broker::start();
+    let host = Host::start(&broker, Fake::default()).await;
+    let mut device = Listener::start(&broker, "d").await;
+    host.deploy("d").await;
+    let current = device.offer().await;
+    let database = host.database();
+    let full =
+        "BEFORE UPDATE ON jobs WHEN NEW.state = 'done' BEGIN SELECT RAISE(ABORT, 'full'); END";
+    database.execute_batch(&format!("CREATE TRIGGER full {full}")).unwrap();
+    device.ask(&request("d", "r", &current)).await;
+    host.until_at_least("store_errors", 1).await;
+    database.execute_batch("DROP TRIGGER full").unwrap();
+    assert_eq!(device.newer(&current).await.request_id.as_deref(), Some("r"));
+    assert_eq!(host.fake.jobs().len(), 1, "the job ran again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,7 +17,7 @@ use std::process::Command;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use crate::process::{POLL, Process, SpawnError};
+use crate::process::{POLL, Process, SpawnError, tied};
 
 /// How long a broker may take until it accepts connections.
 pub const START_DEADLINE: Duration = Duration::from_secs(15);
@@ -185,7 +185,8 @@ impl Broker {
     pub fn resume(&mut self) -> Result<(), BrokerError> {
         self.ours()?;
         let command = match self.kind {
-            BrokerKind::Mosquitto => self.mosquitto()?,
+            BrokerKind::Mosquitto => tied(&self.edge_sim, &self.mosquitto()?),
+            // It ends with its standard input, which this process holds.
             _ => self.embedded(),
         };
         self.process = Some(Process::spawn("broker", command, &self.log())?);

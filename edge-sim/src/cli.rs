@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,6 +15,7 @@ use serde_json::json;
 
 use crate::demo::{self, DemoError, DemoOptions, Summary};
 use crate::live::Binaries;
+use crate::process;
 use crate::profiles::{self, DataType, Fit, Profile};
 use crate::scenario::Scenario;
 use crate::worker::{self, Slowdown};
@@ -53,6 +55,9 @@ pub enum Mode {
     /// The embedded broker (ends with its standard input)
     #[command(hide = true)]
     Broker(BrokerArgs),
+    /// A program that is killed when the process that started it ends
+    #[command(hide = true)]
+    Tied(TiedArgs),
 }
 
 /// Where the other programs are, and where output goes.
@@ -156,6 +161,19 @@ pub struct BrokerArgs {
     pub listen: SocketAddr,
 }
 
+/// Arguments of `tied`.
+#[derive(Debug, Args)]
+pub struct TiedArgs {
+    /// The process that started this one
+    #[arg(long, value_name = "PID")]
+    pub owner: u32,
+    /// The program to become
+    pub program: OsString,
+    /// Its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<OsString>,
+}
+
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -183,6 +201,11 @@ pub fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error),
         },
+        Mode::Tied(args) => {
+            let error = process::become_tied(args.owner, &args.program, &args.arguments);
+            eprintln!("error: cannot run {}: {error}", args.program.display());
+            ExitCode::from(FAILED)
+        }
     }
 }
 

@@ -24,7 +24,8 @@
 //! ```
 //!
 //! Every wait has a deadline, ends early when a part that ought to run has ended, and fails with the
-//! end of the log that explains it. Dropping a [`Stack`] kills everything it started.
+//! end of the log that explains it. Dropping a [`Stack`] kills everything it started, and so does the
+//! end of the process that holds it.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -41,7 +42,7 @@ use crate::broker::{self, Broker};
 use crate::client::{self, ClientOptions, LoadClient};
 use crate::fakesys::LiveBoard;
 use crate::npz;
-use crate::process::{POLL, Process, tail};
+use crate::process::{POLL, Process, tail, tied};
 use crate::profiles::DataType;
 use crate::watcher::{Message, Record, Watcher};
 use crate::worker::{self, Slowdown};
@@ -354,6 +355,7 @@ impl Stack {
         let mut command = Command::new(&self.options.binaries.agent);
         command.arg("run").arg("--config").arg(config);
         self.pass_ort_library(&mut command);
+        let command = tied(&self.options.binaries.edge_sim, &command);
         let agent = Process::spawn("espalier-agent", command, &self.agent_log())?;
         self.board.set_agent(agent.pid());
         self.agent = Some(agent);
@@ -412,6 +414,7 @@ impl Stack {
         let mut command = Command::new(&self.options.binaries.espalier);
         command.args(self.service_args());
         self.pass_ort_library(&mut command);
+        let command = tied(&self.options.binaries.edge_sim, &command);
         let service = Process::spawn_to("espalier serve", command, &self.service_log(), &stdout)?;
         self.service = Some(service);
         self.wait_until("the service to be ready", || {

@@ -3,15 +3,25 @@
 //! Each child leads a process group of its own, so that a Ctrl-C in the terminal reaches only us.
 //! Dropping a [`Process`] kills it and its descendants, also those that lead groups of their own, as
 //! the agent's workers do. Both of the child's output streams are appended to a log file.
+//!
+//! An owner that is itself killed drops nothing. A child made with [`tied`] is then killed by the
+//! kernel: this package's binary asks for that signal and becomes the program, because only the child
+//! can ask, and std's way to run code between fork and exec is not safe Rust. The child's own children
+//! get no such signal; the agent's workers end with the connection to their agent.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
+use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{
+    Pid, Signal, getppid, kill_process, kill_process_group, set_parent_process_death_signal,
+};
 
 /// How often a wait looks again.
 pub(crate) const POLL: Duration = Duration::from_millis(20);
@@ -65,7 +75,7 @@ impl Process {
             .stdout(append(stdout).map_err(fail)?)
             .stderr(append(log).map_err(fail)?)
             .process_group(0);
-        let child = command.spawn().map_err(fail)?;
+        let child = spawn_for_life(command).map_err(fail)?;
         let pid = Pid::from_child(&child);
         Ok(Self { name: name.to_owned(), child, pid, log: log.to_owned() })
     }
@@ -153,6 +163,63 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill_family();
     }
+}
+
+/// `command`, killed when this process ends, however it ends. `edge_sim` is this package's binary.
+///
+/// The process id stays the program's own. A program that cannot be run is named in the child's log.
+#[must_use]
+pub fn tied(edge_sim: &Path, command: &Command) -> Command {
+    let mut tied = Command::new(edge_sim);
+    tied.arg("tied").arg(format!("--owner={}", std::process::id())).arg("--");
+    tied.arg(command.get_program()).args(command.get_args());
+    for (key, value) in command.get_envs() {
+        match value {
+            Some(value) => tied.env(key, value),
+            None => tied.env_remove(key),
+        };
+    }
+    if let Some(dir) = command.get_current_dir() {
+        tied.current_dir(dir);
+    }
+    tied
+}
+
+/// Becomes `program`, to be killed when process `owner`, the parent, ends: the body of
+/// `edge-sim tied`. Returns only where that fails, with the reason.
+#[must_use]
+pub fn become_tied(owner: u32, program: &OsString, arguments: &[OsString]) -> io::Error {
+    if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
+        return error.into();
+    }
+    // The owner may have ended before the signal was asked for.
+    let parent = getppid().and_then(|parent| u32::try_from(parent.as_raw_nonzero().get()).ok());
+    if parent != Some(owner) {
+        return io::Error::other(format!("process {owner} has ended"));
+    }
+    Command::new(program).args(arguments).exec()
+}
+
+/// Starts a child from a thread that lives as long as this process: to the kernel a child's parent is
+/// the thread that started it, and its end brings the parent-death signal.
+fn spawn_for_life(command: Command) -> io::Result<Child> {
+    type Order = (Command, Sender<io::Result<Child>>);
+    static ORDERS: LazyLock<io::Result<Sender<Order>>> = LazyLock::new(|| {
+        let (orders, received) = mpsc::channel::<Order>();
+        let serve = move || {
+            for (mut command, answer) in received {
+                let _ = answer.send(command.spawn());
+            }
+        };
+        std::thread::Builder::new().name("spawner".to_owned()).spawn(serve)?;
+        Ok(orders)
+    });
+    let gone = || io::Error::other("the thread that starts children is gone");
+    let orders =
+        ORDERS.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
+    let (answer, child) = mpsc::channel();
+    orders.send((command, answer)).map_err(|_| gone())?;
+    child.recv().map_err(|_| gone())?
 }
 
 /// A process and its descendants, as long as it lives; empty for process 0.

@@ -15,7 +15,8 @@ use rumqttc::v5::{Client, Connection, Event, MqttOptions};
 use serde::Serialize;
 use wire::{
     Birth, BudgetBreach, Command, CommandResult, EventKind, InferWindow, InstallEvent, ModelState,
-    Offer, PowerWindow, RecompressRequest, ResourceWindow, SpoolDrop, StateReport, Stream, Topic,
+    Offer, PowerWindow, RecompressRequest, ResourceWindow, RollbackEvent, SpoolDrop, StateReport,
+    Stream, ThrottleEvent, Topic,
 };
 
 /// Records that are kept; the oldest go first.
@@ -38,6 +39,8 @@ pub enum Message {
     Power(PowerWindow),
     Breach(BudgetBreach),
     Install(InstallEvent),
+    Rollback(RollbackEvent),
+    Throttle(ThrottleEvent),
     SpoolDrop(SpoolDrop),
     Request(RecompressRequest),
     Result(CommandResult),
@@ -358,13 +361,10 @@ fn decode(topic: &Topic, payload: &[u8]) -> Result<Message, wire::PayloadError> 
         Topic::Metrics(Stream::Res) => Message::Resources(wire::decode(payload)?),
         Topic::Metrics(Stream::Power) => Message::Power(wire::decode(payload)?),
         Topic::Event(EventKind::BudgetBreach) => Message::Breach(wire::decode(payload)?),
-        Topic::Event(EventKind::Install | EventKind::Rollback) => {
-            Message::Install(wire::decode(payload)?)
-        }
+        Topic::Event(EventKind::Install) => Message::Install(wire::decode(payload)?),
+        Topic::Event(EventKind::Rollback) => Message::Rollback(wire::decode(payload)?),
         Topic::Event(EventKind::SpoolDrop) => Message::SpoolDrop(wire::decode(payload)?),
-        Topic::Event(EventKind::Throttle) => {
-            Message::Unreadable { why: "there is no payload for throttle events yet".to_owned() }
-        }
+        Topic::Event(EventKind::Throttle) => Message::Throttle(wire::decode(payload)?),
         Topic::Recompress => Message::Request(wire::decode(payload)?),
         Topic::Result(_) => Message::Result(wire::decode(payload)?),
         Topic::Offer(_) => Message::Offer(wire::decode(payload)?),

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// What the server does to `model.onnx`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -27,6 +28,13 @@ pub enum Damage {
 struct State {
     damage: Damage,
     stalled: usize,
+    asked: Vec<(String, u64)>,
+}
+
+impl State {
+    fn asked_for(&self, path: &str) -> Vec<u64> {
+        self.asked.iter().filter(|(asked, _)| asked == path).map(|(_, from)| *from).collect()
+    }
 }
 
 struct Shared {
@@ -84,10 +92,36 @@ impl FileServer {
     }
 
     /// Waits until a download has stalled.
-    pub fn wait_stalled(&self) {
+    ///
+    /// # Panics
+    /// When none does within `patience`.
+    pub fn wait_stalled(&self, patience: Duration) {
+        self.wait("a download to stall", patience, |state| state.stalled > 0);
+    }
+
+    /// Waits until a file was asked for so often.
+    ///
+    /// # Panics
+    /// When it is not within `patience`.
+    pub fn wait_asked(&self, path: &str, times: usize, patience: Duration) {
+        let what = format!("{times} requests for {path}");
+        self.wait(&what, patience, |state| state.asked_for(path).len() >= times);
+    }
+
+    /// The first byte that each request for a file asked for, in order.
+    #[must_use]
+    pub fn asked_for(&self, path: &str) -> Vec<u64> {
+        self.shared.lock().asked_for(path)
+    }
+
+    fn wait(&self, what: &str, patience: Duration, met: impl Fn(&State) -> bool) {
+        let deadline = Instant::now() + patience;
         let mut state = self.shared.lock();
-        while state.stalled == 0 {
-            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        while !met(&state) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "waited {patience:?} in vain for {what}: {:?}", state.asked);
+            let waited = self.shared.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -109,6 +143,11 @@ impl Drop for FileServer {
 impl Shared {
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, request: &Request) {
+        self.lock().asked.push((request.path.clone(), request.from));
+        self.changed.notify_all();
     }
 }
 
@@ -144,6 +183,7 @@ fn serve(shared: &Shared, stream: &TcpStream) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut writer = stream;
     while let Some(request) = read_request(&mut reader)? {
+        shared.note(&request);
         if !answer(shared, &request, &mut writer)? {
             return Ok(());
         }

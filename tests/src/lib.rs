@@ -1,10 +1,18 @@
 //! The parts together, with real servers: what the tests of this package share.
 
 pub mod files;
+pub mod hold;
+pub mod journal;
 pub mod offers;
 
 use std::env;
 use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use edge_sim::live::{Binaries, Stack, StackOptions};
+
+/// How often a wait looks again.
+const POLL: Duration = Duration::from_millis(10);
 
 /// The workspace's root.
 #[must_use]
@@ -46,11 +54,42 @@ pub fn asset(name: &str) -> PathBuf {
     path
 }
 
+/// Waits until `met` gives something.
+///
+/// # Panics
+/// When it does not within `patience`.
+pub fn until<T>(what: &str, patience: Duration, mut met: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(found) = met() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {patience:?} in vain for {what}");
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Unix time in milliseconds, as in the headers of messages.
+///
+/// # Panics
+/// When the clock is before 1970.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
+    u64::try_from(since.as_millis()).expect("a clock before the year 500 million")
+}
+
+/// What the running agent says of itself, which needs no broker.
+#[must_use]
+pub fn agent_status(stack: &Stack) -> Option<serde_json::Value> {
+    use espalier_agent::shell::{state_dir, status};
+    status::ask(&state_dir::status_socket(&stack.state_dir())).ok()
+}
+
 /// Options for a stack that is faster than any real board, so that a test of behaviour is not a test of
 /// patience: mosquitto, one thread, short windows.
 #[must_use]
-pub fn quick_stack(run: &std::path::Path) -> edge_sim::live::StackOptions {
-    use edge_sim::live::{Binaries, StackOptions};
+pub fn quick_stack(run: &std::path::Path) -> StackOptions {
     let binaries = Binaries::in_dir(&provided("ESPALIER_BIN"));
     let mut options = StackOptions::new(binaries, &provided("ESPALIER_ASSETS"), run);
     options.broker = edge_sim::broker::BrokerKind::Mosquitto;
@@ -59,5 +98,23 @@ pub fn quick_stack(run: &std::path::Path) -> edge_sim::live::StackOptions {
     options.install.shadow_requests = 3;
     options.install.probation_windows = 2;
     options.breach.min_requests = 2;
+    // A few windows on a host with other work say nothing about a model's speed.
+    configure(&mut options, "[install]\nregress_ratio = 100.0");
     options
+}
+
+/// Adds keys to the agent's configuration, in TOML.
+///
+/// # Panics
+/// When `text` is no TOML.
+pub fn configure(options: &mut StackOptions, text: &str) {
+    use toml::{Table, Value};
+    for (name, keys) in text.parse::<Table>().expect("TOML") {
+        match (options.agent_overrides.get_mut(&name), keys) {
+            (Some(Value::Table(there)), Value::Table(keys)) => there.extend(keys),
+            (_, keys) => {
+                options.agent_overrides.insert(name, keys);
+            }
+        }
+    }
 }

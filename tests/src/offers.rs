@@ -1,11 +1,12 @@
 //! Bundles and offers that a test makes itself, from one that the service made.
 
 use std::path::Path;
+use std::time::Duration;
 
 use bundle::{Bundle, Draft, Limits, SelfTest, Source};
 use edge_sim::live::Stack;
 use edge_sim::watcher::Message;
-use wire::{Header, Offer};
+use wire::{Header, InstallEvent, InstallOutcome, ModelPhase, Offer};
 
 use crate::files::FileServer;
 
@@ -84,11 +85,45 @@ pub fn deployed(stack: &Stack, digest: &str) -> Bundle {
     Bundle::open(&stack.bundle_dir(digest), &Limits::default()).expect("the deployed bundle")
 }
 
-/// What the device last said of the digest that it runs.
+/// The end of the install of `digest`: waits for the device to tell it.
+///
+/// # Panics
+/// When it does not within `patience`.
 #[must_use]
-pub fn serving_digest(stack: &Stack) -> Option<String> {
-    stack.watcher().records(0).iter().rev().find_map(|record| match &record.message {
-        Message::Model(state) => state.digest.clone(),
+pub fn end_of(stack: &mut Stack, digest: &str, patience: Duration) -> InstallEvent {
+    let what = format!("the end of {digest}");
+    let mut mark = 0;
+    let found = stack.wait_from(&mut mark, &what, patience, |record| match &record.message {
+        Message::Install(event)
+            if event.digest == digest && event.outcome != InstallOutcome::Progress =>
+        {
+            Some(event.clone())
+        }
         _ => None,
-    })
+    });
+    found.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The last step that the device told of the install of `digest` before its end; none when it was
+/// turned away without one.
+#[must_use]
+pub fn last_phase(stack: &Stack, digest: &str) -> Option<ModelPhase> {
+    let records = stack.watcher().records(0);
+    let steps = records.iter().filter_map(|record| match &record.message {
+        Message::Install(event) if event.digest == digest => Some(event),
+        _ => None,
+    });
+    let before = steps.take_while(|event| event.outcome == InstallOutcome::Progress);
+    before.last().map(|event| event.phase)
+}
+
+/// Every digest that the device has said since `mark` that it runs, in order.
+#[must_use]
+pub fn serving_digests(stack: &Stack, mark: usize) -> Vec<Option<String>> {
+    let records = stack.watcher().records(mark);
+    let states = records.iter().filter_map(|record| match &record.message {
+        Message::Model(state) => Some(state.digest.clone()),
+        _ => None,
+    });
+    states.collect()
 }

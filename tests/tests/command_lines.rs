@@ -1,5 +1,7 @@
 //! The command lines: exit codes, and errors that say what is wrong.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 use std::process::{Command, Output};
 

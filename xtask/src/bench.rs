@@ -15,7 +15,7 @@ pub(crate) struct BenchArgs {
 
 #[derive(Subcommand)]
 enum What {
-    /// The loop end to end: seconds from breach to commit, failed requests, memory, binary sizes
+    /// The loop end to end: seconds from breach to commit, failed requests, memory, sizes of the release binaries
     Loop,
 }
 

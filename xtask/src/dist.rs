@@ -19,8 +19,17 @@ pub(crate) fn run(args: &DistArgs) -> Result<ExitCode> {
         None => build::cargo()?,
         Some(target) => cross(target)?,
     };
-    process::run(command.args(["build", "--profile", "dist", "--package", "espalier-agent"]))?;
+    process::run(command.args(arguments(args.target.as_deref())))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What cargo is asked for. `cross` passes its arguments on in their order, and cargo takes no option
+/// of a subcommand before the subcommand.
+fn arguments(target: Option<&str>) -> Vec<&str> {
+    let mut arguments = vec!["build"];
+    arguments.extend(target.into_iter().flat_map(|target| ["--target", target]));
+    arguments.extend(["--profile", "dist", "--package", "espalier-agent"]);
+    arguments
 }
 
 /// `cross` ignores a lower-case `cross.toml` unless `CROSS_CONFIG` names it.
@@ -36,7 +45,7 @@ fn cross(target: &str) -> Result<Command> {
         "`cross` is not on PATH; install it with `cargo install cross` on a machine with a container engine",
     )?;
     let mut command = Command::new(program);
-    command.current_dir(paths::root()).env("CROSS_CONFIG", config).args(["--target", target]);
+    command.current_dir(paths::root()).env("CROSS_CONFIG", config);
     Ok(command)
 }
 
@@ -95,6 +104,15 @@ mod tests {
         for key in value.as_table().unwrap().keys() {
             assert!(known.contains(&key.as_str()), "unknown key {key}");
         }
+    }
+
+    #[test]
+    fn the_subcommand_comes_first_with_and_without_a_target() {
+        let here = arguments(None);
+        assert_eq!(here, ["build", "--profile", "dist", "--package", "espalier-agent"]);
+        let there = arguments(Some("armv7-unknown-linux-gnueabihf"));
+        assert_eq!(there[..3], ["build", "--target", "armv7-unknown-linux-gnueabihf"]);
+        assert_eq!(there[3..], here[1..]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod build;
 mod demo;
 mod dist;
 mod paths;
+mod preflight;
 mod process;
 mod test;
 mod tidy;
@@ -41,19 +42,24 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    let result = match Args::parse().task {
-        Task::Demo(args) => demo::run(&args),
-        Task::Test(args) => test::run(&args),
-        Task::Tidy => tidy::run(),
-        Task::Assets(args) => assets::run(&args),
-        Task::Dist(args) => dist::run(&args),
-        Task::Bench(args) => bench::run(&args),
-    };
+    let args = Args::parse();
+    let result = build::check_runner().and_then(|()| perform(args.task));
     match result {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn perform(task: Task) -> anyhow::Result<ExitCode> {
+    match task {
+        Task::Demo(args) => demo::run(&args),
+        Task::Test(args) => test::run(&args),
+        Task::Tidy => tidy::run(),
+        Task::Assets(args) => assets::run(&args),
+        Task::Dist(args) => dist::run(&args),
+        Task::Bench(args) => bench::run(&args),
     }
 }

@@ -24,7 +24,7 @@ pub(crate) fn target() -> Result<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .filter(|dir| dir.is_absolute())
-        .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
+        .or_else(|| env::home_dir().map(|home| home.join(".cache")))
         .context(
             "neither CARGO_TARGET_DIR, XDG_CACHE_HOME nor HOME is set: no place for the build",
         )?;

@@ -27,7 +27,10 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
         .output()
         .with_context(|| format!("cannot start `{}`", shown(command)))?;
     if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
+        // Some programs tell their errors on standard output.
+        let told =
+            if output.stderr.trim_ascii().is_empty() { &output.stdout } else { &output.stderr };
+        let text = String::from_utf8_lossy(told);
         let lines: Vec<_> = text.lines().collect();
         let tail = lines[lines.len().saturating_sub(12)..].join("\n  ");
         bail!("`{}` ended with {}:\n  {tail}", shown(command), output.status);

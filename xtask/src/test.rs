@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::assets::{self, TestAssets};
-use crate::{build, paths, process, tidy};
+use crate::{build, paths, preflight, process, tidy};
 
 #[derive(Args)]
 pub(crate) struct TestArgs {
@@ -20,6 +20,7 @@ pub(crate) struct TestArgs {
 }
 
 pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
+    preflight::check(args.tests_only)?;
     let needs = assets::for_tests()?;
     let binaries = build::binaries()?;
     if !args.tests_only {

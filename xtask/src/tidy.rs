@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: the boundaries between crates, and the rules of style that can be executed.
 
 mod boundaries;
+mod links;
 mod sources;
 
 use std::process::ExitCode;

@@ -42,6 +42,16 @@ fn a_device_id_is_all_that_is_needed() {
 }
 
 #[test]
+fn requests_together_may_take_no_less_than_one() {
+    let files = Files::new(MINIMAL);
+    let mut sources = files.sources();
+    sources.overrides = vec!["serve.max_buffered_bytes=1048576".into()];
+    let problems = problems(&sources);
+    assert_eq!(problems.len(), 1);
+    assert!(problems[0].contains("serve.max_request_bytes = 16777216"), "{problems:?}");
+}
+
+#[test]
 fn each_layer_lies_over_the_one_before() {
     let files =
         Files::new("[device]\nid = \"file\"\nclass = \"pi4\"\n[telemetry]\nwindow_ms = 1000\n");

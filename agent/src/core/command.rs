@@ -82,7 +82,7 @@ impl Core {
             return Err(format!("there is no earlier bundle of {model} to go back to"));
         };
         let (from, to) = (active.digest.clone(), previous.digest.clone());
-        self.revert(&model, &from, "a rollback was commanded");
+        self.revert(&model, &from, "a rollback was commanded", true);
         Ok(json!({ "model": model, "from": from, "to": to }))
     }
 }

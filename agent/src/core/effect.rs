@@ -6,7 +6,7 @@
 
 use wire::{
     Birth, BudgetBreach, CommandResult, InferWindow, InstallEvent, ModelState, Offer, PowerWindow,
-    RecompressRequest, ResourceWindow, SpoolDrop, StateReport,
+    RecompressRequest, ResourceWindow, RollbackEvent, SpoolDrop, StateReport, ThrottleEvent,
 };
 
 use super::event::InstallId;
@@ -20,7 +20,8 @@ pub enum Effect {
     /// Replace `active.json`.
     WriteActive(Vec<ActiveEntry>),
     /// Make an installed bundle the serving one: switch to the standby worker if it holds that
-    /// bundle, load it from the store otherwise. Answered by `Activated` or `ActivateFailed`.
+    /// bundle, load it from the store otherwise, also when the worker that serves it is down. Answered
+    /// by `Activated` or `ActivateFailed`.
     Activate {
         /// The model.
         model: String,
@@ -108,6 +109,8 @@ pub enum Report {
     Power(PowerWindow),
     Breach(BudgetBreach),
     Install(InstallEvent),
+    Rollback(RollbackEvent),
+    Throttle(ThrottleEvent),
     SpoolDrop(SpoolDrop),
     Recompress(RecompressRequest),
     Result(CommandResult),

@@ -36,6 +36,11 @@ pub enum Event {
         /// Why, for the status page.
         reason: String,
     },
+    /// The broker answered the subscription to offers and commands.
+    Subscribed {
+        /// Why it refuses it.
+        refused: Option<String>,
+    },
     /// The desired model, as the broker holds it. The same offer may arrive any number of times.
     Offer(Offer),
     /// A command arrived.
@@ -87,6 +92,18 @@ pub enum Event {
         model: String,
         /// Why: signal, exit code.
         reason: String,
+    },
+    /// The plane tried to start a dead worker again and could not. It goes on trying.
+    RestartFailed {
+        /// The model.
+        model: String,
+        /// Why.
+        reason: String,
+    },
+    /// The worker that had died runs again.
+    WorkerRestarted {
+        /// The model.
+        model: String,
     },
     /// The spool reached its limit and gave up records.
     SpoolDropped {
@@ -187,6 +204,8 @@ pub enum FailureClass {
     Transient,
     /// This attempt is over, but the same bundle offered again may be tried again.
     Attempt,
+    /// The stored files are not the bundle any more: fetching it again may mend that.
+    Damaged,
     /// The bundle itself is unfit for this device: never try it again.
     Bundle,
 }
@@ -202,6 +221,12 @@ impl StepFailure {
     #[must_use]
     pub fn attempt(reason: impl ToString) -> Self {
         Self { reason: reason.to_string(), class: FailureClass::Attempt }
+    }
+
+    /// Files on the disk that have changed.
+    #[must_use]
+    pub fn damaged(reason: impl ToString) -> Self {
+        Self { reason: reason.to_string(), class: FailureClass::Damaged }
     }
 
     /// A failure that the bundle will always have on this device.
@@ -222,4 +247,14 @@ pub struct ShadowFacts {
     pub before_p95_us: Option<u64>,
     /// The candidate's p95 over them.
     pub after_p95_us: Option<u64>,
+    /// Requests that the serving model answered and the candidate did not.
+    pub failures: u64,
+}
+
+impl ShadowFacts {
+    /// Requests that were shown to the candidate, whatever came of them.
+    #[must_use]
+    pub fn shown(&self) -> u64 {
+        self.requests.saturating_add(self.failures)
+    }
 }

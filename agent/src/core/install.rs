@@ -136,16 +136,15 @@ impl Core {
             return;
         }
         self.live(model).install.shadow = facts;
-        if facts.requests >= self.settings.install.shadow_requests {
+        if facts.shown() >= self.settings.install.shadow_requests {
             self.conclude_shadow(now, model);
         }
     }
 
     fn conclude_shadow(&mut self, now: Millis, model: &str) {
         let facts = self.live(model).install.shadow;
-        let wanted = self.settings.install.shadow_requests;
         let floor = self.budgets(model).agreement_min;
-        match judge::shadow(&facts, wanted, floor) {
+        match judge::shadow(&facts, floor, &self.settings.install) {
             Ok(()) => self.switch(now, model),
             Err(reason) => self.reject(now, model, &reason, true),
         }
@@ -165,8 +164,7 @@ impl Core {
     fn on_switched(&mut self, now: Millis, own: &DurableInstall) {
         let model = own.offer.model.as_str();
         let live = self.live(model);
-        live.serving = Some(own.offer.digest.clone());
-        live.activation = super::live::Activation::default();
+        live.serves(&own.offer.digest);
         live.install.probation = Probation::default();
         live.gauges.values_mut().for_each(super::gauge::Gauge::reset);
         live.recent.clear();
@@ -255,7 +253,9 @@ impl Core {
                 );
                 self.reject(now, model, &reason, false);
             }
-            FailureClass::Attempt => self.reject(now, model, &failure.reason, false),
+            FailureClass::Attempt | FailureClass::Damaged => {
+                self.reject(now, model, &failure.reason, false);
+            }
             FailureClass::Bundle => self.reject(now, model, &failure.reason, true),
         }
     }
@@ -283,7 +283,7 @@ impl Core {
 
     /// Takes the new model back. Where there is none to go back to it stays, for a bad model that
     /// answers serves its users better than none.
-    pub(super) fn roll_back(&mut self, now: Millis, model: &str, reason: &str) {
+    pub(super) fn roll_back(&mut self, now: Millis, model: &str, reason: &str, block: bool) {
         let Some(own) = self.install(model).cloned() else {
             return;
         };
@@ -291,12 +291,13 @@ impl Core {
         if previous.is_none() {
             return;
         }
-        let reason = Some(reason.to_owned());
-        self.record(moved(&own, InstallState::RolledBack, reason.clone(), true));
+        let told = Some(reason.to_owned());
+        self.record(moved(&own, InstallState::RolledBack, told.clone(), block));
         self.emit(Effect::WriteActive(self.durable.active()));
         self.live(model).activation = super::live::Activation::default();
         self.activate(model);
-        self.finish(now, &own, InstallState::RolledBack, reason);
+        self.report_rollback(model, &own.offer.digest, reason, block);
+        self.finish(now, &own, InstallState::RolledBack, told);
     }
 
     fn finish(
@@ -344,7 +345,8 @@ impl Core {
         }
     }
 
-    pub(super) fn on_worker_died(&mut self, now: Millis, model: &str, reason: &str) {
+    /// A death of the worker is held against a bundle on probation.
+    pub(super) fn count_death(&mut self, now: Millis, model: &str, reason: &str) {
         let state = self.install(model).map(|own| own.state);
         if state != Some(InstallState::Probation) {
             return;
@@ -353,7 +355,7 @@ impl Core {
         probation.deaths += 1;
         if probation.deaths >= MAX_PROBATION_DEATHS {
             let reason = format!("its worker died again during probation: {reason}");
-            self.roll_back(now, model, &reason);
+            self.roll_back(now, model, &reason, true);
         }
     }
 }

@@ -48,12 +48,28 @@ pub(super) fn manifest(
 /// One-sided 95 % quantile of the normal distribution.
 const Z: f64 = 1.645;
 
-/// Whether a shadowed candidate may be switched to. Too few comparisons say nothing, and a floor counts as
-/// missed only when even the upper end of the agreement's interval is under it: a model that agrees
-/// exactly as often as the floor asks is turned away in one of twenty shadows, not in every second.
-pub(super) fn shadow(facts: &ShadowFacts, wanted: u64, floor: Option<f64>) -> Result<(), String> {
+/// Whether a shadowed candidate may be switched to. One that fails requests which the serving model
+/// answers may not, whatever the rest of its answers are. Of those, too few comparisons say nothing,
+/// and a floor counts as missed only when even the upper end of the agreement's interval is under it:
+/// a model that agrees exactly as often as the floor asks is turned away in one of twenty shadows,
+/// not in every second.
+pub(super) fn shadow(
+    facts: &ShadowFacts,
+    floor: Option<f64>,
+    rules: &InstallRules,
+) -> Result<(), String> {
+    let failed = rate(facts.failures, facts.shown());
+    if facts.failures >= MIN_ERRORS && failed > rules.max_error_rate {
+        return Err(format!(
+            "it failed {} of {} live requests that the serving model answered, over \
+             install.max_error_rate {}",
+            facts.failures,
+            facts.shown(),
+            rules.max_error_rate
+        ));
+    }
     let Some(floor) = floor else { return Ok(()) };
-    let enough = facts.requests.saturating_mul(4) >= wanted && facts.requests > 0;
+    let enough = facts.requests.saturating_mul(4) >= rules.shadow_requests && facts.requests > 0;
     let upper = wilson_upper(facts.agreement, facts.requests);
     if enough && upper < floor {
         return Err(format!(
@@ -226,15 +242,27 @@ mod tests {
 
     #[test]
     fn a_shadow_a_little_under_the_floor_by_chance_passes_and_a_bad_one_does_not() {
-        assert!(shadow(&facts(20, 0.80), 20, Some(0.85)).is_ok(), "4 of 20 differ: may be chance");
-        let refused = shadow(&facts(20, 0.55), 20, Some(0.85)).unwrap_err();
+        let rules = InstallRules { shadow_requests: 20, ..InstallRules::default() };
+        let shadow = |facts, floor| shadow(&facts, floor, &rules);
+        assert!(shadow(facts(20, 0.80), Some(0.85)).is_ok(), "4 of 20 differ: may be chance");
+        let refused = shadow(facts(20, 0.55), Some(0.85)).unwrap_err();
         assert!(refused.contains("agreement_min 0.85"), "{refused}");
-        assert!(
-            shadow(&facts(2000, 0.80), 20, Some(0.85)).is_err(),
-            "many requests leave no chance"
-        );
-        assert!(shadow(&facts(2, 0.0), 20, Some(0.85)).is_ok(), "two requests say nothing");
-        assert!(shadow(&facts(20, 0.0), 20, None).is_ok(), "no floor, no judgement");
+        assert!(shadow(facts(2000, 0.80), Some(0.85)).is_err(), "many requests leave no chance");
+        assert!(shadow(facts(2, 0.0), Some(0.85)).is_ok(), "two requests say nothing");
+        assert!(shadow(facts(20, 0.0), None).is_ok(), "no floor, no judgement");
+    }
+
+    #[test]
+    fn a_candidate_that_fails_requests_is_refused_with_and_without_a_floor() {
+        let rules = InstallRules { max_error_rate: 0.1, ..InstallRules::default() };
+        let failing = |requests, failures| ShadowFacts { failures, ..facts(requests, 1.0) };
+        for floor in [None, Some(0.9)] {
+            let refused = shadow(&failing(0, 50), floor, &rules).unwrap_err();
+            assert!(refused.contains("50 of 50") && refused.contains("max_error_rate 0.1"));
+            assert!(shadow(&failing(20, 3), floor, &rules).is_err(), "3 of 23");
+            assert!(shadow(&failing(40, 3), floor, &rules).is_ok(), "3 of 43");
+            assert!(shadow(&failing(0, 2), floor, &rules).is_ok(), "two are no evidence");
+        }
     }
 
     #[test]

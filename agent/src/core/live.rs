@@ -15,6 +15,10 @@ const MAX_REFUSALS: usize = 16;
 pub(super) struct Live {
     /// The bundle that the plane serves.
     pub serving: Option<String>,
+    /// Why its worker is down, while it is.
+    pub down: Option<String>,
+    /// Failed attempts in a row to start it again.
+    pub failed_restarts: u32,
     /// Bringing the active bundle to serve.
     pub activation: Activation,
     /// One gauge per budget, by its name on the wire.
@@ -40,6 +44,14 @@ pub(super) struct Live {
 }
 
 impl Live {
+    /// A bundle serves: whatever was wrong with the one before it is over.
+    pub(super) fn serves(&mut self, digest: &str) {
+        self.serving = Some(digest.to_owned());
+        self.down = None;
+        self.failed_restarts = 0;
+        self.activation = Activation::default();
+    }
+
     /// Remembers a refusal and says whether it is news.
     pub(super) fn refuse(&mut self, digest: &str, reason: &str) -> bool {
         let known = |(d, r): &(String, String)| d == digest && r == reason;

@@ -5,7 +5,7 @@ use wire::{InstallEvent, InstallOutcome, ModelPhase, Offer};
 use super::Core;
 use super::effect::{Effect, Report, Step};
 use super::event::Millis;
-use super::record::{InstallState, MAX_BLOCKED, Record};
+use super::record::{DurableModel, InstallState, MAX_BLOCKED, MAX_IDLE_MODELS, Record};
 use super::report::blank;
 
 /// What to do with an offer.
@@ -101,11 +101,11 @@ impl Core {
 
     fn unfit_here(&self, offer: &Offer) -> Option<String> {
         let limit = self.settings.install.max_models;
-        let Some(model) = self.durable.models.get(&offer.model) else {
-            return (self.durable.models.len() >= limit).then(|| {
-                format!("the device has reached its limit install.max_models of {limit}")
-            });
-        };
+        let known = self.durable.models.get(&offer.model);
+        if known.is_none_or(DurableModel::is_idle) && self.durable.in_use() >= limit {
+            return Some(format!("the device has reached its limit install.max_models of {limit}"));
+        }
+        let model = known?;
         if model.blocked.contains(&offer.digest) {
             return Some("the digest failed or was taken back on this device before".into());
         }
@@ -122,11 +122,22 @@ impl Core {
             install,
             offer: Box::new(offer.clone()),
         });
+        self.forget_strays();
         let live = self.live(&model);
         live.install.since = now;
         live.resume_pending = false;
         self.advance(now, &model, InstallState::Downloading);
         self.emit(Effect::Step { model, install, step: Step::Download(Box::new(offer)) });
+    }
+
+    /// Models that were refused and left no trace in the journal leave none in memory either, once
+    /// there are many of them.
+    fn forget_strays(&mut self) {
+        let known = &self.durable.models;
+        let strays = self.live.keys().filter(|name| !known.contains_key(*name)).count();
+        if strays > MAX_IDLE_MODELS {
+            self.live.retain(|name, _| known.contains_key(name));
+        }
     }
 
     fn supersede(&mut self, now: Millis, model: &str, sequence: u64) {
@@ -150,6 +161,7 @@ impl Core {
             from_digest: None,
             elapsed_ms: 0,
             comparison: None,
+            blocked: self.is_blocked(&offer.model, &offer.digest),
         }));
     }
 

@@ -6,12 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use wire::{BudgetKind, Budgets, Offer};
+use wire::{BudgetKind, Budgets, Offer, RecompressRequest};
 
 use super::event::InstallId;
 
 /// How many digests a device remembers as never to be installed again, per model.
 pub(super) const MAX_BLOCKED: usize = 4096;
+/// How many models without a bundle are remembered for what they are blocked or budgeted for. The
+/// one that was installed longest ago is forgotten first, those with budgets last.
+pub(super) const MAX_IDLE_MODELS: usize = 64;
 
 /// Where an install stands. The diagram in `docs/agent.md` shows the ways between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -131,10 +134,13 @@ pub enum Record {
     Reverted {
         /// The model.
         model: String,
-        /// The bundle taken back; blocked from now on.
+        /// The bundle taken back.
         from: String,
         /// Why.
         reason: String,
+        /// Whether it must never be tried again.
+        #[serde(default = "blocked")]
+        block: bool,
     },
     /// A re-compression was asked for.
     Requested {
@@ -146,6 +152,9 @@ pub enum Record {
         request_id: String,
         /// The bundle it complains about.
         digest: String,
+        /// All of it, to be said again after a restart.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request: Option<Box<RecompressRequest>>,
     },
     /// The request is answered, void or given up.
     RequestClosed {
@@ -165,10 +174,15 @@ pub enum Record {
     },
 }
 
+/// What a record means that does not say whether it blocks.
+fn blocked() -> bool {
+    true
+}
+
 /// Everything the journal adds up to.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Durable {
-    /// One entry per model that was ever accepted.
+    /// One entry per model with something to remember.
     pub models: BTreeMap<String, DurableModel>,
     /// The number of the next install.
     pub next_install: InstallId,
@@ -191,6 +205,9 @@ pub struct DurableModel {
     pub requests: BTreeMap<String, OpenRequest>,
     /// Budgets set by command; they win over the configuration.
     pub budgets: Option<Budgets>,
+    /// The number of the last install.
+    #[serde(default)]
+    pub last_install: InstallId,
 }
 
 /// The durable part of one install.
@@ -211,12 +228,15 @@ pub struct DurableInstall {
 }
 
 /// A request nobody has answered yet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OpenRequest {
     /// Its number on the wire.
     pub request_id: String,
     /// The bundle it complains about.
     pub digest: String,
+    /// All of it; journals of earlier versions do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Box<RecompressRequest>>,
 }
 
 impl Durable {
@@ -231,7 +251,7 @@ impl Durable {
             | Record::RequestClosed { model, .. } => {
                 if let Some(entry) = self.models.get_mut(model) {
                     entry.apply(record);
-                    if *entry == DurableModel::default() {
+                    if entry.is_blank() {
                         self.models.remove(model);
                     }
                 }
@@ -243,6 +263,24 @@ impl Durable {
             Record::BudgetsSet { model, .. } => {
                 self.models.entry(model.clone()).or_default().apply(record);
             }
+        }
+        self.forget_idle();
+    }
+
+    /// How many models have a bundle here, or one on its way in.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.models.values().filter(|model| !model.is_idle()).count()
+    }
+
+    fn forget_idle(&mut self) {
+        let idle = || self.models.iter().filter(|(_, model)| model.is_idle());
+        if idle().count() <= MAX_IDLE_MODELS {
+            return;
+        }
+        let oldest = idle().min_by_key(|(_, model)| (model.budgets.is_some(), model.last_install));
+        if let Some(name) = oldest.map(|(name, _)| name.clone()) {
+            self.models.remove(&name);
         }
     }
 
@@ -273,6 +311,7 @@ impl Durable {
     fn apply_offered(&mut self, model: &str, install: InstallId, offer: &Offer) {
         self.next_install = self.next_install.max(install.saturating_add(1));
         let entry = self.models.entry(model.to_owned()).or_default();
+        entry.last_install = install;
         entry.install = Some(DurableInstall {
             id: install,
             offer: offer.clone(),
@@ -285,6 +324,17 @@ impl Durable {
 }
 
 impl DurableModel {
+    /// Whether it has no bundle here, nor one on its way in.
+    pub(super) fn is_idle(&self) -> bool {
+        self.active.is_none() && self.previous.is_none() && self.install.is_none()
+    }
+
+    /// Whether there is nothing to remember of it.
+    fn is_blank(&self) -> bool {
+        let told = self.blocked.is_empty() && self.requests.is_empty() && self.budgets.is_none();
+        self.is_idle() && told
+    }
+
     fn apply(&mut self, record: &Record) {
         match record {
             Record::Install { .. } => self.apply_install(record),
@@ -294,16 +344,21 @@ impl DurableModel {
                     own.restarts = own.restarts.saturating_add(1);
                 }
             }
-            Record::Reverted { from, .. } => {
-                self.blocked.insert(from.clone());
+            Record::Reverted { from, block, .. } => {
+                if *block {
+                    self.blocked.insert(from.clone());
+                }
                 if self.active.as_ref().is_some_and(|a| a.digest == *from) {
                     self.active = self.previous.take();
                 }
             }
-            Record::Requested { budget, request_id, digest, .. } => {
-                let request =
-                    OpenRequest { request_id: request_id.clone(), digest: digest.clone() };
-                self.requests.insert(budget.to_string(), request);
+            Record::Requested { budget, request_id, digest, request, .. } => {
+                let open = OpenRequest {
+                    request_id: request_id.clone(),
+                    digest: digest.clone(),
+                    request: request.clone(),
+                };
+                self.requests.insert(budget.to_string(), open);
             }
             Record::RequestClosed { budget, .. } => {
                 self.requests.remove(budget.as_str());

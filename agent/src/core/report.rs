@@ -2,13 +2,13 @@
 
 use wire::{
     CommandResult, DeviceState, Header, InstallEvent, InstallOutcome, ModelPhase, ModelState,
-    Payload, SpoolDrop, StateReport,
+    Payload, ResourceWindow, RollbackEvent, SpoolDrop, StateReport, ThrottleEvent,
 };
 
 use super::effect::{Effect, Report};
 use super::event::Millis;
 use super::record::{DurableInstall, InstallState};
-use super::{Core, DurableModel};
+use super::{Core, DurableModel, judge};
 
 /// A header without time, number and boot.
 pub(super) fn blank<P: Payload>() -> Header {
@@ -62,7 +62,10 @@ impl Core {
             let reason = live.activation.reason.as_ref()?;
             Some(format!("model {name} does not serve: {reason}"))
         };
-        let troubles: Vec<String> = self.live.iter().filter_map(trouble).collect();
+        let deaf = self.deaf.iter().map(|reason| {
+            format!("the broker refuses the subscription to offers and commands: {reason}")
+        });
+        let troubles: Vec<String> = self.live.iter().filter_map(trouble).chain(deaf).collect();
         if troubles.is_empty() {
             (DeviceState::Online, None)
         } else {
@@ -116,7 +119,11 @@ impl Core {
     ) {
         let model = install.offer.model.clone();
         let from_digest = self.digest_before(&model, state);
-        let elapsed_ms = now.since(self.live(&model).install.since);
+        let live = self.live(&model);
+        let elapsed_ms = now.since(live.install.since);
+        // A candidate turned away in its shadow has no baseline yet, and its agreement is the reason.
+        let shadowed = judge::baseline(&live.recent, &live.install.shadow);
+        let comparison = judge::comparison(install.baseline.as_ref().or(Some(&shadowed)));
         self.publish(Report::Install(InstallEvent {
             header: blank::<InstallEvent>(),
             model: model.clone(),
@@ -126,7 +133,8 @@ impl Core {
             reason,
             from_digest,
             elapsed_ms,
-            comparison: super::judge::comparison(install.baseline.as_ref()),
+            comparison,
+            blocked: self.is_blocked(&model, &install.offer.digest),
         }));
         self.report_model(&model);
     }
@@ -143,8 +151,42 @@ impl Core {
             from_digest: self.active_digest(model),
             elapsed_ms: 0,
             comparison: None,
+            blocked: self.is_blocked(model, from),
         }));
         self.report_model(model);
+    }
+
+    /// Whether the digest failed or was taken back on this device.
+    pub(super) fn is_blocked(&self, model: &str, digest: &str) -> bool {
+        self.durable.models.get(model).is_some_and(|model| model.blocked.contains(digest))
+    }
+
+    /// Tells that the bundle in charge was taken back, in a word that needs no reading of installs.
+    pub(super) fn report_rollback(&mut self, model: &str, from: &str, reason: &str, blocked: bool) {
+        self.publish(Report::Rollback(RollbackEvent {
+            header: blank::<RollbackEvent>(),
+            model: model.to_owned(),
+            from_digest: from.to_owned(),
+            to_digest: self.active_digest(model),
+            reason: reason.to_owned(),
+            blocked,
+        }));
+    }
+
+    /// Tells when throttling begins and when it ends.
+    pub(super) fn report_throttle(&mut self, now: Millis, resources: &ResourceWindow) {
+        if resources.throttled == self.throttled_since.is_some() {
+            return;
+        }
+        let since = self.throttled_since.take();
+        self.throttled_since = resources.throttled.then_some(now);
+        self.publish(Report::Throttle(ThrottleEvent {
+            header: blank::<ThrottleEvent>(),
+            throttled: resources.throttled,
+            lasted_ms: since.map(|since| now.since(since)),
+            temperature_mc: resources.temperature_mc,
+            freq_khz: resources.freq_khz,
+        }));
     }
 
     fn digest_before(&self, model: &str, state: InstallState) -> Option<String> {

@@ -54,24 +54,17 @@ impl Core {
         let birth = self.settings.birth.clone();
         let boot = &birth.header.boot_id;
         let request_id = format!("{}-{boot}-{}", birth.device, self.durable.next_request);
-        self.record(Record::Requested {
-            model: model.to_owned(),
-            budget,
-            request_id: request_id.clone(),
-            digest: active.digest.clone(),
-        });
-        self.live(model).requested.insert(budget.as_str(), now);
         let budgets = self.budgets(model);
         let live = self.live(model);
         let workers_pss_bytes = live.pss_bytes;
         let mut times = Histogram::default();
         live.recent.iter().for_each(|seen| times.merge(&seen.compute));
-        self.publish(Report::Recompress(RecompressRequest {
+        let request = RecompressRequest {
             header: blank::<RecompressRequest>(),
-            request_id,
+            request_id: request_id.clone(),
             device: birth.device,
             model: model.to_owned(),
-            digest: active.digest,
+            digest: active.digest.clone(),
             sequence: active.sequence,
             device_class: birth.device_class,
             runtime: birth.runtime,
@@ -86,7 +79,16 @@ impl Core {
             windows_seen: breach.windows_seen,
             workers_pss_bytes,
             emulated: birth.emulated,
-        }));
+        };
+        self.record(Record::Requested {
+            model: model.to_owned(),
+            budget,
+            request_id,
+            digest: active.digest,
+            request: Some(Box::new(request.clone())),
+        });
+        self.live(model).requested.insert(budget.as_str(), now);
+        self.publish(Report::Recompress(request));
     }
 
     /// Closes every open request of a model, and waits a cooldown before asking again.
@@ -113,12 +115,18 @@ impl Core {
         self.live(model).requested.remove(budget.as_str());
     }
 
-    /// Requests that were open when the agent stopped wait their whole time again.
+    /// Requests that were open when the agent stopped are said again, for the agent may have been
+    /// stopped between writing one down and handing it over; their number tells a repetition. They
+    /// wait their whole time again.
     pub(super) fn recover_requests(&mut self, now: Millis, model: &str) {
         for budget in BudgetKind::ALL {
             let durable = self.durable.models.get(model);
-            if durable.is_some_and(|m| m.requests.contains_key(budget.as_str())) {
-                self.live(model).requested.insert(budget.as_str(), now);
+            let Some(open) = durable.and_then(|m| m.requests.get(budget.as_str())).cloned() else {
+                continue;
+            };
+            self.live(model).requested.insert(budget.as_str(), now);
+            if let Some(request) = open.request {
+                self.publish(Report::Recompress(*request));
             }
         }
     }

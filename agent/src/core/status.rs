@@ -12,7 +12,8 @@ use super::{Core, DurableModel};
 pub struct Status {
     /// The device.
     pub device: String,
-    /// Online also when there is no broker; degraded when a model does not serve.
+    /// Online also when there is no broker; degraded when a model does not serve, or when the broker
+    /// refuses to pass offers and commands on.
     pub state: DeviceState,
     /// Why it is not online.
     pub reason: Option<String>,

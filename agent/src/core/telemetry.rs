@@ -12,10 +12,14 @@ use super::record::InstallState;
 use super::report::blank;
 use super::settings::BreachRules;
 
+/// The share of the processor time in use from which a model among others draws the power.
+const POWER_SHARE: f64 = 0.5;
+
 impl Core {
     pub(super) fn on_window(&mut self, now: Millis, facts: &WindowFacts) {
         if let Some(resources) = &facts.resources {
             self.publish(Report::Resources(resources.clone()));
+            self.report_throttle(now, resources);
         }
         if let Some(power) = &facts.power {
             self.publish(Report::Power(power.clone()));
@@ -38,7 +42,7 @@ impl Core {
         let evidence = self.gather(facts, cause);
         match self.install(model).map(|own| own.state) {
             None | Some(InstallState::Offered | InstallState::Downloading) => {
-                self.hold_against_budgets(now, facts, window, evidence);
+                self.hold_against_budgets(now, facts, window, evidence, cause);
             }
             Some(InstallState::Probation) => self.on_probation(now, facts, evidence),
             // Our own loading, testing and shadowing disturb the model: no evidence.
@@ -67,6 +71,7 @@ impl Core {
         facts: &ModelFacts,
         window: &WindowFacts,
         evidence: Option<Evidence>,
+        cause: Cause,
     ) {
         let model = facts.model.as_str();
         let budgets = self.budgets(model);
@@ -82,17 +87,37 @@ impl Core {
                 self.gauge(now, model, BudgetKind::LatencyP95, limit, seen);
             }
         }
+        let draws = self.draws_the_power(facts, window);
         for (budget, observed) in scalars(facts, window) {
             if let (Some(limit), Some(observed)) = (budgets.limit(budget), observed) {
                 let seen = Seen {
                     observed,
                     over: observed > limit,
-                    cause: Cause::Model,
+                    cause: scalar_cause(budget, cause, draws),
                     times: Histogram::default(),
                 };
                 self.gauge(now, model, budget, limit, seen);
             }
         }
+    }
+
+    /// Whether the device's power is the model's doing: it is the only one at work, or its inferences
+    /// make up most of the processor time in use. What is known of that time is how long they took
+    /// and on how many threads, which is the most they can have used.
+    #[allow(clippy::cast_precision_loss)]
+    fn draws_the_power(&self, facts: &ModelFacts, window: &WindowFacts) -> bool {
+        if window.models.iter().all(|other| other.model == facts.model || other.requests == 0) {
+            return true;
+        }
+        let busy = window.resources.as_ref().and_then(|resources| resources.cpu_percent);
+        let (Some(busy), Some(mean_us)) = (busy, facts.compute.mean()) else {
+            return false;
+        };
+        let used_us =
+            mean_us * facts.compute.count() as f64 * f64::from(self.settings.threads.max(1));
+        let cpus = f64::from(self.settings.birth.cpus.max(1));
+        let there_us = window.window_ms.max(1) as f64 * 1000.0 * cpus;
+        used_us / there_us >= POWER_SHARE * busy / 100.0
     }
 
     fn gauge(&mut self, now: Millis, model: &str, budget: BudgetKind, limit: f64, seen: Seen) {
@@ -111,18 +136,23 @@ impl Core {
         let rules = self.settings.install.clone();
         let seen = &mut self.live(model).install.probation;
         seen.windows += 1;
+        let windows = seen.windows;
         seen.requests += facts.requests;
         seen.errors += facts.errors;
         if let Some(evidence) = evidence.filter(|evidence| evidence.cause == Cause::Model) {
             seen.evidence += 1;
             seen.times.merge(&evidence.compute);
         }
-        match judge::probation(seen, &before.unwrap_or_default(), limit, &rules) {
+        let verdict = judge::probation(seen, &before.unwrap_or_default(), limit, &rules);
+        let down = self.live(model).down.is_some();
+        match verdict {
             Verdict::Watch => {}
-            Verdict::Back(reason) if replaces => self.roll_back(now, model, &reason),
+            // Silence from a dead worker is no sign of health.
+            Verdict::Keep if down => {}
+            Verdict::Back(reason) if replaces => self.roll_back(now, model, &reason, true),
             Verdict::Keep => self.commit(now, model),
             // With nothing to go back to, it stays once its time is over.
-            Verdict::Back(_) if seen.windows >= rules.probation_windows => self.commit(now, model),
+            Verdict::Back(_) if windows >= rules.probation_windows => self.commit(now, model),
             Verdict::Back(_) => {}
         }
     }
@@ -137,6 +167,17 @@ fn attribute(facts: &ModelFacts, resources: Option<&ResourceWindow>, rules: &Bre
         Some(r) if r.swap_in_pages.is_some_and(|n| n >= rules.swap_in_pages) => Cause::Swap,
         _ if facts.cold => Cause::ColdStart,
         _ => Cause::Model,
+    }
+}
+
+/// Whom a budget that is one number per window is held against. A worker's memory is its own whatever
+/// the device is going through, but for the moments of loading; power belongs to whoever draws it.
+fn scalar_cause(budget: BudgetKind, cause: Cause, draws_the_power: bool) -> Cause {
+    match (budget, cause) {
+        (BudgetKind::Memory, Cause::ColdStart) => Cause::ColdStart,
+        (BudgetKind::Memory, _) => Cause::Model,
+        (BudgetKind::Power, Cause::Model) if !draws_the_power => Cause::Steal,
+        (_, cause) => cause,
     }
 }
 

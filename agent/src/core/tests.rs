@@ -129,6 +129,10 @@ fn window(model: &str, digest: &str, shape: Shape) -> Event {
     })
 }
 
+fn restart_failed(model: &str) -> Event {
+    Event::RestartFailed { model: model.into(), reason: "no memory".into() }
+}
+
 /// What the plane runs for one model.
 #[derive(Debug, Default)]
 struct Workers {
@@ -340,8 +344,11 @@ impl World {
     }
 
     fn shadow(&mut self, requests: u64, agreement: f64) {
+        self.shadow_facts(ShadowFacts { requests, agreement, ..ShadowFacts::default() });
+    }
+
+    fn shadow_facts(&mut self, facts: ShadowFacts) {
         for (model, install) in self.core.shadowing() {
-            let facts = ShadowFacts { requests, agreement, ..ShadowFacts::default() };
             self.feed(Event::ShadowProgress { model, install, facts });
         }
     }

@@ -39,12 +39,21 @@ pub enum PlaneError {
         /// The limit.
         limit: usize,
     },
-    /// The worker cannot load the model.
+    /// The engine refuses the model.
     #[error("model `{model}` cannot be loaded: {reason}")]
     Load {
         /// The model.
         model: String,
         /// What the engine said.
+        reason: String,
+    },
+    /// The model was not loaded, and that says nothing about it: the engine cannot be opened, the
+    /// worker died or took too long.
+    #[error("model `{model}` was not loaded: {reason}")]
+    Unloaded {
+        /// The model.
+        model: String,
+        /// What was in the way.
         reason: String,
     },
     /// What the bundle's manifest says of the model and what the engine found differ.
@@ -67,6 +76,9 @@ pub enum PlaneError {
     /// The candidate did not reproduce its golden outputs.
     #[error("self-test: {0}")]
     SelfTest(String),
+    /// The self-test came to no end: its worker died or took too long.
+    #[error("the self-test came to no end: {0}")]
+    Untested(String),
     /// The candidate's worker is gone.
     #[error("the worker of model `{model}` is not running: {reason}")]
     WorkerGone {

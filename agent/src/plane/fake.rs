@@ -16,12 +16,12 @@ use std::time::Duration;
 use bundle::{Bundle, Case, Draft, NamedTensor, SelfTest, Source, TensorSpec};
 use runtime::{ElementType, EngineError, ErrorKind, IoSpec, Session, Tensor};
 
-use super::protocol::LoadRequest;
+use super::protocol::{LoadFailure, LoadFault, LoadRequest};
 use super::worker::{NoHook, serve_with};
 use super::{CandidateId, Plane, PlaneConfig};
 
 /// First elements of an input that make the engine misbehave.
-pub(super) const ABORT: f32 = 1000.0;
+pub(crate) const ABORT: f32 = 1000.0;
 pub(super) const PANIC: f32 = 1001.0;
 pub(super) const GATE: f32 = 1002.0;
 pub(super) const FAIL: f32 = 1003.0;
@@ -104,6 +104,7 @@ pub(super) fn config(folder: &Path) -> PlaneConfig {
         unix: Some("oip.sock".into()),
         queue_depth: 2,
         max_request_bytes: 64 << 10,
+        max_buffered_bytes: 256 << 10,
         request_deadline: Duration::from_secs(30),
         run_dir: folder.join("run"),
     }
@@ -131,17 +132,27 @@ pub(super) fn row(first: f32, second: f32) -> Vec<(String, Tensor)> {
     vec![("x".to_owned(), tensor)]
 }
 
-pub(super) fn load(request: &LoadRequest) -> Result<(Box<dyn Session>, String), String> {
-    let text = fs::read_to_string(&request.model).map_err(|e| e.to_string())?;
+pub(super) fn load(request: &LoadRequest) -> Result<(Box<dyn Session>, String), LoadFailure> {
+    let failed = |fault, error| LoadFailure { fault, error };
+    let text = fs::read_to_string(&request.model);
+    let text = text.map_err(|e| failed(LoadFault::Device, e.to_string()))?;
     match text.trim() {
         "abort" => std::process::abort(),
         "panic" => panic!("asked to panic while loading"),
+        "fails" => Ok(session(f32::NAN)),
         text => {
-            let factor = text.parse().map_err(|_| format!("`{text}` is no model"))?;
-            let session = Fake { inputs: vec![port("x")], outputs: vec![port("y")], factor };
-            Ok((Box::new(session), "fake 1".to_owned()))
+            let factor = text.parse();
+            let factor =
+                factor.map_err(|_| failed(LoadFault::Model, format!("`{text}` is no model")))?;
+            Ok(session(factor))
         }
     }
+}
+
+/// A session that multiplies; by NaN it fails every run.
+fn session(factor: f32) -> (Box<dyn Session>, String) {
+    let session = Fake { inputs: vec![port("x")], outputs: vec![port("y")], factor };
+    (Box::new(session), "fake 1".to_owned())
 }
 
 struct Fake {
@@ -162,6 +173,9 @@ impl Session for Fake {
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError> {
         let x = runtime::check_inputs(&self.inputs, inputs)?[0];
         let values = x.to_f32()?;
+        if self.factor.is_nan() {
+            return Err(EngineError::new(ErrorKind::Run, "fails always"));
+        }
         match values.first().copied() {
             Some(ABORT) => std::process::abort(),
             Some(PANIC) => panic!("asked to panic"),

@@ -77,6 +77,7 @@ pub(super) enum Traffic {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Health {
     Died(String),
+    RestartFailed(String),
     Restarted,
 }
 
@@ -397,16 +398,16 @@ impl Driver {
                 sleep(wait).await;
                 WorkerProcess::start(&spec).await
             };
-            match self.meanwhile(start).await? {
+            let reason = match self.meanwhile(start).await? {
                 Ok((worker, interface)) if interface == self.interface => {
                     self.shared.restarts.fetch_add(1, Ordering::Relaxed);
                     return Some(worker);
                 }
-                Ok(_) => self
-                    .shared
-                    .set_down(Some("the model's inputs or outputs changed on disk".to_owned())),
-                Err(error) => self.shared.set_down(Some(error.to_string())),
-            }
+                Ok(_) => "the model's inputs or outputs changed on disk".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            self.shared.set_down(Some(reason.clone()));
+            (self.on_health)(Health::RestartFailed(reason));
         }
     }
 

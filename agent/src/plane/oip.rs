@@ -20,6 +20,7 @@ use tokio::time::timeout;
 
 use self::error::OipError;
 use self::request::InferRequest;
+use super::buffers::{NoRoom, Room};
 use super::instance::{Answer, Instance, JobError, Traffic};
 use super::protocol::NamedTensors;
 use super::registry::Registry;
@@ -158,13 +159,12 @@ async fn infer(
     let cfg = registry.config();
     let header_length = check_headers(&headers, cfg.max_request_bytes)?;
     let size = announced_bytes(&headers)?.unwrap_or(cfg.max_request_bytes);
-    let _room = registry.buffers.take(size).map_err(|error| {
-        instance.stats.rejected();
-        OipError::new(StatusCode::TOO_MANY_REQUESTS, error.to_string())
-    })?;
+    let mut room = registry.buffers.take(size).map_err(|error| refused(error, &instance))?;
     let body = read_body(body, cfg.max_request_bytes, cfg.request_deadline).await?;
-    let mut request =
-        off_thread(body.len(), move || InferRequest::decode(&body, header_length)).await??;
+    room.shrink(body.len());
+    let (mut request, _room) = decode(&registry, &instance, body, header_length).await?;
+    // The body itself is gone.
+    drop(room);
     let limit = request.timeout().map_or(cfg.request_deadline, |t| t.min(cfg.request_deadline));
     let inputs = Arc::new(std::mem::take(&mut request.inputs));
     let (instance, answer) = ask(&registry, &target, &request, inputs, limit).await?;
@@ -172,6 +172,37 @@ async fn infer(
     let encoded =
         off_thread(size, move || response::encode(&request, &instance.identity, &answer)).await??;
     Ok(encoded.into_response())
+}
+
+fn refused(error: NoRoom, instance: &Instance) -> OipError {
+    let status = match error {
+        NoRoom::Full { .. } => {
+            instance.stats.rejected();
+            StatusCode::TOO_MANY_REQUESTS
+        }
+        NoRoom::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+    };
+    OipError::new(status, error.to_string())
+}
+
+/// The request, and the room that its tensors take.
+async fn decode(
+    registry: &Registry,
+    instance: &Arc<Instance>,
+    body: Bytes,
+    header_length: Option<usize>,
+) -> Result<(InferRequest, Option<Room>), OipError> {
+    let (buffers, instance) = (registry.buffers.clone(), instance.clone());
+    off_thread(body.len(), move || {
+        let mut room = None;
+        let request = InferRequest::decode_within(&body, header_length, |bytes| {
+            let taken = buffers.take_beside(body.len(), bytes);
+            room = Some(taken.map_err(|error| refused(error, &instance))?);
+            Ok(())
+        })?;
+        Ok((request, room))
+    })
+    .await?
 }
 
 /// Asks the active model; where that is replaced between its being looked up and the request being

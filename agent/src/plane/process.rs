@@ -15,8 +15,8 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use super::protocol::{
-    Failure, FailureKind, FrameError, LoadRequest, Message, NamedTensors, encode_run,
-    read_frame_async, specs,
+    Failure, FailureKind, FrameError, LoadFailure, LoadFault, LoadRequest, Message, NamedTensors,
+    encode_run, read_frame_async, specs,
 };
 
 /// How long a model may take to load.
@@ -43,8 +43,12 @@ pub(super) struct WorkerSpec {
 pub(super) enum WorkerError {
     #[error("cannot be started: {0}")]
     Spawn(#[source] io::Error),
+    /// The engine refuses the model.
     #[error("{0}")]
-    Load(String),
+    Refused(String),
+    /// Loading did not get as far as a judgement of the model.
+    #[error("{0}")]
+    Unloaded(String),
     #[error("{0}")]
     Died(String),
 }
@@ -79,17 +83,17 @@ impl WorkerProcess {
         let loaded = timeout(LOAD_DEADLINE, worker.load(&spec.load)).await;
         match loaded {
             Ok(Ok(interface)) => Ok((worker, interface)),
-            Ok(Err(error @ WorkerError::Load(_))) => {
+            Ok(Err(error @ (WorkerError::Refused(_) | WorkerError::Unloaded(_)))) => {
                 worker.end().await;
                 Err(error)
             }
             Ok(Err(error)) => {
                 let ended = worker.end().await;
-                Err(WorkerError::Load(format!("{error}; the worker {ended} while loading")))
+                Err(WorkerError::Unloaded(format!("{error}; the worker {ended} while loading")))
             }
             Err(_) => {
                 worker.end().await;
-                Err(WorkerError::Load(format!(
+                Err(WorkerError::Unloaded(format!(
                     "not loaded after {} s (LOAD_DEADLINE)",
                     LOAD_DEADLINE.as_secs()
                 )))
@@ -184,7 +188,10 @@ impl WorkerProcess {
                 outputs: specs(reply.outputs).map_err(broken)?,
                 engine_version: reply.engine_version,
             }),
-            Message::LoadFailed(error) => Err(WorkerError::Load(error)),
+            Message::LoadFailed(LoadFailure { fault, error }) => Err(match fault {
+                LoadFault::Model => WorkerError::Refused(error),
+                LoadFault::Device => WorkerError::Unloaded(error),
+            }),
             _ => Err(broken(FrameError::Malformed("not an answer to loading".to_owned()))),
         }
     }

@@ -85,6 +85,26 @@ pub struct LoadedReply {
     pub engine_version: String,
 }
 
+/// Whether a model that is not loaded is to blame for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoadFault {
+    /// The engine refuses the model, and will refuse it again.
+    Model,
+    /// The engine cannot be opened, the file cannot be read, or the engine panicked: nothing is
+    /// known about the model.
+    Device,
+}
+
+/// A failed load.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadFailure {
+    /// What is to blame.
+    pub fault: LoadFault,
+    /// What went wrong.
+    pub error: String,
+}
+
 /// Why a run gave no tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -123,7 +143,7 @@ pub enum Message {
     /// From the worker: the model is loaded.
     Loaded(LoadedReply),
     /// From the worker: the model cannot be loaded, and why. The worker ends.
-    LoadFailed(String),
+    LoadFailed(LoadFailure),
     /// From the worker: the outputs of a run.
     Ran {
         /// The run.
@@ -154,7 +174,7 @@ impl Message {
             Self::Load(load) => json_frame(LOAD, load),
             Self::Run { id, tensors } => encode_run(*id, tensors),
             Self::Loaded(reply) => json_frame(LOADED, reply),
-            Self::LoadFailed(error) => json_frame(LOAD_FAILED, error),
+            Self::LoadFailed(failure) => json_frame(LOAD_FAILED, failure),
             Self::Ran { id, compute_us, tensors } => {
                 let mut frame = start(RAN, payload_bytes(tensors) + 16);
                 frame.extend_from_slice(&id.to_le_bytes());

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::buffers::Buffers;
 use super::compare::check_close;
-use super::instance::{Health, Identity, Instance, OnHealth, Traffic};
+use super::instance::{Health, Identity, Instance, JobError, OnHealth, Traffic};
 use super::process::{WorkerError, WorkerProcess, WorkerSpec};
 use super::protocol::{LoadRequest, NamedTensors, tensor_from_parts};
 use super::shadow::Tally;
@@ -69,7 +69,7 @@ struct Account {
 
 impl Registry {
     pub(super) fn new(cfg: PlaneConfig) -> Self {
-        let buffers = Buffers::new(cfg.queue_depth, cfg.max_request_bytes);
+        let buffers = Buffers::new(cfg.max_buffered_bytes);
         Self {
             cfg,
             models: RwLock::default(),
@@ -151,9 +151,11 @@ impl Registry {
         let instance = self.candidate(id)?.instance;
         let (rtol, atol) = (f64::from(test.rtol), f64::from(test.atol));
         for (number, case) in test.cases.iter().enumerate() {
-            run_case(&instance, case, rtol, atol)
-                .await
-                .map_err(|e| PlaneError::SelfTest(format!("case {number}: {e}")))?;
+            let told = |reason| format!("case {number}: {reason}");
+            run_case(&instance, case, rtol, atol).await.map_err(|failed| match failed {
+                CaseError::Wrong(reason) => PlaneError::SelfTest(told(reason)),
+                CaseError::Unanswered(reason) => PlaneError::Untested(told(reason)),
+            })?;
         }
         Ok(())
     }
@@ -203,7 +205,11 @@ impl Registry {
     pub(super) fn rollback(&self, name: &str) -> Result<(), PlaneError> {
         let mut models = self.models_mut();
         let slots = models.get_mut(name).ok_or_else(|| PlaneError::NotServing(name.to_owned()))?;
-        let standby = slots.standby.take().ok_or_else(|| PlaneError::NoStandby(name.to_owned()))?;
+        let no_standby = || PlaneError::NoStandby(name.to_owned());
+        if let Some(reason) = slots.standby.as_ref().ok_or_else(no_standby)?.down() {
+            return Err(PlaneError::WorkerGone { model: name.to_owned(), reason });
+        }
+        let standby = slots.standby.take().ok_or_else(no_standby)?;
         standby.stats.cold();
         self.open_account(&standby);
         let replaced = std::mem::replace(&mut slots.active, standby);
@@ -297,7 +303,7 @@ impl Registry {
 
     fn worker_spec(&self, name: &str, bundle: &bundle::Bundle) -> Result<WorkerSpec, PlaneError> {
         let path = bundle.model_path();
-        let model = std::path::absolute(&path).map_err(|error| PlaneError::Load {
+        let model = std::path::absolute(&path).map_err(|error| PlaneError::Unloaded {
             model: name.to_owned(),
             reason: format!("{}: {error}", path.display()),
         })?;
@@ -345,11 +351,15 @@ impl Registry {
                     return;
                 }
             }
+            Health::RestartFailed(reason) if is_active => {
+                tracing::warn!(%model, %reason, "worker cannot be restarted");
+                PlaneEvent::RestartFailed { model, reason }
+            }
             Health::Restarted if is_active => {
                 tracing::info!(%model, "worker restarted");
                 PlaneEvent::WorkerRestarted { model }
             }
-            Health::Restarted => return,
+            Health::Restarted | Health::RestartFailed(_) => return,
         };
         // Without subscribers nobody wants to know.
         let _ = self.events.send(event);
@@ -409,8 +419,9 @@ fn retire_later(instance: Option<Arc<Instance>>) {
 fn start_error(name: &str, spec: &WorkerSpec, error: WorkerError) -> PlaneError {
     match error {
         WorkerError::Spawn(source) => PlaneError::Spawn { program: spec.program.clone(), source },
-        WorkerError::Load(reason) | WorkerError::Died(reason) => {
-            PlaneError::Load { model: name.to_owned(), reason }
+        WorkerError::Refused(reason) => PlaneError::Load { model: name.to_owned(), reason },
+        WorkerError::Unloaded(reason) | WorkerError::Died(reason) => {
+            PlaneError::Unloaded { model: name.to_owned(), reason }
         }
     }
 }
@@ -431,23 +442,38 @@ fn describe(instance: &Instance) -> Value {
     })
 }
 
+/// Why a golden case did not pass.
+enum CaseError {
+    /// The model gives another answer, or none.
+    Wrong(String),
+    /// The model was not heard.
+    Unanswered(String),
+}
+
 async fn run_case(
     instance: &Instance,
     case: &bundle::Case,
     rtol: f64,
     atol: f64,
+) -> Result<(), CaseError> {
+    let inputs = Arc::new(tensors(&case.inputs).map_err(CaseError::Wrong)?);
+    let answer = instance.submit(inputs, Traffic::Internal, SELF_TEST_LIMIT).await;
+    let answer = answer.map_err(|error| match error {
+        JobError::Input(_) | JobError::Engine(_) => CaseError::Wrong(error.to_string()),
+        _ => CaseError::Unanswered(error.to_string()),
+    })?;
+    compare_case(case, &answer.outputs, rtol, atol).map_err(CaseError::Wrong)
+}
+
+fn compare_case(
+    case: &bundle::Case,
+    outputs: &NamedTensors,
+    rtol: f64,
+    atol: f64,
 ) -> Result<(), String> {
-    let inputs = Arc::new(tensors(&case.inputs)?);
-    let answer = instance
-        .submit(inputs, Traffic::Internal, SELF_TEST_LIMIT)
-        .await
-        .map_err(|e| e.to_string())?;
     for (name, want) in tensors(&case.outputs)? {
-        let (_, got) = answer
-            .outputs
-            .iter()
-            .find(|(other, _)| *other == name)
-            .ok_or_else(|| format!("output `{name}` is missing"))?;
+        let found = outputs.iter().find(|(other, _)| *other == name);
+        let (_, got) = found.ok_or_else(|| format!("output `{name}` is missing"))?;
         check_close(&name, &want, got, rtol, atol)?;
     }
     Ok(())

@@ -18,6 +18,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::instance::until;
+use super::write_timeout::WriteTimeout;
 use super::{Endpoints, PlaneConfig, PlaneError};
 
 /// The most connections at once to one listener; further ones wait to be accepted. Each listener has
@@ -25,6 +26,8 @@ use super::{Endpoints, PlaneConfig, PlaneError};
 const MAX_CONNECTIONS: usize = 256;
 /// How long a connection may take to send a request's head, idle time included.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long the client of an answer may read nothing of it.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The wait after a failed accept, which is usually for want of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// Who may connect to the UNIX socket: the owner and the group.
@@ -159,7 +162,10 @@ impl Serving {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(self.router.clone()));
+            .serve_connection(
+                TokioIo::new(WriteTimeout::new(stream, WRITE_TIMEOUT)),
+                TowerToHyperService::new(self.router.clone()),
+            );
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = &mut connection => ended,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::compare::agreement;
-use super::instance::{Answer, Instance, Traffic};
+use super::instance::{Answer, Instance, JobError, Traffic};
 use super::protocol::NamedTensors;
 use super::window::micros;
 use super::{CandidateId, ShadowReport};
@@ -82,7 +82,7 @@ impl Mirror {
         };
         let pair = Pair { inputs: inputs.clone(), answer: answer.clone() };
         if target.queue.try_send(pair).is_err() {
-            target.tally.lock().report.dropped += 1;
+            target.tally.missed();
         }
     }
 
@@ -114,6 +114,10 @@ impl Tally {
         self.lock().report.failures += 1;
     }
 
+    fn missed(&self) {
+        self.lock().report.dropped += 1;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Sums> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -133,6 +137,8 @@ async fn compare_all(
                 after.compute,
                 agreement(&answer.outputs, &after.outputs),
             ),
+            // Nobody was asked: that the worker is gone is told by itself.
+            Err(JobError::Down(_) | JobError::Retired) => tally.missed(),
             Err(error) => {
                 tracing::debug!(model = %candidate.identity.model, %error, "shadow request failed");
                 tally.failed();

@@ -19,6 +19,8 @@ use tokio::task::JoinSet;
 use super::fake::{self, Bench};
 use super::*;
 
+mod shadowing;
+
 /// Far beyond what any step here takes: a wait that reaches it is a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -264,6 +266,26 @@ async fn bodies_that_never_arrive_cannot_take_more_memory_than_is_allowed() {
     patiently(async { while !send(&bench.plane, infer(4.0)).await.status.is_success() {} }).await;
 }
 
+#[tokio::test]
+async fn the_tensors_of_a_request_are_counted_as_well_as_its_body() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    // Every two bytes of text become eight: 60 KiB become 240, which fit, but not beside the body.
+    let body = |kib: usize| {
+        let count = kib << 9;
+        let data = vec!["1"; count].join(",");
+        format!(
+            r#"{{"inputs":[{{"name":"x","shape":[1,{count}],"datatype":"FP64","data":[{data}]}}]}}"#
+        )
+    };
+    let large = send(&bench.plane, post("/v2/models/double/infer", body(60))).await;
+    assert_eq!(large.status, StatusCode::PAYLOAD_TOO_LARGE, "{:?}", large.body);
+    assert!(large.error().contains("256 KiB of max_buffered_bytes"), "{}", large.error());
+    let small = send(&bench.plane, post("/v2/models/double/infer", body(30))).await;
+    assert_eq!(small.status, StatusCode::BAD_REQUEST, "decoded, and found to be of another type");
+    assert!(small.error().contains("wants FP32, got FP64"), "{}", small.error());
+}
+
 /// A body in chunks, whose length is not announced.
 fn futures_of(chunks: impl Iterator<Item = Bytes> + Send + 'static) -> Body {
     struct Chunks<I>(I);
@@ -360,9 +382,21 @@ async fn an_idle_worker_that_dies_is_noticed_and_requests_meanwhile_are_told() {
         send(&bench.plane, get("/v2/health/ready")).await.status,
         StatusCode::SERVICE_UNAVAILABLE
     );
+    let failed = patiently(events.recv()).await.unwrap();
+    assert!(matches!(failed, PlaneEvent::RestartFailed { .. }), "{failed:?}");
+    assert!(!bench.plane.is_up("double"));
     std::fs::write(&model, kept).unwrap();
-    let back = patiently(events.recv()).await.unwrap();
+    let back = patiently(async {
+        loop {
+            match events.recv().await.unwrap() {
+                PlaneEvent::RestartFailed { .. } => {}
+                other => return other,
+            }
+        }
+    })
+    .await;
     assert_eq!(back, PlaneEvent::WorkerRestarted { model: "double".to_owned() });
+    assert!(bench.plane.is_up("double"));
     assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
 }
 
@@ -519,6 +553,12 @@ async fn golden_outputs_decide_the_self_test() {
     cut.cases[0].inputs[0].data.pop();
     let error = plane.self_test(candidate, &cut).await.unwrap_err().to_string();
     assert!(error.contains("wants 8 bytes, got 7"), "{error}");
+    let mut deadly = fake::golden(2.0);
+    deadly.cases[0].inputs[0].data[..4].copy_from_slice(&fake::ABORT.to_le_bytes());
+    for _ in 0..2 {
+        let error = plane.self_test(candidate, &deadly).await.unwrap_err();
+        assert!(matches!(error, PlaneError::Untested(_)), "{error}");
+    }
     plane.discard(candidate).await;
     let error = plane.self_test(candidate, &golden).await.unwrap_err();
     assert!(matches!(error, PlaneError::UnknownCandidate(id) if id == candidate));
@@ -529,12 +569,14 @@ async fn golden_outputs_decide_the_self_test() {
 async fn a_model_that_cannot_be_loaded_leaves_the_active_one_alone() {
     let bench = Bench::start().await;
     bench.serve("2").await;
-    for (model, reason) in
-        [("rubbish", "`rubbish` is no model"), ("abort", "signal 6"), ("panic", "panicked")]
-    {
+    let bundle = bench.bundle("rubbish");
+    let refused = bench.plane.load("double", "rubbish", &bundle).await.unwrap_err();
+    assert!(matches!(refused, PlaneError::Load { .. }), "{refused}");
+    assert!(refused.to_string().contains("`rubbish` is no model"), "{refused}");
+    for (model, reason) in [("abort", "signal 6"), ("panic", "panicked")] {
         let bundle = bench.bundle(model);
         let error = bench.plane.load("double", model, &bundle).await.unwrap_err();
-        assert!(matches!(error, PlaneError::Load { .. }));
+        assert!(matches!(error, PlaneError::Unloaded { .. }), "{error}");
         assert!(error.to_string().contains(reason), "{error}");
     }
     let mut lying = bench.bundle("3");
@@ -559,76 +601,6 @@ async fn a_worker_program_that_is_not_there_is_named() {
     .await;
     let error = bench.plane.load("double", "2", &bundle).await.unwrap_err().to_string();
     assert!(error.contains("exited with status 0 while loading"), "{error}");
-}
-
-#[tokio::test]
-async fn a_shadow_sees_live_requests_and_its_report_compares_them() {
-    let bench = Bench::start().await;
-    bench.serve("2").await;
-    let candidate = bench.load("-1").await;
-    assert_eq!(bench.plane.shadow_report(candidate).requests, 0);
-    bench.plane.shadow(candidate).await.unwrap();
-    // The candidate's sign is the other, so its larger element is the other one, unless both are 1.
-    for (count, first) in [(1, 4.0), (2, 1.0)] {
-        assert!(send(&bench.plane, infer(first)).await.status.is_success());
-        eventually(|| bench.plane.shadow_report(candidate).requests == count).await;
-    }
-    let report = bench.plane.shadow_report(candidate);
-    assert_eq!((report.agreement, report.failures, report.dropped), (0.5, 0, 0));
-    assert_eq!((report.before.count(), report.after.count()), (2, 2));
-    let window = bench.plane.take_window();
-    assert_eq!(window.len(), 1);
-    assert_eq!(window[0].requests, 2, "mirrored requests are not live ones");
-    bench.plane.discard(candidate).await;
-    assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
-}
-
-#[tokio::test]
-async fn a_shadow_that_is_behind_drops_requests_and_does_not_slow_the_live_ones() {
-    let bench = Bench::start().await;
-    bench.serve("2").await;
-    let gate = bench.gate();
-    let candidate = bench.load("2").await;
-    // The active model passes the gate; the candidate stays inside.
-    let plane = bench.plane.clone();
-    let first = tokio::spawn(async move { send(&plane, infer(fake::GATE)).await });
-    let (active_inside, _) = patiently(gate.accept()).await.unwrap();
-    bench.plane.shadow(candidate).await.unwrap();
-    drop(active_inside);
-    assert_eq!(patiently(first).await.unwrap().status, StatusCode::OK);
-    let (candidate_inside, _) = patiently(gate.accept()).await.unwrap();
-    let extra = 3;
-    for _ in 0..shadow::SHADOW_QUEUE + extra {
-        assert_eq!(patiently(send(&bench.plane, infer(4.0))).await.first(), 8.0);
-    }
-    assert_eq!(bench.plane.shadow_report(candidate).dropped, extra as u64);
-    assert_eq!(bench.plane.shadow_report(candidate).requests, 0);
-    drop(candidate_inside);
-    let all = shadow::SHADOW_QUEUE as u64 + 1;
-    eventually(|| bench.plane.shadow_report(candidate).requests == all).await;
-}
-
-#[tokio::test]
-async fn a_candidate_that_dies_is_reported_is_not_restarted_and_cannot_be_served() {
-    let bench = Bench::start().await;
-    bench.serve("2").await;
-    let mut events = bench.plane.events();
-    let candidate = bench.load("3").await;
-    bench.plane.shadow(candidate).await.unwrap();
-    kill(bench.plane.worker_pids()[1].1);
-    let event = patiently(events.recv()).await.unwrap();
-    assert!(
-        matches!(event, PlaneEvent::CandidateDied { candidate: died, .. } if died == candidate),
-        "{event:?}"
-    );
-    assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
-    eventually(|| bench.plane.shadow_report(candidate).failures == 1).await;
-    let error = bench.plane.serve(candidate).await.unwrap_err();
-    assert!(
-        matches!(&error, PlaneError::WorkerGone { reason, .. } if reason.contains("signal 9")),
-        "{error}"
-    );
-    assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 //! [`main`] returns even if an inference is still running; the process ends and takes it along.
 
 use std::any::Any;
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -17,8 +18,8 @@ use std::time::{Duration, Instant};
 use runtime::{EngineOptions, ErrorKind, LoadOptions, Session, Tensor};
 
 use super::protocol::{
-    Failure, FailureKind, FrameError, LoadRequest, LoadedReply, Message, NamedTensors, ports,
-    read_frame,
+    Failure, FailureKind, FrameError, LoadFailure, LoadFault, LoadRequest, LoadedReply, Message,
+    NamedTensors, ports, read_frame,
 };
 
 /// The exit code after the agent closed the socket: the ordinary end.
@@ -71,7 +72,7 @@ pub fn serve(socket: UnixStream, hook: &mut dyn ComputeHook) -> i32 {
 }
 
 /// Loads a model: the session, and the engine's name and version.
-pub(super) type Loader = fn(&LoadRequest) -> Result<(Box<dyn Session>, String), String>;
+pub(super) type Loader = fn(&LoadRequest) -> Result<(Box<dyn Session>, String), LoadFailure>;
 
 /// As [`serve`], with an engine of the caller's.
 pub(super) fn serve_with(socket: UnixStream, hook: &mut dyn ComputeHook, loader: Loader) -> i32 {
@@ -94,7 +95,7 @@ enum Event {
     Order(Order),
     Closed,
     Unreadable(FrameError),
-    Loaded(Result<LoadedReply, String>),
+    Loaded(Result<LoadedReply, LoadFailure>),
     Ran { id: u64, compute: Duration, result: Result<NamedTensors, (FailureKind, String)> },
 }
 
@@ -149,7 +150,7 @@ fn answer_all(
                 continue;
             }
             Event::Loaded(Ok(reply)) => (Message::Loaded(reply), None),
-            Event::Loaded(Err(error)) => (Message::LoadFailed(error), Some(EXIT_LOAD)),
+            Event::Loaded(Err(failure)) => (Message::LoadFailed(failure), Some(EXIT_LOAD)),
             Event::Ran { id, compute, result } => {
                 run_answer(id, result, || hook.after_run(compute))
             }
@@ -205,25 +206,24 @@ fn drive_engine(orders: &Receiver<Order>, events: &Sender<Event>, loader: Loader
     while let Ok(order) = orders.recv() {
         let event = match order {
             Order::Load(request) => {
-                let loaded =
-                    guarded(|| loader(&request).map_err(|error| (FailureKind::Engine, error)));
-                Event::Loaded(match loaded {
-                    Ok((loaded, engine_version)) => {
-                        let reply = LoadedReply {
-                            inputs: ports(loaded.inputs()),
-                            outputs: ports(loaded.outputs()),
-                            engine_version,
-                        };
-                        session = Some(loaded);
-                        Ok(reply)
-                    }
-                    Err((_, error)) => Err(error),
-                })
+                let loaded = guarded(|| loader(&request), |error| device(&error));
+                Event::Loaded(loaded.map(|(loaded, engine_version)| {
+                    let reply = LoadedReply {
+                        inputs: ports(loaded.inputs()),
+                        outputs: ports(loaded.outputs()),
+                        engine_version,
+                    };
+                    session = Some(loaded);
+                    reply
+                }))
             }
             Order::Run { id, tensors } => {
                 let started = Instant::now();
                 let result = match &mut session {
-                    Some(session) => guarded(|| run(session.as_mut(), &tensors)),
+                    Some(session) => guarded(
+                        || run(session.as_mut(), &tensors),
+                        |error| (FailureKind::Fatal, error),
+                    ),
                     None => Err((FailureKind::Fatal, "no model is loaded".to_owned())),
                 };
                 Event::Ran { id, compute: started.elapsed(), result }
@@ -235,18 +235,30 @@ fn drive_engine(orders: &Receiver<Order>, events: &Sender<Event>, loader: Loader
     }
 }
 
-fn load(request: &LoadRequest) -> Result<(Box<dyn Session>, String), String> {
-    let kind = request.engine.parse().map_err(|e: runtime::UnknownEngine| e.to_string())?;
+fn load(request: &LoadRequest) -> Result<(Box<dyn Session>, String), LoadFailure> {
+    let kind = request.engine.parse();
+    let kind = kind.map_err(|e: runtime::UnknownEngine| device(&e))?;
     let engine = runtime::open(&EngineOptions {
         kind,
         threads: request.threads,
         ort_library: request.ort_library.clone(),
     })
-    .map_err(|e| e.to_string())?;
-    let session =
-        engine.load(&request.model, &LoadOptions::default()).map_err(|e| e.to_string())?;
+    .map_err(|e| device(&e))?;
+    // Engines report a file that cannot be read as they report a bad model.
+    let readable = File::open(&request.model);
+    readable.map_err(|e| device(&format!("{}: {e}", request.model.display())))?;
+    let loaded = engine.load(&request.model, &LoadOptions::default());
+    let session = loaded.map_err(|e| match e.kind() {
+        ErrorKind::Library => device(&e),
+        _ => LoadFailure { fault: LoadFault::Model, error: e.to_string() },
+    })?;
     let version = format!("{} {}", engine.kind(), engine.version());
     Ok((session, version))
+}
+
+/// A failure that says nothing about the model.
+fn device(error: &dyn std::fmt::Display) -> LoadFailure {
+    LoadFailure { fault: LoadFault::Device, error: error.to_string() }
 }
 
 fn run(
@@ -264,12 +276,13 @@ fn run(
 }
 
 /// A panic in an engine leaves its session in an unknown state: it is reported, and the worker ends.
-fn guarded<T>(
-    work: impl FnOnce() -> Result<T, (FailureKind, String)>,
-) -> Result<T, (FailureKind, String)> {
+fn guarded<T, E>(
+    work: impl FnOnce() -> Result<T, E>,
+    panicked: impl FnOnce(String) -> E,
+) -> Result<T, E> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic_text(panic.as_ref());
-        Err((FailureKind::Fatal, format!("the engine panicked: {text}")))
+        Err(panicked(format!("the engine panicked: {text}")))
     })
 }
 

@@ -92,7 +92,10 @@ fn manifest(job: &Job<'_>, agent: &Agent) -> Result<Manifest, StepFailure> {
         Some(bytes) => bytes,
         None => fetch_manifest(job, agent)?,
     };
-    let manifest = Manifest::from_bytes(&bytes, limits).map_err(StepFailure::bundle)?;
+    // Sizes are held against the device's own limit below, by the name of its key.
+    let Limits { model_bytes, total_bytes, .. } = Limits::default();
+    let format = Limits { model_bytes, total_bytes, ..limits.clone() };
+    let manifest = Manifest::from_bytes(&bytes, &format).map_err(StepFailure::bundle)?;
     let total = manifest.files_bytes();
     if total > limits.total_bytes {
         let reason = format!(

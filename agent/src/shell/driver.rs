@@ -8,12 +8,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::MissedTickBehavior;
 
+#[cfg(debug_assertions)]
+use super::hold::Hold;
 use super::install::Installer;
 use super::journal::Journal;
 use super::mqtt::{LinkEvent, Will};
 use super::notify::{Manager, watchdog_interval};
 use super::outbox::{Outbox, Stamp};
-use super::spool::Spool;
+use super::spool::{Dropped, Spool};
 use super::state_dir::{PathError, StateDir, write_atomically};
 use super::status::Question;
 use super::store::Store;
@@ -38,6 +40,8 @@ const MAX_QUESTIONS: usize = 16;
 const GOOD_BYE: Duration = Duration::from_secs(2);
 /// How long to wait before the journal is tried again.
 const STALL: Duration = Duration::from_secs(5);
+/// Commands that may wait until the journal can be written again.
+const MAX_WAITING: usize = 64;
 /// Clocks that show an earlier time than this (September 2020) were never set.
 const CLOCK_SET_MS: u64 = 1_600_000_000_000;
 
@@ -98,7 +102,11 @@ struct Driver {
     clock: Instant,
     window_began: Instant,
     stalled: Option<(Instant, String)>,
+    /// Commands that came meanwhile.
+    waiting: Vec<Event>,
     ending: bool,
+    #[cfg(debug_assertions)]
+    hold: Hold,
 }
 
 /// What woke the driver.
@@ -149,6 +157,8 @@ impl Driver {
         };
         let mut driver = Self {
             sampler: Sampler::new(roots.clone(), config.power, clock),
+            #[cfg(debug_assertions)]
+            hold: Hold::new(config.hold_dir.clone()),
             config,
             sources,
             settings,
@@ -165,6 +175,7 @@ impl Driver {
             clock,
             window_began: clock,
             stalled: None,
+            waiting: Vec::new(),
             ending: false,
         };
         driver.execute(effects);
@@ -218,10 +229,32 @@ impl Driver {
         if self.stalled.is_some() {
             // The core is ahead of its journal and is about to be replaced.
             self.ending |= matches!(event, Event::Shutdown);
-            return;
+            return self.put_off(event);
         }
+        let command = matches!(event, Event::Command { .. }).then(|| event.clone());
         let effects = self.core.step(self.now(), event);
         self.execute(effects);
+        if let Some(command) = command.filter(|_| self.stalled.is_some()) {
+            self.put_off(command);
+        }
+    }
+
+    /// Commands are said once, so they wait for the next core. Everything else comes again: offers
+    /// with the next subscription, the rest with what the next core asks for.
+    fn put_off(&mut self, event: Event) {
+        match event {
+            Event::Command { command, unix_ms } if self.waiting.len() < MAX_WAITING => {
+                tracing::warn!(id = command.id, "a command waits for the journal");
+                self.waiting.push(Event::Command { command, unix_ms });
+            }
+            Event::Command { command, .. } => {
+                tracing::error!(id = command.id, limit = MAX_WAITING, "a command is lost");
+            }
+            Event::Offer(offer) => {
+                tracing::warn!(model = offer.model, "an offer is asked for again later");
+            }
+            other => tracing::debug!(?other, "not heard while the journal cannot be written"),
+        }
     }
 
     fn execute(&mut self, effects: Vec<Effect>) {
@@ -255,7 +288,10 @@ impl Driver {
 
     fn write(&mut self, record: &Record) -> Result<(), PathError> {
         tracing::debug!(?record, "journal");
-        self.journal.append(unix_ms().unwrap_or(0), record)
+        self.journal.append(unix_ms().unwrap_or(0), record)?;
+        #[cfg(debug_assertions)]
+        self.hold.after(record);
+        Ok(())
     }
 
     fn write_active(&self, entries: &[ActiveEntry]) -> Result<(), PathError> {
@@ -282,9 +318,12 @@ impl Driver {
         let (core, effects) = Core::recover(self.settings.clone(), &opened.1, self.now());
         self.core = core;
         self.execute(effects);
-        let linked = self.outbox.as_ref().is_some_and(Outbox::is_linked);
-        if linked && self.stalled.is_none() {
+        if let Some(outbox) = self.outbox.as_mut().filter(|outbox| outbox.is_linked()) {
+            outbox.subscribe_again();
             self.feed(Event::Connected);
+        }
+        for command in std::mem::take(&mut self.waiting) {
+            self.feed(command);
         }
     }
 
@@ -310,7 +349,8 @@ impl Driver {
     }
 
     fn pump(&mut self) {
-        if let Some(Err(reason)) = self.outbox.as_mut().map(Outbox::pump) {
+        let now = Instant::now();
+        if let Some(Err(reason)) = self.outbox.as_mut().map(|outbox| outbox.pump(now)) {
             tracing::error!(reason, "the spool cannot be read");
         }
     }
@@ -328,6 +368,8 @@ impl Driver {
         if self.core.settled() {
             let models = self.core.durable().active().len();
             self.manager.ready(&format!("{models} models"));
+        } else {
+            self.manager.starting(Instant::now());
         }
         if self.journal.is_long() && self.stalled.is_none() {
             let compacted = self.journal.compact(unix_ms().unwrap_or(0), self.core.durable());
@@ -356,7 +398,13 @@ impl Driver {
                 tracing::warn!(model, reason, "a worker died");
                 self.feed(Event::WorkerDied { model, reason });
             }
-            PlaneEvent::WorkerRestarted { model } => tracing::info!(model, "its worker runs again"),
+            PlaneEvent::RestartFailed { model, reason } => {
+                self.feed(Event::RestartFailed { model, reason });
+            }
+            PlaneEvent::WorkerRestarted { model } => {
+                tracing::info!(model, "its worker runs again");
+                self.feed(Event::WorkerRestarted { model });
+            }
             PlaneEvent::CandidateDied { candidate, model, reason } => {
                 let Some(install) = self.installer.install_of(candidate) else {
                     return;
@@ -392,9 +440,17 @@ impl Driver {
             }
             LinkEvent::Sent(packet) => outbox.sent(packet),
             LinkEvent::Acknowledged { packet, refused } => {
-                if let Err(reason) = outbox.acknowledged(packet, refused.as_deref()) {
-                    tracing::error!(reason, "the spool cannot be written");
+                match outbox.acknowledged(packet, refused.as_ref(), Instant::now()) {
+                    Ok(Dropped { records: 0, .. }) => {}
+                    Ok(Dropped { records, bytes }) => {
+                        self.feed(Event::SpoolDropped { records, bytes });
+                    }
+                    Err(reason) => tracing::error!(reason, "the spool cannot be written"),
                 }
+            }
+            LinkEvent::Subscribed { refused } => {
+                outbox.subscription_answered(refused.as_deref(), Instant::now());
+                self.feed(Event::Subscribed { refused });
             }
             LinkEvent::Message { topic, payload } => self.on_message(&topic, &payload),
         }
@@ -556,6 +612,7 @@ fn plane_config(config: &Config, state: &StateDir) -> Result<PlaneConfig, RunErr
         unix: config.serve.unix.clone(),
         queue_depth: config.serve.queue_depth,
         max_request_bytes: config.serve.max_request_bytes,
+        max_buffered_bytes: config.serve.max_buffered_bytes,
         request_deadline: config.serve.request_deadline,
         run_dir: state.run(),
     })
@@ -607,6 +664,16 @@ fn log_report(report: &Report) {
             model = i.model, digest = i.digest, phase = %i.phase, outcome = %i.outcome,
             reason = i.reason, "install"
         ),
+        Report::Rollback(r) => tracing::warn!(
+            model = r.model,
+            from = r.from_digest,
+            to = r.to_digest,
+            reason = r.reason,
+            "a model is taken back"
+        ),
+        Report::Throttle(t) => {
+            tracing::warn!(throttled = t.throttled, temperature_mc = t.temperature_mc, "throttling")
+        }
         Report::Recompress(r) => tracing::info!(
             model = r.model, request = r.request_id, budget = %r.budget,
             "asking for a smaller model"

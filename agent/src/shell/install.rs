@@ -1,6 +1,6 @@
 //! Performs the steps of installs and activations beside the driver, and answers with events.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,7 +8,7 @@ use bundle::Digest;
 use tokio::sync::mpsc;
 
 use super::download;
-use super::store::Store;
+use super::store::{self, Store};
 use crate::core::{BundleFacts, Event, InstallId, ShadowFacts, Step, StepDone, StepFailure};
 use crate::plane::{CandidateId, Plane, PlaneError};
 
@@ -19,13 +19,14 @@ pub struct Installer {
     store: Store,
     events: mpsc::Sender<Event>,
     work: Arc<Mutex<Work>>,
+    /// Held while the serving model of any name is changed, together with what `work` says of it.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What is under way and who serves.
 #[derive(Debug, Default)]
 struct Work {
     installs: BTreeMap<InstallId, Install>,
-    abandoned: BTreeSet<InstallId>,
     serving: BTreeMap<String, Serving>,
 }
 
@@ -33,10 +34,25 @@ struct Work {
 struct Install {
     digest: String,
     candidate: Option<CandidateId>,
-    cancelled: Arc<AtomicBool>,
+    token: Token,
 }
 
+/// What the steps of one attempt at an install share. After a stalled journal the same install is
+/// attempted again; what is left of the attempt before must not be taken for part of the new one.
 #[derive(Debug, Default, Clone)]
+struct Token(Arc<AtomicBool>);
+
+impl Token {
+    fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Serving {
     active: Option<String>,
     standby: Option<String>,
@@ -46,7 +62,7 @@ impl Installer {
     /// An installer that answers to `events`.
     #[must_use]
     pub fn new(plane: Plane, store: Store, events: mpsc::Sender<Event>) -> Self {
-        Self { plane, store, events, work: Arc::default() }
+        Self { plane, store, events, work: Arc::default(), turn: Arc::default() }
     }
 
     /// Where answers go.
@@ -58,8 +74,12 @@ impl Installer {
     /// Begins a step; one `Step` event answers it.
     pub fn step(&self, model: String, install: InstallId, step: Step) {
         let this = self.clone();
+        let token = this.work().installs.entry(install).or_default().token.clone();
         tokio::spawn(async move {
-            let outcome = this.perform(&model, install, step).await;
+            let outcome = this.perform(&model, install, &token, step).await;
+            if token.is_cancelled() {
+                return;
+            }
             let event = Event::Step { model, install, outcome };
             let _ = this.events.send(event).await;
         });
@@ -67,12 +87,10 @@ impl Installer {
 
     /// Stops an install and frees its worker.
     pub fn abandon(&self, install: InstallId) {
-        let mut work = self.work();
-        work.abandoned.insert(install);
-        let Some(own) = work.installs.remove(&install) else {
+        let Some(own) = self.work().installs.remove(&install) else {
             return;
         };
-        own.cancelled.store(true, Ordering::Relaxed);
+        own.token.cancel();
         if let Some(candidate) = own.candidate {
             let plane = self.plane.clone();
             tokio::spawn(async move { plane.discard(candidate).await });
@@ -114,6 +132,7 @@ impl Installer {
             agreement: report.agreement,
             before_p95_us: report.before.quantile(0.95),
             after_p95_us: report.after.quantile(0.95),
+            failures: report.failures,
         })
     }
 
@@ -130,18 +149,19 @@ impl Installer {
         &self,
         model: &str,
         install: InstallId,
+        token: &Token,
         step: Step,
     ) -> Result<StepDone, StepFailure> {
         match step {
             Step::Download(offer) => {
                 let digest = parse(&offer.digest)?;
-                self.download(install, offer.url, digest).await?;
+                self.download(token, offer.url, digest).await?;
                 Ok(StepDone::Downloaded)
             }
             Step::Verify { digest } => self.verify(parse(&digest)?).await,
             Step::Load { digest } => {
                 let candidate = self.load(model, &digest).await?;
-                self.keep(install, &digest, candidate).await?;
+                self.keep(install, token, &digest, candidate).await?;
                 Ok(StepDone::Loaded)
             }
             Step::SelfTest { digest } => self.self_test(install, parse(&digest)?).await,
@@ -156,17 +176,11 @@ impl Installer {
 
     async fn download(
         &self,
-        install: InstallId,
+        token: &Token,
         url: String,
         digest: Digest,
     ) -> Result<(), StepFailure> {
-        let cancelled = {
-            let mut work = self.work();
-            let own = work.installs.entry(install).or_default();
-            own.digest = digest.to_string();
-            own.cancelled.clone()
-        };
-        let store = self.store.clone();
+        let (store, token) = (self.store.clone(), token.clone());
         blocking(move || {
             if store.has(&digest) && store.open(&digest).is_ok() {
                 return Ok(());
@@ -176,7 +190,7 @@ impl Installer {
                 digest,
                 into: &store.staged(&digest),
                 limits: store.limits(),
-                cancelled: &cancelled,
+                cancelled: &token.0,
             })
         })
         .await
@@ -213,21 +227,22 @@ impl Installer {
         loaded.map_err(|error| classify(&error))
     }
 
-    /// Remembers a candidate, unless its install was abandoned while it was loading.
+    /// Remembers a candidate, unless its attempt was given up while it was loading.
     async fn keep(
         &self,
         install: InstallId,
+        token: &Token,
         digest: &str,
         candidate: CandidateId,
     ) -> Result<(), StepFailure> {
         let late = {
             let mut work = self.work();
-            if work.abandoned.contains(&install) {
-                Some(candidate)
-            } else {
-                let own = work.installs.entry(install).or_default();
-                own.digest = digest.to_owned();
-                own.candidate.replace(candidate)
+            match work.installs.get_mut(&install).filter(|_| !token.is_cancelled()) {
+                Some(own) => {
+                    own.digest = digest.to_owned();
+                    own.candidate.replace(candidate)
+                }
+                None => Some(candidate),
             }
         };
         if let Some(late) = late {
@@ -241,7 +256,14 @@ impl Installer {
         let store = self.store.clone();
         let test = blocking(move || {
             let bundle = store.open(&digest)?;
-            bundle.selftest().map_err(StepFailure::bundle)
+            // The file is what its digest says, so what is wrong with it is wrong for good.
+            bundle.selftest().map_err(|e| {
+                if store::is_passing(&e) {
+                    StepFailure::transient(e)
+                } else {
+                    StepFailure::bundle(e)
+                }
+            })
         })
         .await?;
         let tested = self.plane.self_test(candidate, &test).await;
@@ -251,6 +273,7 @@ impl Installer {
 
     async fn switch(&self, model: &str, install: InstallId) -> Result<StepDone, StepFailure> {
         let candidate = self.candidate(install)?;
+        let _turn = self.turn.lock().await;
         let served = self.plane.serve(candidate).await;
         served.map_err(|error| classify(&error))?;
         let mut work = self.work();
@@ -262,7 +285,8 @@ impl Installer {
 
     async fn bring_to_serve(&self, model: &str, digest: &str) -> Result<(), StepFailure> {
         let now = self.work().serving.get(model).cloned().unwrap_or_default();
-        if now.active.as_deref() == Some(digest) {
+        // A worker that cannot come back is loaded anew, which verifies its files.
+        if now.active.as_deref() == Some(digest) && self.plane.is_up(model) {
             return Ok(());
         }
         let stands_by = now.standby.as_deref() == Some(digest);
@@ -271,12 +295,29 @@ impl Installer {
             return Ok(());
         }
         let candidate = self.load(model, digest).await?;
-        if let Err(error) = self.plane.serve(candidate).await {
+        if let Err(failure) = self.put_in_place(model, digest, &now, candidate).await {
             self.plane.discard(candidate).await;
-            return Err(classify(&error));
+            return Err(failure);
         }
-        self.serves(model, digest);
         self.plane.retire_standby(model).await;
+        Ok(())
+    }
+
+    /// Makes a loaded bundle the serving one, unless an install has switched while it was loading:
+    /// that one is newer.
+    async fn put_in_place(
+        &self,
+        model: &str,
+        digest: &str,
+        found: &Serving,
+        candidate: CandidateId,
+    ) -> Result<(), StepFailure> {
+        let _turn = self.turn.lock().await;
+        if self.work().serving.get(model).cloned().unwrap_or_default() != *found {
+            return Err(StepFailure::attempt("another bundle was switched to meanwhile"));
+        }
+        self.plane.serve(candidate).await.map_err(|error| classify(&error))?;
+        self.serves(model, digest);
         Ok(())
     }
 
@@ -315,6 +356,8 @@ fn classify(error: &PlaneError) -> StepFailure {
         PlaneError::Load { .. } | PlaneError::Interface { .. } | PlaneError::SelfTest(_) => {
             StepFailure::bundle(error)
         }
+        // Too little memory for it may be all that was wrong, so it is not tried again and again.
+        PlaneError::Unloaded { .. } | PlaneError::Untested(_) => StepFailure::attempt(error),
         PlaneError::Spawn { .. }
         | PlaneError::TooManyWorkers { .. }
         | PlaneError::NotServing(_)

@@ -18,8 +18,11 @@ use serde::{Deserialize, Serialize};
 use super::state_dir::{PathError, write_atomically};
 use crate::core::{Durable, Record};
 
-/// The journal's size from which it is rewritten as one snapshot.
+/// The smallest size from which the journal is rewritten as one snapshot.
 const COMPACT_BYTES: u64 = 1 << 20;
+/// It is rewritten at this many times the size of the last snapshot: what was written since is then
+/// as much as what has to be written again.
+const COMPACT_FACTOR: u64 = 2;
 /// The largest journal read; compaction keeps it far below.
 const MAX_BYTES: u64 = 256 << 20;
 
@@ -38,6 +41,11 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     bytes: u64,
+    /// The size of the snapshot that it begins with.
+    snapshot_bytes: u64,
+    /// How many more records are taken before one fails.
+    #[cfg(test)]
+    pub(super) room: Option<u32>,
 }
 
 /// What was found on opening.
@@ -83,7 +91,14 @@ impl Journal {
             shorten.map_err(PathError::at("shorten", path))?;
         }
         super::state_dir::sync_folder_of(path)?;
-        let journal = Self { path: path.to_owned(), file, bytes: good as u64 };
+        let journal = Self {
+            path: path.to_owned(),
+            file,
+            bytes: good as u64,
+            snapshot_bytes: snapshot_bytes(&content, &records),
+            #[cfg(test)]
+            room: None,
+        };
         Ok(Opened { journal, records, cut })
     }
 
@@ -92,6 +107,8 @@ impl Journal {
     /// # Errors
     /// The system's, with the path.
     pub fn append(&mut self, unix_ms: u64, record: &Record) -> Result<(), PathError> {
+        #[cfg(test)]
+        self.take_room()?;
         let line = line(unix_ms, record);
         let written = self.file.write_all(line.as_bytes());
         if let Err(error) = written.and_then(|()| self.file.sync_data()) {
@@ -103,10 +120,24 @@ impl Journal {
         Ok(())
     }
 
+    /// Stands in for a full disk.
+    #[cfg(test)]
+    fn take_room(&mut self) -> Result<(), PathError> {
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        match &mut self.room {
+            Some(0) => Err(PathError::at("append to", &self.path)(full())),
+            Some(room) => {
+                *room -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Whether it has grown enough to be worth rewriting.
     #[must_use]
     pub fn is_long(&self) -> bool {
-        self.bytes > COMPACT_BYTES
+        self.bytes > COMPACT_BYTES.max(self.snapshot_bytes.saturating_mul(COMPACT_FACTOR))
     }
 
     /// Replaces everything by one snapshot, atomically.
@@ -120,6 +151,7 @@ impl Journal {
         let file = OpenOptions::new().append(true).open(&self.path);
         self.file = file.map_err(PathError::at("open", &self.path))?;
         self.bytes = line.len() as u64;
+        self.snapshot_bytes = self.bytes;
         Ok(())
     }
 }
@@ -138,6 +170,16 @@ fn line(ts: u64, record: &Record) -> String {
         .expect("records hold only string keys and infallible serializers");
     let sum = crc32c::crc32c(entry.as_bytes());
     format!("{BEFORE_SUM}{sum:08x}{BEFORE_ENTRY}{entry}}}\n")
+}
+
+/// The length of the first line, where it is a snapshot.
+fn snapshot_bytes(content: &[u8], records: &[Record]) -> u64 {
+    match records.first() {
+        Some(Record::Snapshot { .. }) => {
+            content.iter().position(|byte| *byte == b'\n').map_or(0, |end| end as u64 + 1)
+        }
+        _ => 0,
+    }
 }
 
 /// The whole records from the beginning, and where they end.
@@ -183,6 +225,7 @@ mod tests {
             budget: BudgetKind::LatencyP95,
             request_id: format!("r{n}"),
             digest: format!("sha256:{n:064x}"),
+            request: None,
         }
     }
 
@@ -203,6 +246,20 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         let parsed: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
         assert_eq!(parsed["entry"]["record"]["kind"], "requested");
+    }
+
+    #[test]
+    fn records_of_earlier_versions_are_read() {
+        let requested = r#"{"kind":"requested","model":"m","budget":"latency_p95","request_id":"r0","digest":"d"}"#;
+        let Record::Requested { request, .. } = serde_json::from_str(requested).unwrap() else {
+            panic!("another kind");
+        };
+        assert_eq!(request, None);
+        let reverted = r#"{"kind":"reverted","model":"m","from":"d","reason":"slow"}"#;
+        let Record::Reverted { block, .. } = serde_json::from_str(reverted).unwrap() else {
+            panic!("another kind");
+        };
+        assert!(block, "every one was blocked");
     }
 
     #[test]
@@ -232,6 +289,24 @@ mod tests {
         assert_eq!(opened.records, [record(0)]);
         assert_eq!(opened.cut.unwrap().lines, 2);
         assert!(dir.path().join("journal.damaged").exists());
+    }
+
+    #[test]
+    fn a_state_larger_than_the_limit_is_not_rewritten_until_as_much_was_added() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let mut journal = Journal::open(&path).unwrap().journal;
+        let mut durable = Durable::default();
+        let model = durable.models.entry("m".into()).or_default();
+        model.blocked = (0..20_000).map(|n: u64| format!("sha256:{n:064x}")).collect();
+        journal.compact(1, &durable).unwrap();
+        let snapshot = journal.bytes;
+        assert!(snapshot > COMPACT_BYTES);
+        assert!(!journal.is_long(), "it would be rewritten on every tick");
+        let mut journal = Journal::open(&path).unwrap().journal;
+        assert!(!journal.is_long(), "nor after a restart");
+        journal.bytes = snapshot * COMPACT_FACTOR + 1;
+        assert!(journal.is_long());
     }
 
     #[test]

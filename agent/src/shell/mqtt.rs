@@ -14,6 +14,7 @@ use rand::{Rng, SeedableRng};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
     ConnectProperties, DisconnectReasonCode, LastWill, LastWillProperties, PubAckReason,
+    SubscribeReasonCode,
 };
 use rumqttc::v5::{
     AsyncClient, ConnectionError, Event, EventLoop, Incoming, MqttOptions, StateError,
@@ -48,11 +49,16 @@ pub enum LinkEvent {
     Disconnected(String),
     /// The oldest message handed over and not yet sent was sent under this number.
     Sent(u16),
-    /// The broker has the message of this number, or refuses it for good.
+    /// The broker has the message of this number, or refuses it.
     Acknowledged {
         /// The number.
         packet: u16,
         /// Why the broker refuses it.
+        refused: Option<Refusal>,
+    },
+    /// The broker answered the subscription.
+    Subscribed {
+        /// Why it refuses it.
         refused: Option<String>,
     },
     /// A message came.
@@ -62,6 +68,16 @@ pub enum LinkEvent {
         /// What it says.
         payload: Vec<u8>,
     },
+}
+
+/// Why the broker does not take a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The reason code's name.
+    pub reason: String,
+    /// Whether the message itself is wrong, so that no broker would ever take it. Everything else
+    /// ends when somebody raises a quota or mends the access rules.
+    pub for_good: bool,
 }
 
 /// There is no room to hand anything over now.
@@ -209,6 +225,9 @@ fn translate(event: Event, client: &AsyncClient) -> Option<LinkEvent> {
         Event::Incoming(Incoming::PubAck(ack)) => {
             Some(LinkEvent::Acknowledged { packet: ack.pkid, refused: refusal(ack.reason) })
         }
+        Event::Incoming(Incoming::SubAck(ack)) => {
+            Some(LinkEvent::Subscribed { refused: unsubscribed(&ack.return_codes) })
+        }
         Event::Incoming(Incoming::Publish(message)) => Some(LinkEvent::Message {
             topic: String::from_utf8_lossy(&message.topic).into_owned(),
             payload: message.payload.to_vec(),
@@ -218,11 +237,23 @@ fn translate(event: Event, client: &AsyncClient) -> Option<LinkEvent> {
     }
 }
 
-fn refusal(reason: PubAckReason) -> Option<String> {
-    match reason {
-        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => None,
-        other => Some(format!("{other:?}")),
-    }
+fn refusal(reason: PubAckReason) -> Option<Refusal> {
+    let for_good = match reason {
+        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => return None,
+        PubAckReason::TopicNameInvalid | PubAckReason::PayloadFormatInvalid => true,
+        PubAckReason::UnspecifiedError
+        | PubAckReason::ImplementationSpecificError
+        | PubAckReason::NotAuthorized
+        | PubAckReason::PacketIdentifierInUse
+        | PubAckReason::QuotaExceeded => false,
+    };
+    Some(Refusal { reason: format!("{reason:?}"), for_good })
+}
+
+/// Why a subscription to one filter was refused.
+fn unsubscribed(codes: &[SubscribeReasonCode]) -> Option<String> {
+    let refused = codes.iter().find(|code| !matches!(code, SubscribeReasonCode::Success(_)))?;
+    Some(format!("{refused:?}"))
 }
 
 fn ended(error: &ConnectionError) -> Ended {
@@ -275,4 +306,33 @@ fn password(config: &MqttConfig) -> Result<String, String> {
     let read = std::fs::read_to_string(path);
     let text = read.map_err(|e| format!("mqtt.password_file {}: {e}", path.display()))?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_wrong_in_itself_is_refused_for_good() {
+        assert_eq!(refusal(PubAckReason::Success), None);
+        assert_eq!(refusal(PubAckReason::NoMatchingSubscribers), None);
+        for reason in [PubAckReason::TopicNameInvalid, PubAckReason::PayloadFormatInvalid] {
+            assert!(refusal(reason).unwrap().for_good);
+        }
+        for reason in [
+            PubAckReason::QuotaExceeded,
+            PubAckReason::NotAuthorized,
+            PubAckReason::UnspecifiedError,
+        ] {
+            assert!(!refusal(reason).unwrap().for_good);
+        }
+    }
+
+    #[test]
+    fn a_refused_subscription_is_seen() {
+        assert_eq!(unsubscribed(&[SubscribeReasonCode::Success(QoS::AtLeastOnce)]), None);
+        let refused = unsubscribed(&[SubscribeReasonCode::NotAuthorized]);
+        assert_eq!(refused.as_deref(), Some("NotAuthorized"));
+    }
 }

@@ -1,16 +1,40 @@
 //! What systemd is told: ready, alive, reloading, ending. Without systemd all of it is nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
+
+/// How much longer the service manager is asked to wait for the start, each time.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+/// How often it is asked.
+const START_ASK: Duration = Duration::from_secs(10);
 
 /// The service manager's end of the line.
 #[derive(Debug, Default)]
 pub struct Manager {
     ready: bool,
+    asked: Option<Instant>,
 }
 
 impl Manager {
+    /// The models are still being loaded, which has limits of its own: the manager's patience is not
+    /// to be one of them.
+    pub fn starting(&mut self, now: Instant) {
+        if let Some(state) = self.ask(now) {
+            tell(&[state]);
+        }
+    }
+
+    fn ask(&mut self, now: Instant) -> Option<NotifyState<'static>> {
+        let due = self.asked.is_none_or(|asked| now.duration_since(asked) >= START_ASK);
+        if self.ready || !due {
+            return None;
+        }
+        self.asked = Some(now);
+        let micros = u32::try_from(START_PATIENCE.as_micros()).unwrap_or(u32::MAX);
+        Some(NotifyState::ExtendTimeoutUsec(micros))
+    }
+
     /// The service is up: it serves its models, or has none yet, as `status` says.
     pub fn ready(&mut self, status: &str) {
         if !self.ready {
@@ -54,5 +78,26 @@ pub fn watchdog_interval() -> Option<Duration> {
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(false, states) {
         tracing::debug!(%error, "the service manager could not be told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_start_asks_for_more_time_again_and_again_until_it_is_over() {
+        let mut manager = Manager::default();
+        let begun = Instant::now();
+        let mut granted = begun;
+        for second in 0..300 {
+            let now = begun + Duration::from_secs(second);
+            if let Some(NotifyState::ExtendTimeoutUsec(micros)) = manager.ask(now) {
+                granted = now + Duration::from_micros(micros.into());
+            }
+            assert!(granted > now, "the manager's patience ends after {second} s");
+        }
+        manager.ready("1 models");
+        assert!(manager.ask(begun + Duration::from_secs(600)).is_none());
     }
 }

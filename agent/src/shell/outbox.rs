@@ -2,10 +2,11 @@
 //! through the spool, deleted only when the broker has acknowledged it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use wire::{EventKind, Header, Payload, Stream, Topics};
 
-use super::mqtt::Publisher;
+use super::mqtt::{Publisher, Refusal};
 use super::spool::{Class, Dropped, Fill, Spool};
 use crate::core::Report;
 
@@ -31,11 +32,38 @@ impl Stamp {
     }
 }
 
+/// The wait after the broker first refused a message; it doubles with each refusal.
+const REFUSED_FIRST: Duration = Duration::from_secs(1);
+/// The longest such wait.
+const REFUSED_MOST: Duration = Duration::from_secs(300);
+
 /// A message that was handed to the connection.
 #[derive(Debug)]
 enum Handed {
-    Retained,
-    Spooled(u64),
+    Retained { topic: String, payload: Vec<u8> },
+    Spooled { id: u64, bytes: u64, is_loss: bool },
+}
+
+/// Something that the broker refused and may take later.
+#[derive(Debug, Default)]
+struct Held {
+    refusals: u32,
+    /// When to try again; none while that is being done.
+    due: Option<Instant>,
+}
+
+impl Held {
+    fn refused(&mut self, now: Instant) {
+        self.refusals = self.refusals.saturating_add(1);
+        self.due = Some(now + patience(self.refusals));
+    }
+}
+
+/// A retained report that the broker refused and may take later.
+#[derive(Debug, Default)]
+struct Aside {
+    held: Held,
+    payload: Vec<u8>,
 }
 
 /// Everything on its way to the broker.
@@ -47,9 +75,13 @@ pub struct Outbox {
     limit: usize,
     link: Option<Box<dyn Publisher>>,
     subscribed: bool,
+    /// What became of refused subscriptions.
+    subscription: Held,
     retained: BTreeMap<String, Vec<u8>>,
     handed: VecDeque<Handed>,
     inflight: HashMap<u16, Handed>,
+    held: BTreeMap<u64, Held>,
+    aside: BTreeMap<String, Aside>,
 }
 
 /// A report ready to be sent.
@@ -71,9 +103,12 @@ impl Outbox {
             limit: usize::from(limit),
             link: None,
             subscribed: false,
+            subscription: Held::default(),
             retained: BTreeMap::new(),
             handed: VecDeque::new(),
             inflight: HashMap::new(),
+            held: BTreeMap::new(),
+            aside: BTreeMap::new(),
         }
     }
 
@@ -106,10 +141,26 @@ impl Outbox {
     pub fn disconnected(&mut self) {
         self.link = None;
         self.subscribed = false;
+        self.subscription = Held::default();
         self.retained.clear();
         self.handed.clear();
         self.inflight.clear();
+        self.held.clear();
+        self.aside.clear();
         self.spool.resend_all();
+    }
+
+    /// Asks for everything that the broker retains once more.
+    pub fn subscribe_again(&mut self) {
+        self.subscribed = false;
+    }
+
+    /// The broker answered the subscription. A refused one is tried again after a while.
+    pub fn subscription_answered(&mut self, refused: Option<&str>, now: Instant) {
+        match refused {
+            None => self.subscription = Held::default(),
+            Some(_) => self.subscription.refused(now),
+        }
     }
 
     /// Says good-bye to the broker.
@@ -141,7 +192,8 @@ impl Outbox {
     ///
     /// # Errors
     /// The spool's.
-    pub fn pump(&mut self) -> Result<(), String> {
+    pub fn pump(&mut self, now: Instant) -> Result<(), String> {
+        self.retry_held(now);
         let Some(link) = &self.link else {
             return Ok(());
         };
@@ -151,11 +203,16 @@ impl Outbox {
                     self.retained.insert(topic, payload);
                     break;
                 }
-                self.handed.push_back(Handed::Retained);
+                self.handed.push_back(Handed::Retained { topic, payload });
                 continue;
             }
             if !self.subscribed {
                 self.subscribed = link.subscribe(&self.topics.down_filter()).is_ok();
+            }
+            // Where the broker refuses everything, the next message would fare no better.
+            let waiting = self.held.values().filter(|held| held.due.is_some()).count();
+            if waiting >= self.limit {
+                break;
             }
             let Some(message) = self.spool.take_unsent().map_err(|e| e.to_string())? else {
                 break;
@@ -164,9 +221,36 @@ impl Outbox {
                 self.spool.resend(message.id);
                 break;
             }
-            self.handed.push_back(Handed::Spooled(message.id));
+            self.handed.push_back(Handed::Spooled {
+                id: message.id,
+                bytes: message.payload.len() as u64,
+                is_loss: message.topic == self.topics.event(EventKind::SpoolDrop),
+            });
         }
         Ok(())
+    }
+
+    fn retry_held(&mut self, now: Instant) {
+        let is_due = |due: Option<Instant>| due.is_some_and(|due| now >= due);
+        for (topic, aside) in &mut self.aside {
+            if is_due(aside.held.due) {
+                aside.held.due = None;
+                let payload = std::mem::take(&mut aside.payload);
+                // What was said there since is newer.
+                self.retained.entry(topic.clone()).or_insert(payload);
+            }
+        }
+        if is_due(self.subscription.due) {
+            self.subscription.due = None;
+            self.subscribed = false;
+        }
+        self.held.retain(|id, held| {
+            if !is_due(held.due) {
+                return true;
+            }
+            held.due = None;
+            self.spool.resend(*id)
+        });
     }
 
     /// The oldest message handed over went out under this number.
@@ -176,18 +260,49 @@ impl Outbox {
         }
     }
 
-    /// The broker has the message of this number, or refuses it for good: sending it again would
-    /// not help, and would hold up what is behind it.
+    /// The broker has the message of this number, or refuses it; the result says what is given up
+    /// for that. Only a message that is wrong in itself is: sending it again would not help, and
+    /// would hold up what is behind it. Any other is kept and tried again.
     ///
     /// # Errors
     /// The spool's.
-    pub fn acknowledged(&mut self, packet: u16, refused: Option<&str>) -> Result<(), String> {
-        if let Some(reason) = refused {
-            tracing::warn!(reason, "the broker refused a message; it is given up");
-        }
-        match self.inflight.remove(&packet) {
-            Some(Handed::Spooled(id)) => self.spool.acknowledge(id).map_err(|e| e.to_string()),
-            Some(Handed::Retained) | None => Ok(()),
+    pub fn acknowledged(
+        &mut self,
+        packet: u16,
+        refused: Option<&Refusal>,
+        now: Instant,
+    ) -> Result<Dropped, String> {
+        let Some(handed) = self.inflight.remove(&packet) else {
+            return Ok(Dropped::default());
+        };
+        match (handed, refused) {
+            (Handed::Spooled { id, .. }, Some(refusal)) if !refusal.for_good => {
+                tracing::warn!(refusal.reason, "the broker refused a message; it is kept");
+                self.held.entry(id).or_default().refused(now);
+                Ok(Dropped::default())
+            }
+            (Handed::Spooled { id, bytes, is_loss }, refused) => {
+                self.held.remove(&id);
+                self.spool.acknowledge(id).map_err(|e| e.to_string())?;
+                let Some(Refusal { reason, .. }) = refused else {
+                    return Ok(Dropped::default());
+                };
+                tracing::warn!(reason, "the broker refused a message for good; it is given up");
+                // A loss that cannot be told is not told by another such message.
+                let records = u64::from(!is_loss);
+                Ok(Dropped { records, bytes: bytes * records })
+            }
+            (Handed::Retained { topic, payload }, Some(refusal)) if !refusal.for_good => {
+                let aside = self.aside.entry(topic).or_default();
+                aside.payload = payload;
+                tracing::warn!(refusal.reason, "the broker refused a report; it is kept");
+                aside.held.refused(now);
+                Ok(Dropped::default())
+            }
+            (Handed::Retained { topic, .. }, _) => {
+                self.aside.remove(&topic);
+                Ok(Dropped::default())
+            }
         }
     }
 
@@ -224,6 +339,14 @@ impl Outbox {
                 let topic = t.event(EventKind::Install);
                 letter(s, unix_ms, &mut p, |p| &mut p.header, topic, event)
             }
+            Report::Rollback(mut p) => {
+                let topic = t.event(EventKind::Rollback);
+                letter(s, unix_ms, &mut p, |p| &mut p.header, topic, event)
+            }
+            Report::Throttle(mut p) => {
+                let topic = t.event(EventKind::Throttle);
+                letter(s, unix_ms, &mut p, |p| &mut p.header, topic, event)
+            }
             Report::SpoolDrop(mut p) => {
                 let topic = t.event(EventKind::SpoolDrop);
                 letter(s, unix_ms, &mut p, |p| &mut p.header, topic, event)
@@ -237,6 +360,12 @@ impl Outbox {
             }
         }
     }
+}
+
+/// The wait after that many refusals.
+fn patience(refusals: u32) -> Duration {
+    let doubled = REFUSED_FIRST.saturating_mul(1 << refusals.saturating_sub(1).min(16));
+    doubled.min(REFUSED_MOST)
 }
 
 fn letter<P: Payload>(
@@ -308,16 +437,16 @@ mod tests {
         for _ in 0..2 {
             let wire = Wire::default();
             outbox.connected(Box::new(wire.clone()));
-            outbox.pump().unwrap();
+            outbox.pump(Instant::now()).unwrap();
             outbox.sent(1);
             assert!(wire.0.lock().unwrap().contains(&"r/d/d/up/e/spool_drop false".to_owned()));
             outbox.disconnected();
             assert_eq!(outbox.fill().records, 1);
         }
         outbox.connected(Box::new(Wire::default()));
-        outbox.pump().unwrap();
+        outbox.pump(Instant::now()).unwrap();
         outbox.sent(7);
-        outbox.acknowledged(7, None).unwrap();
+        outbox.acknowledged(7, None, Instant::now()).unwrap();
         assert_eq!(outbox.fill().records, 0);
         assert!(!outbox.is_busy());
     }
@@ -331,7 +460,7 @@ mod tests {
         let wire = Wire::default();
         outbox.connected(Box::new(wire.clone()));
         outbox.put(state(), None).unwrap();
-        outbox.pump().unwrap();
+        outbox.pump(Instant::now()).unwrap();
         assert_eq!(
             *wire.0.lock().unwrap(),
             ["r/d/d/up/state true", "subscribe r/d/d/dn/#", "r/d/d/up/e/spool_drop false"],
@@ -348,12 +477,123 @@ mod tests {
         }
         let wire = Wire::default();
         outbox.connected(Box::new(wire.clone()));
-        outbox.pump().unwrap();
+        outbox.pump(Instant::now()).unwrap();
         assert_eq!(wire.0.lock().unwrap().len(), 3, "two messages and the subscription");
         outbox.sent(1);
-        outbox.acknowledged(1, Some("QuotaExceeded")).unwrap();
-        outbox.pump().unwrap();
+        outbox.acknowledged(1, None, Instant::now()).unwrap();
+        outbox.pump(Instant::now()).unwrap();
         assert_eq!(wire.0.lock().unwrap().len(), 4);
         assert_eq!(outbox.fill().records, 4);
+    }
+    fn refusal(reason: &str, for_good: bool) -> Refusal {
+        Refusal { reason: reason.to_owned(), for_good }
+    }
+
+    #[test]
+    fn a_message_refused_for_a_quota_is_kept_and_tried_again_with_growing_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut outbox = outbox(dir.path(), 4);
+        outbox.put(event(), None).unwrap();
+        let wire = Wire::default();
+        outbox.connected(Box::new(wire.clone()));
+        let mut now = Instant::now();
+        for wait in [1, 2, 4] {
+            outbox.pump(now).unwrap();
+            let before = wire.0.lock().unwrap().len();
+            outbox.sent(1);
+            let refused = refusal("QuotaExceeded", false);
+            let dropped = outbox.acknowledged(1, Some(&refused), now).unwrap();
+            assert_eq!((dropped.records, outbox.fill().records), (0, 1));
+            now += Duration::from_secs(wait) - Duration::from_millis(1);
+            outbox.pump(now).unwrap();
+            assert_eq!(wire.0.lock().unwrap().len(), before, "tried again too soon");
+            now += Duration::from_millis(1);
+        }
+        outbox.pump(now).unwrap();
+        outbox.sent(2);
+        outbox.acknowledged(2, None, now).unwrap();
+        assert_eq!(outbox.fill().records, 0);
+    }
+
+    #[test]
+    fn a_refused_subscription_is_made_again_after_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut outbox = outbox(dir.path(), 4);
+        let wire = Wire::default();
+        outbox.connected(Box::new(wire.clone()));
+        let now = Instant::now();
+        outbox.pump(now).unwrap();
+        outbox.subscription_answered(Some("NotAuthorized"), now);
+        outbox.pump(now + REFUSED_FIRST / 2).unwrap();
+        assert_eq!(wire.0.lock().unwrap().len(), 1, "too soon");
+        outbox.pump(now + REFUSED_FIRST).unwrap();
+        assert_eq!(wire.0.lock().unwrap().len(), 2);
+        outbox.subscription_answered(None, now);
+        outbox.pump(now + REFUSED_MOST).unwrap();
+        assert_eq!(wire.0.lock().unwrap().len(), 2, "taken");
+    }
+
+    #[test]
+    fn a_refused_message_does_not_hold_up_the_others_until_all_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut outbox = outbox(dir.path(), 2);
+        for _ in 0..5 {
+            outbox.put(event(), None).unwrap();
+        }
+        let wire = Wire::default();
+        outbox.connected(Box::new(wire.clone()));
+        let now = Instant::now();
+        for packet in 1..=5 {
+            outbox.pump(now).unwrap();
+            outbox.sent(packet);
+            let refused = (packet > 1).then(|| refusal("NotAuthorized", false));
+            outbox.acknowledged(packet, refused.as_ref(), now).unwrap();
+        }
+        // The subscription, the one that was taken, and as many refused ones as may be under way,
+        // with the one that was under way by then.
+        assert_eq!(wire.0.lock().unwrap().len(), 5);
+        assert_eq!(outbox.fill().records, 4);
+    }
+
+    #[test]
+    fn a_retained_report_that_is_refused_is_told_again_unless_there_is_a_newer_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut outbox = outbox(dir.path(), 4);
+        let wire = Wire::default();
+        outbox.connected(Box::new(wire.clone()));
+        outbox.put(state(), None).unwrap();
+        let now = Instant::now();
+        outbox.pump(now).unwrap();
+        outbox.sent(1);
+        let refused = refusal("NotAuthorized", false);
+        outbox.acknowledged(1, Some(&refused), now).unwrap();
+        outbox.pump(now + REFUSED_FIRST).unwrap();
+        let states = || wire.0.lock().unwrap().iter().filter(|m| m.contains("up/state")).count();
+        assert_eq!(states(), 2);
+    }
+
+    #[test]
+    fn a_message_that_no_broker_takes_is_given_up_and_counted_but_for_the_count_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut outbox = outbox(dir.path(), 4);
+        let answer = Report::Result(wire::CommandResult {
+            header: Header::of::<wire::CommandResult>(0, 0, ""),
+            id: "1".into(),
+            ok: true,
+            error: None,
+            data: serde_json::Value::Null,
+        });
+        outbox.put(answer, None).unwrap();
+        outbox.put(event(), None).unwrap();
+        outbox.connected(Box::new(Wire::default()));
+        let now = Instant::now();
+        outbox.pump(now).unwrap();
+        let refused = refusal("PayloadFormatInvalid", true);
+        for (packet, lost) in [(1, 1), (2, 0)] {
+            outbox.sent(packet);
+            let dropped = outbox.acknowledged(packet, Some(&refused), now).unwrap();
+            assert_eq!((dropped.records, dropped.bytes > 0), (lost, lost > 0));
+        }
+        assert_eq!(outbox.fill().records, 0);
     }
 }

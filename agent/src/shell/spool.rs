@@ -178,13 +178,12 @@ impl Spool {
         entries.for_each(|entry| entry.sent = false);
     }
 
-    /// One message is to be sent again.
-    pub fn resend(&mut self, id: u64) {
+    /// One message is to be sent again. Says whether it is still there.
+    pub fn resend(&mut self, id: u64) -> bool {
         let segments = self.queues.values_mut().flat_map(|q| &mut q.segments);
         let mut entries = segments.filter_map(|segment| segment.entries.get_mut(&id));
-        if let Some(entry) = entries.next() {
-            entry.sent = false;
-        }
+        let entry = entries.next();
+        entry.map(|entry| entry.sent = false).is_some()
     }
 
     /// How full it is.

@@ -105,17 +105,18 @@ fn checked(dir: &Path, digest: &Digest, limits: &Limits) -> Result<Bundle, StepF
         return Ok(bundle);
     }
     let got = bundle.digest;
-    Err(StepFailure::bundle(format!("the manifest has digest {got}, wanted {digest}")))
+    Err(StepFailure::damaged(format!("the manifest has digest {got}, wanted {digest}")))
 }
 
-/// A disk that cannot be read now may be read later; a bundle that is missing or wrong stays so.
+/// A disk that cannot be read now may be read later; a bundle that is missing or wrong stays so until
+/// it is fetched again.
 fn failure(error: &BundleError) -> StepFailure {
-    match error {
-        BundleError::Io { source, .. } if source.kind() != std::io::ErrorKind::NotFound => {
-            StepFailure::transient(error)
-        }
-        _ => StepFailure::bundle(error),
-    }
+    if is_passing(error) { StepFailure::transient(error) } else { StepFailure::damaged(error) }
+}
+
+/// Whether the error is the disk's, and may be gone the next time.
+pub(super) fn is_passing(error: &BundleError) -> bool {
+    matches!(error, BundleError::Io { source, .. } if source.kind() != std::io::ErrorKind::NotFound)
 }
 
 fn remove(path: &Path) -> Result<(), PathError> {

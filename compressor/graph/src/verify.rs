@@ -78,6 +78,7 @@ impl Check<'_> {
             .iter()
             .filter_map(|s| Some(s.values.as_ref()?.name()))
             .collect();
+        let inputs: HashSet<ValueId> = graph.inputs.iter().copied().collect();
         let mut names: HashMap<&str, ValueId> = HashMap::new();
         for (id, value) in graph.values() {
             let at = format!("{place}, value `{}`", value.name);
@@ -90,7 +91,7 @@ impl Check<'_> {
                 self.report(&at, "the index of names does not lead to it");
             }
             match value.origin {
-                Origin::Input if !graph.inputs.contains(&id) => {
+                Origin::Input if !inputs.contains(&id) => {
                     self.report(&at, "no input list holds it")
                 }
                 Origin::Node(node, slot)
@@ -128,11 +129,12 @@ impl Check<'_> {
     }
 
     fn lists(&mut self, graph: &Graph, place: &str) {
+        let listed: HashSet<ValueId> = graph.listed.iter().copied().collect();
         for &id in &graph.inputs {
             if graph.get_value(id).is_none_or(|value| value.origin != Origin::Input) {
                 self.report(place, format!("the input list holds {id:?}, which is no input"));
             }
-            if !graph.listed.contains(&id) {
+            if !listed.contains(&id) {
                 self.report(place, format!("input {id:?} is not among the listed inputs"));
             }
         }

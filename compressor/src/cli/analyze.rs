@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
+use super::common::Reporting;
 use crate::pipeline::shop::{Source, macs};
 use crate::plan::{GroupChoice, aligned_keep};
 
@@ -14,9 +15,8 @@ use crate::plan::{GroupChoice, aligned_keep};
 pub struct Args {
     /// The model.
     model: PathBuf,
-    /// Print one JSON object to standard output.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    reporting: Reporting,
 }
 
 /// Runs `analyze`.
@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         })
         .collect();
     let recommend = recommend(&source, prunable_macs);
-    if args.json {
+    if args.reporting.json {
         println!(
             "{}",
             json!({"params": params, "macs": work, "prunable_params": prunable_params,

@@ -6,6 +6,20 @@ use std::time::Duration;
 use clap::Args;
 use runtime::{EngineKind, EngineOptions};
 
+/// What every command takes, for those that run no engine and draw nothing at random.
+#[derive(Debug, Clone, Args)]
+pub struct Reporting {
+    /// Print one JSON object to standard output.
+    #[arg(long)]
+    pub json: bool,
+    /// Taken as everywhere; nothing here is random.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Taken as everywhere; no inference is computed here.
+    #[arg(long, default_value_t = 1, value_parser = threads)]
+    pub threads: usize,
+}
+
 /// Which engine, and how to report.
 #[derive(Debug, Clone, Args)]
 pub struct Common {

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::common::{Common, duration, share, size};
 use super::terminal::Terminal;
-use crate::pipeline::{self, CompressJob, DeviceBaseline, Goal, Outcome};
+use crate::pipeline::{self, CompressJob, DeviceBaseline, Goal, Outcome, Progress as _};
 use crate::search::{mebibytes, milliseconds};
 
 /// Arguments of `compress`.
@@ -29,7 +29,8 @@ pub struct Args {
     /// Held-out samples that judge; without them every fourth of the calibration samples is kept apart.
     #[arg(long, value_name = "FILE")]
     heldout: Option<PathBuf>,
-    /// Budget for the 95th percentile of one inference, such as 20ms.
+    /// Budget for the 95th percentile of one inference, such as 20ms: on the device where --device-p95 is given, on
+    /// this host elsewhere.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     latency_p95: Option<Duration>,
     /// Budget for the serving process's memory, such as 64MiB.
@@ -44,13 +45,16 @@ pub struct Args {
     /// The device's own p95 of the model it runs now; the budget then holds on the device.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     device_p95: Option<Duration>,
+    /// The device's own measurement of its serving process's memory (PSS) with the model it runs now.
+    #[arg(long, value_name = "SIZE", value_parser = size, requires = "device_p95")]
+    device_memory: Option<u64>,
     /// The model that the device runs now, if it is not MODEL.
     #[arg(long, value_name = "FILE", requires = "device_p95")]
     current: Option<PathBuf>,
     /// Name under which devices serve the model; the file's name without it.
     #[arg(long)]
     name: Option<String>,
-    /// Device class that the bundle is for.
+    /// Device class that the bundle is for. Latency is only predicted for it with --device-p95.
     #[arg(long, value_name = "CLASS", default_value = "any")]
     device: String,
     /// Version for people.
@@ -82,15 +86,16 @@ impl Args {
                 size_bytes: self.size,
                 agreement_min: 1.0 - self.accuracy_drop,
             },
-            baseline: self
-                .device_p95
-                .map(micros)
-                .map(|p95_us| DeviceBaseline { p50_us: p95_us, p95_us }),
+            baseline: self.device_p95.map(micros).map(|p95_us| DeviceBaseline {
+                memory_bytes: self.device_memory,
+                ..DeviceBaseline::latency(p95_us, p95_us)
+            }),
             current_model: self.current.clone(),
             device_class: self.device.clone(),
             sequence: self.sequence,
             version: self.version.clone(),
             out_dir: self.output.clone(),
+            work_dir: None,
             seed: self.common.seed,
         }
     }
@@ -101,37 +106,59 @@ impl Args {
 /// # Errors
 /// See [`crate::CompressError`].
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    let job = args.job();
     let outcome = {
         let terminal = Terminal::new();
-        pipeline::compress(&args.job(), &terminal)?
+        if let Some(warning) = warning(&job) {
+            terminal.note(&warning);
+        }
+        pipeline::compress(&job, &terminal)?
     };
     if args.common.json {
-        println!("{}", object(&outcome));
+        println!("{}", object(&job, &outcome));
     } else {
-        print(&outcome);
+        print(&job, &outcome);
     }
     Ok(())
 }
 
-fn object(outcome: &Outcome) -> serde_json::Value {
+/// Said where a latency budget is meant for a device and can only be held against this host.
+fn warning(job: &CompressJob) -> Option<String> {
+    let budget = job.goal.latency_p95_us.filter(|_| !job.latency_is_of_target())?;
+    Some(format!(
+        "warning: the latency budget of {} is held against this host, which is not {class}: give {class}'s own p95 of \
+         the model with --device-p95; the bundle predicts no latency",
+        milliseconds(budget as f64),
+        class = job.device_class
+    ))
+}
+
+/// Whose latency the numbers are.
+fn latency_of(job: &CompressJob) -> &'static str {
+    if job.baseline.is_some() { "device" } else { "this host" }
+}
+
+fn object(job: &CompressJob, outcome: &Outcome) -> serde_json::Value {
     json!({
+        "latency_of": latency_of(job),
         "bundle": outcome.bundle_dir, "digest": outcome.digest.to_string(),
         "report": outcome.report, "original": outcome.original, "chosen": outcome.chosen,
         "candidates": outcome.candidates, "refused": outcome.refused,
     })
 }
 
-fn print(outcome: &Outcome) {
+fn print(job: &CompressJob, outcome: &Outcome) {
     let (before, after) = (&outcome.original, &outcome.chosen);
     println!("chosen     {}", after.label);
     println!(
-        "p95        {} → {} ({})",
+        "p95        {} → {} ({}, of the {})",
         milliseconds(before.latency_p95_us.value),
         milliseconds(after.latency_p95_us.value),
         match after.latency_p95_us.quality {
             bundle::Quality::Measured => "measured",
             bundle::Quality::Modelled => "modelled",
-        }
+        },
+        latency_of(job).trim_start_matches("this ")
     );
     println!(
         "size       {} → {}",

@@ -2,33 +2,42 @@
 
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, ValueEnum};
+use clap::Args as ClapArgs;
 
 use super::common::{Common, share};
+use super::later::word;
 use super::terminal::Terminal;
 use crate::pipeline::single::{self, PruneJob};
 use crate::plan::ScoreKind;
 
 /// How units are rated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Score {
-    /// Activations where there are samples, else magnitude.
     Auto,
-    /// L2 norm of a unit's weights.
     Magnitude,
-    /// Deviation of a unit's activation times what its consumers do with it.
     Activation,
-    /// At random, from the seed.
     Random,
 }
 
+fn score(text: &str) -> Result<Score, String> {
+    let done = [
+        ("auto", Score::Auto),
+        ("magnitude", Score::Magnitude),
+        ("activation", Score::Activation),
+        ("random", Score::Random),
+    ];
+    word(text, &done, &["obs", "gradient", "combined"])
+}
+
 /// How consumers are repaired.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Repair {
-    /// Regularised least squares on the samples.
     Ls,
-    /// Not at all.
     None,
+}
+
+fn repair(text: &str) -> Result<Repair, String> {
+    word(text, &[("ls", Repair::Ls), ("none", Repair::None)], &["gram", "bn"])
 }
 
 /// Arguments of `prune`.
@@ -48,11 +57,12 @@ pub struct Args {
     /// Calibration samples (`.npz`, arrays named after the model's inputs).
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// How units are rated.
-    #[arg(long, value_enum, default_value_t = Score::Auto)]
+    /// How units are rated: auto (activation where there are samples, else magnitude), magnitude (L2 norm of a unit's
+    /// weights), activation (deviation of a unit times what its consumers do with it), or random (from the seed).
+    #[arg(long, value_parser = score, default_value = "auto")]
     score: Score,
-    /// How consumers are repaired; needs --data. Without --data nothing is.
-    #[arg(long, value_enum)]
+    /// How consumers are repaired: ls (regularised least squares on the samples; needs --data) or none.
+    #[arg(long, value_parser = repair)]
     repair: Option<Repair>,
     #[command(flatten)]
     common: Common,

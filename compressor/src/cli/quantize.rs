@@ -2,25 +2,28 @@
 
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, ValueEnum};
+use clap::Args as ClapArgs;
 use serde_json::json;
 
 use super::common::Common;
+use super::later::word;
 use super::terminal::Terminal;
 use crate::pipeline::single::{self, QuantizeJob};
 use crate::plan::QuantFormat;
 use crate::search::mebibytes;
 
-/// Formats that can be asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// The one that is measured fastest, if any is faster than float.
-    Auto,
-    /// Activations are quantized as they come; products are integer.
-    DynamicInt8,
-    /// Weights are stored as int8; products stay float.
-    Int8,
+/// The formats that can be asked for; `auto` is the one that is measured fastest, if any is faster than float.
+fn format(text: &str) -> Result<Option<QuantFormat>, String> {
+    let done = [
+        ("auto", None),
+        ("dynamic-int8", Some(QuantFormat::DynamicInt8)),
+        ("int8", Some(QuantFormat::Int8)),
+    ];
+    word(text, &done, &["static-int8", "int4", "fp16"])
 }
+
+// A bare Option would make the argument one that may be left out.
+type Choice = std::option::Option<QuantFormat>;
 
 /// Arguments of `quantize`.
 #[derive(Debug, ClapArgs)]
@@ -35,9 +38,10 @@ pub struct Args {
     /// Samples that judge (`.npz`, arrays named after the model's inputs).
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// The format. One that is named is written even if it measures slower.
-    #[arg(long, value_enum, default_value_t = Format::Auto)]
-    format: Format,
+    /// auto (what is measured fastest), dynamic-int8 (activations are quantized as they come) or int8 (weights
+    /// are stored so, products stay float). One that is named is written even if it measures slower.
+    #[arg(long, value_parser = format, default_value = "auto")]
+    format: Choice,
     #[command(flatten)]
     common: Common,
 }
@@ -51,11 +55,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         source: args.model.clone(),
         output: args.output.clone(),
         data: args.data.clone(),
-        format: match args.format {
-            Format::Auto => None,
-            Format::DynamicInt8 => Some(QuantFormat::DynamicInt8),
-            Format::Int8 => Some(QuantFormat::Int8),
-        },
+        format: args.format,
         engine: args.common.engine(),
         seed: args.common.seed,
     };

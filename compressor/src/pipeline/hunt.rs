@@ -5,18 +5,20 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::path::PathBuf;
 
-use bundle::{Estimate, Quality};
-use runtime::EngineKind;
+use bundle::Estimate;
 
-use super::shop::{Bench, Shop, Source, file_size, macs, save};
+use super::apply::apply;
+use super::shop::{Bench, Shop, Source, macs, save};
 use super::{CandidateReport, Verdict};
 use crate::error::CompressError;
 use crate::latency::HostLatency;
+use crate::memory;
 use crate::plan::{
     GroupChoice, Plan, QuantFormat, RefitStep, Refusal, RescaleStep, ScoreKind, aligned_keep,
 };
 use crate::quality::QualityReport;
 use crate::quantize;
+use crate::score::{self, Deviations};
 use crate::search::{self, Family, Measured, SEARCH_MARGIN, cost_misses, ladder, widest_that_fits};
 
 /// Groups that are tried alone: those whose narrowing saves most.
@@ -30,10 +32,8 @@ pub(crate) const PAYS: f64 = 0.98;
 #[derive(Debug, Clone)]
 pub(crate) struct Trial {
     pub(crate) family: Option<Family>,
-    pub(crate) ratio: f64,
-    pub(crate) format: Option<QuantFormat>,
     pub(crate) label: String,
-    pub(crate) choices: Vec<GroupChoice>,
+    pub(crate) plan: Plan,
     pub(crate) rescales: Vec<RescaleStep>,
     pub(crate) refits: Vec<RefitStep>,
     pub(crate) path: PathBuf,
@@ -42,56 +42,45 @@ pub(crate) struct Trial {
     pub(crate) size_bytes: u64,
     pub(crate) host: HostLatency,
     pub(crate) latency: Estimate,
+    pub(crate) memory: Estimate,
     pub(crate) quality: Option<QualityReport>,
     pub(crate) verdict: Verdict,
 }
 
 impl Trial {
     /// What the search compares.
-    pub(crate) fn measured(&self, engine: EngineKind) -> Measured {
+    pub(crate) fn measured(&self) -> Measured {
         Measured {
             label: self.label.clone(),
             latency_p95_us: self.latency,
-            memory_bytes: memory(engine, self.size_bytes).value,
+            memory_bytes: self.memory.value,
             size_bytes: self.size_bytes,
             agreement: self.quality.as_ref().map(|q| q.agreement),
         }
     }
 
     /// What the caller and the report get.
-    pub(crate) fn report(&self, engine: EngineKind, seed: u64) -> CandidateReport {
+    pub(crate) fn report(&self) -> CandidateReport {
         CandidateReport {
             label: self.label.clone(),
-            plan: Plan {
-                keep_ratio: self.ratio,
-                score: ScoreKind::Activation,
-                seed,
-                groups: self.choices.clone(),
-                rescales: self.rescales.clone(),
-                refits: self.refits.clone(),
-                quantize: self.format,
-            },
+            plan: self.plan.clone(),
+            rescales: self.rescales.clone(),
+            refits: self.refits.clone(),
             params: self.params,
             macs: self.macs,
             size_bytes: self.size_bytes,
             host: self.host,
             latency_p95_us: self.latency,
-            memory_bytes: memory(engine, self.size_bytes),
+            memory_bytes: self.memory,
             quality: self.quality.clone(),
             verdict: self.verdict.clone(),
         }
     }
 }
 
-/// Memory of a process that serves a model of `size` bytes, modelled: a fixed part and a multiple of the
-/// weights, as resident sizes of ResNet-18 (47 MB on disk) in both engines give them.
-pub(crate) fn memory(engine: EngineKind, size: u64) -> Estimate {
-    let (base, factor) = match engine {
-        EngineKind::Ort => (30e6, 3.0),
-        EngineKind::Tract => (17e6, 2.3),
-    };
-    let value = base + factor * size as f64;
-    Estimate { value, low: 0.6 * value, high: 1.6 * value, quality: Quality::Modelled }
+/// Memory of the process that will serve a model of `size` bytes, from what the device measured if it did.
+pub(crate) fn memory(shop: &Shop<'_>, size: u64) -> Estimate {
+    memory::predict(shop.job.engine.kind, size, shop.serving)
 }
 
 /// What the latency search found.
@@ -101,7 +90,8 @@ pub(crate) struct Hunt {
     /// Indices of trials worth judging: the widest of each family that meets the budgets.
     pub(crate) shortlist: Vec<usize>,
     pub(crate) refused: Vec<Refusal>,
-    timed: HashMap<Key, usize>,
+    /// None for what could not be built or run.
+    timed: HashMap<Key, Option<usize>>,
 }
 
 type Key = (Option<Family>, u64, Option<QuantFormat>);
@@ -115,9 +105,10 @@ pub(crate) fn hunt(shop: &Shop<'_>, bench: &mut Bench) -> Result<Hunt, CompressE
         timed: HashMap::new(),
     };
     shop.progress.stage("timing widths", 0);
-    let original = hunt.time(shop, bench, None, 1.0, None)?;
-    if hunt.meets(shop, original) {
-        hunt.shortlist.push(original);
+    let original = build(shop, bench, None, 1.0, None)?;
+    hunt.add(shop, original);
+    if hunt.meets(shop, 0) {
+        hunt.shortlist.push(0);
         return Ok(hunt);
     }
     let mut formats = vec![None];
@@ -127,23 +118,14 @@ pub(crate) fn hunt(shop: &Shop<'_>, bench: &mut Bench) -> Result<Hunt, CompressE
         }
     }
     let families = hunt.families(shop)?;
-    let widths = shop.source.widths();
     for format in formats {
         if let Some(at) = hunt.full_width(shop, format) {
             hunt.shortlist.push(at);
             continue;
         }
         for family in &families {
-            let rungs = ladder(*family, &widths);
-            let widest = widest_that_fits(rungs.len(), &mut |rung| {
-                shop.check("timing")?;
-                let at = hunt.time(shop, bench, Some(*family), rungs[rung], format)?;
-                Ok::<bool, CompressError>(hunt.meets(shop, at))
-            })?;
-            if let Some(rung) = widest {
-                let key = key(Some(*family), rungs[rung], format);
-                hunt.shortlist.extend(hunt.timed.get(&key).copied());
-            }
+            let widest = hunt.widest(shop, bench, *family, format)?;
+            hunt.shortlist.extend(widest);
         }
     }
     hunt.explain(shop);
@@ -156,18 +138,45 @@ fn key(family: Option<Family>, ratio: f64, format: Option<QuantFormat>) -> Key {
 
 impl Hunt {
     fn meets(&self, shop: &Shop<'_>, at: usize) -> bool {
-        let measured = self.trials[at].measured(shop.job.engine.kind);
-        cost_misses(&measured, &shop.job.goal, SEARCH_MARGIN).is_empty()
+        cost_misses(&self.trials[at].measured(), &shop.job.goal, SEARCH_MARGIN).is_empty()
     }
 
     /// The full-width trial of an integer format, if it meets the budgets.
     fn full_width(&self, shop: &Shop<'_>, format: Option<QuantFormat>) -> Option<usize> {
         let format = Some(format?);
-        let at = self.timed.get(&key(None, 1.0, format)).copied()?;
+        let at = self.timed.get(&key(None, 1.0, format)).copied().flatten()?;
         self.meets(shop, at).then_some(at)
     }
 
-    /// Times one candidate and adds it to the trials; its index. A second time costs nothing.
+    /// The widest trial of a family that meets the budgets.
+    fn widest(
+        &mut self,
+        shop: &Shop<'_>,
+        bench: &mut Bench,
+        family: Family,
+        format: Option<QuantFormat>,
+    ) -> Result<Option<usize>, CompressError> {
+        let mut rungs = ladder(family, &shop.source.widths());
+        // The bisection takes a narrowest that fails for a hopeless family: one that cannot be built at all
+        // (nothing is left that the format is for) says nothing of the wider ones.
+        while let Some(narrowest) = rungs.last() {
+            shop.check("timing")?;
+            if self.time(shop, bench, Some(family), *narrowest, format)?.is_some() {
+                break;
+            }
+            rungs.pop();
+        }
+        let widest = widest_that_fits(rungs.len(), &mut |rung| {
+            shop.check("timing")?;
+            let at = self.time(shop, bench, Some(family), rungs[rung], format)?;
+            Ok::<bool, CompressError>(at.is_some_and(|at| self.meets(shop, at)))
+        })?;
+        let found = widest.map(|rung| key(Some(family), rungs[rung], format));
+        Ok(found.and_then(|key| self.timed.get(&key).copied().flatten()))
+    }
+
+    /// Times one candidate and adds it to the trials; its index, or none where it cannot be built or run, which
+    /// is refused. A second time costs nothing.
     pub(crate) fn time(
         &mut self,
         shop: &Shop<'_>,
@@ -175,20 +184,28 @@ impl Hunt {
         family: Option<Family>,
         ratio: f64,
         format: Option<QuantFormat>,
-    ) -> Result<usize, CompressError> {
+    ) -> Result<Option<usize>, CompressError> {
         let key = key(family, ratio, format);
         if let Some(at) = self.timed.get(&key) {
             return Ok(*at);
         }
-        let trial = build(shop, bench, family, ratio, format)?;
-        shop.progress.note(&format!(
-            "{}: p95 {}",
-            trial.label,
-            search::milliseconds(trial.latency.value)
-        ));
+        let at = match build(shop, bench, family, ratio, format) {
+            Ok(trial) => Some(self.add(shop, trial)),
+            Err(error) => {
+                let why = error.of_candidate()?;
+                self.refuse("search", &label(shop, family, ratio, format), why);
+                None
+            }
+        };
+        self.timed.insert(key, at);
+        Ok(at)
+    }
+
+    fn add(&mut self, shop: &Shop<'_>, trial: Trial) -> usize {
+        let p95 = search::milliseconds(trial.latency.value);
+        shop.progress.note(&format!("{}: p95 {p95}", trial.label));
         self.trials.push(trial);
-        self.timed.insert(key, self.trials.len() - 1);
-        Ok(self.trials.len() - 1)
+        self.trials.len() - 1
     }
 
     /// Whether a format is faster than float at full width, in this engine; if not, the refusal says by how much.
@@ -198,34 +215,45 @@ impl Hunt {
         bench: &mut Bench,
         format: QuantFormat,
     ) -> Result<bool, CompressError> {
+        let name = format.to_string();
         let quantized = match quantize::quantize(&shop.source.model, &shop.source.shapes, format) {
             Ok(quantized) => quantized,
             Err(why) => {
-                self.refuse(format, why);
+                self.refuse("quantize", &name, why);
                 return Ok(false);
             }
         };
         self.refused.extend(quantized.refused);
         let path = shop.work.join("format.onnx");
         save(&quantized.model, &path)?;
-        let host = match bench.against(&path, &shop.source.path) {
-            Ok(host) => host,
-            Err(CompressError::Engine { source, .. }) => {
-                self.refuse(format, format!("the engine does not take it: {source}"));
-                return Ok(false);
+        match bench.against(&path, &shop.source.path) {
+            Ok(host) if host.ratio_high < PAYS => {
+                Ok(self.time(shop, bench, None, 1.0, Some(format))?.is_some())
             }
-            Err(other) => return Err(other),
-        };
-        if host.ratio_high < PAYS {
-            self.time(shop, bench, None, 1.0, Some(format))?;
-            return Ok(true);
+            Ok(host) => {
+                self.refuse("quantize", &name, not_faster(&host));
+                Ok(false)
+            }
+            Err(error) => {
+                let why = error.of_candidate()?;
+                self.refuse("quantize", &name, format!("the engine does not take it: {why}"));
+                Ok(false)
+            }
         }
-        self.refuse(format, not_faster(&host));
-        Ok(false)
     }
 
-    fn refuse(&mut self, format: QuantFormat, why: String) {
-        self.refused.push(Refusal::new("quantize", format.to_string(), why));
+    /// Adds a refusal, once.
+    pub(crate) fn refuse(&mut self, stage: &str, what: &str, why: String) {
+        self.refuse_all([Refusal::new(stage, what, why)]);
+    }
+
+    /// Adds refusals, each once.
+    pub(crate) fn refuse_all(&mut self, refusals: impl IntoIterator<Item = Refusal>) {
+        for refusal in refusals {
+            if !self.refused.contains(&refusal) {
+                self.refused.push(refusal);
+            }
+        }
     }
 
     /// All groups together, and the groups that save most alone.
@@ -238,8 +266,13 @@ impl Hunt {
         let mut savings: Vec<(usize, u64)> = Vec::new();
         for index in 0..widths.len().min(MAX_COMPARED) {
             let choices = first_units(&shop.source, Family::Single(index), 0.5);
-            let model = shop.source.pruned(&choices)?;
-            savings.push((index, cost(&model)));
+            match shop.source.pruned(&choices) {
+                Ok(model) => savings.push((index, cost(&model))),
+                Err(error) => {
+                    let why = error.of_candidate()?;
+                    self.refuse("search", &shop.source.group_label(index), why);
+                }
+            }
         }
         savings.sort_by_key(|(_, cost)| *cost);
         families.extend(savings.iter().take(MAX_SINGLES).map(|(i, _)| Family::Single(*i)));
@@ -255,17 +288,17 @@ impl Hunt {
 
     /// Gives every trial that was not shortlisted its reason.
     fn explain(&mut self, shop: &Shop<'_>) {
-        let engine = shop.job.engine.kind;
         for (at, trial) in self.trials.iter_mut().enumerate() {
             if self.shortlist.contains(&at) {
                 continue;
             }
-            let misses = cost_misses(&trial.measured(engine), &shop.job.goal, SEARCH_MARGIN);
-            trial.verdict = Verdict::Refused(if misses.is_empty() {
-                "a wider candidate of its family meets the budgets too".into()
+            let misses = cost_misses(&trial.measured(), &shop.job.goal, SEARCH_MARGIN);
+            trial.verdict = if misses.is_empty() {
+                let why = "a wider candidate of its family meets the budgets too";
+                Verdict::NotJudged(why.into())
             } else {
-                misses.join("; ")
-            });
+                Verdict::Refused(misses.join("; "))
+            };
         }
     }
 }
@@ -293,10 +326,7 @@ fn first_units(source: &Source, family: Family, ratio: f64) -> Vec<GroupChoice> 
 }
 
 /// Choices of a family at a ratio, with the units that `pick` gives for a group and a width.
-///
-/// # Errors
-/// Those of `pick`.
-pub(crate) fn choices<E>(
+fn choices<E>(
     source: &Source,
     family: Family,
     ratio: f64,
@@ -311,6 +341,55 @@ pub(crate) fn choices<E>(
         .collect()
 }
 
+/// How the units of groups are rated.
+pub(crate) struct Rating<'a> {
+    pub(crate) kind: ScoreKind,
+    pub(crate) deviations: &'a Deviations,
+}
+
+impl Rating<'_> {
+    /// Choices of a family at a ratio with the best rated units, and a refusal for each group that could not be rated
+    /// as asked.
+    pub(crate) fn choices(
+        &self,
+        source: &Source,
+        family: Family,
+        ratio: f64,
+        seed: u64,
+    ) -> Result<(Vec<GroupChoice>, Vec<Refusal>), CompressError> {
+        let graph = &source.model.graph;
+        let mut refused = Vec::new();
+        let choices = choices(source, family, ratio, &mut |index, count| {
+            let group = &source.grouping.groups[index];
+            let rating = score::rate(self.kind, graph, group, self.deviations, seed)?;
+            let label = source.group_label(index);
+            refused.extend(rating.fell_back.map(|why| Refusal::new("score", label, why)));
+            Ok(score::best(&rating.units, count))
+        });
+        let wrong = |what| CompressError::Graph { stage: "score", what };
+        Ok((choices.map_err(wrong)?, refused))
+    }
+}
+
+/// A plan that narrows and quantizes, and repairs nothing.
+pub(crate) fn plan(
+    shop: &Shop<'_>,
+    keep_ratio: f64,
+    groups: Vec<GroupChoice>,
+    quantize: Option<QuantFormat>,
+) -> Plan {
+    Plan {
+        source_sha256: shop.source.digest.to_string(),
+        keep_ratio,
+        score: ScoreKind::Activation,
+        seed: shop.job.seed,
+        groups,
+        repair: None,
+        quantize,
+    }
+}
+
+/// Makes and times a candidate, with arbitrary units in place of the best.
 fn build(
     shop: &Shop<'_>,
     bench: &mut Bench,
@@ -319,30 +398,25 @@ fn build(
     format: Option<QuantFormat>,
 ) -> Result<Trial, CompressError> {
     let choices = family.map_or_else(Vec::new, |f| first_units(&shop.source, f, ratio));
-    let mut model = shop.source.pruned(&choices)?;
-    let (params, macs) = {
-        let shapes = graph::infer(&model);
-        (graph::cost::params(&model), macs(&model, &shapes))
-    };
-    if let Some(format) = format {
-        model = quantized(&model, format)?;
-    }
-    let untouched = choices.is_empty() && format.is_none();
+    let plan = plan(shop, ratio, choices, format);
+    let made = apply(&shop.source, &plan, None)?;
+    let float = made.float.as_ref().unwrap_or(&made.model);
+    let (params, macs) = (graph::cost::params(float), macs(float, &graph::infer(float)));
+    let untouched = plan.groups.is_empty() && format.is_none();
     let (path, size_bytes) = if untouched {
-        (shop.source.path.clone(), file_size(&shop.source.path)?)
+        (shop.source.path.clone(), shop.source.size_bytes)
     } else {
         let path = shop.work.join("timed.onnx");
-        let size = save(&model, &path)?;
+        let size = save(&made.model, &path)?;
         (path, size)
     };
     let host = bench.against_reference(&path, limit(shop, bench, SEARCH_MARGIN))?;
     Ok(Trial {
         label: label(shop, family, ratio, format),
-        latency: host.predict(&bench.stats, shop.job.baseline),
+        latency: host.predict(&bench.stats, shop.baseline),
+        memory: memory(shop, size_bytes),
         family,
-        ratio,
-        format,
-        choices,
+        plan,
         rescales: Vec::new(),
         refits: Vec::new(),
         path,
@@ -351,25 +425,14 @@ fn build(
         size_bytes,
         host,
         quality: None,
-        verdict: Verdict::Feasible,
+        verdict: Verdict::NotJudged("it was on the shortlist when the search ended".into()),
     })
 }
 
 /// The ratio to the reference that decides, if latency is a budget.
 pub(crate) fn limit(shop: &Shop<'_>, bench: &Bench, margin: f64) -> Option<f64> {
-    let job = shop.job;
-    let budget = job.goal.latency_p95_us?;
-    Some(HostLatency::limit(budget, margin, &bench.stats, job.baseline))
-}
-
-/// `model` in `format`; the format has been found possible on the source before.
-pub(crate) fn quantized(
-    model: &graph::Model,
-    format: QuantFormat,
-) -> Result<graph::Model, CompressError> {
-    quantize::quantize(model, &graph::infer(model), format)
-        .map(|q| q.model)
-        .map_err(|what| CompressError::Graph { stage: "quantize", what })
+    let budget = shop.job.goal.latency_p95_us?;
+    Some(HostLatency::limit(budget, margin, &bench.stats, shop.baseline))
 }
 
 fn label(
@@ -397,3 +460,8 @@ fn short(name: &str) -> String {
     let parts: Vec<&str> = name.rsplit('/').take(2).collect();
     parts.into_iter().rev().collect::<Vec<_>>().join("/")
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "hunt_tests.rs"]
+mod tests;

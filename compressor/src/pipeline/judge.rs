@@ -3,70 +3,101 @@
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
 
-use graph::ValueId;
+use runtime::ElementType;
 
 use super::observe::floats;
 use super::shop::Shop;
+use crate::calibrate::Batch;
 use crate::data::Dataset;
 use crate::error::CompressError;
-use crate::quality::{Judge, QualityReport};
+use crate::quality::{Answer, Compared, Judge, QualityReport};
 
 /// Samples between two looks at whether the floor is still in reach.
 const LOOK_EVERY: usize = 64;
+/// The most bytes of the original's answers that are kept; of more, a stretch at a time is kept, and the original
+/// runs again beside each candidate.
+pub(crate) const MAX_ANSWER_BYTES: usize = 512 << 20;
 
-/// Which output is compared: the first of type f32.
-pub(crate) fn compared_output(shop: &Shop<'_>) -> Result<(ValueId, String), CompressError> {
-    let graph = &shop.source.model.graph;
-    let name = shop
-        .specs
-        .1
-        .iter()
-        .find(|o| o.dtype == runtime::ElementType::F32)
-        .map(|o| o.name.clone())
-        .ok_or_else(|| CompressError::Model {
+/// The outputs that can be compared, those of type f32, and those that cannot.
+pub(crate) fn outputs(shop: &Shop<'_>) -> Result<(Vec<String>, Vec<String>), CompressError> {
+    let all = shop.specs.1.iter();
+    let (floats, others): (Vec<_>, Vec<_>) = all.partition(|o| o.dtype == ElementType::F32);
+    if floats.is_empty() {
+        return Err(CompressError::Model {
             path: shop.source.path.clone(),
             what: "has no f32 output to compare candidates by".into(),
-        })?;
-    graph.value_by_name(&name).map(|value| (value, name.clone())).ok_or_else(|| {
-        CompressError::Model {
-            path: shop.source.path.clone(),
-            what: format!("has no value named \"{name}\""),
+        });
+    }
+    let names = |specs: Vec<&runtime::IoSpec>| specs.into_iter().map(|o| o.name.clone()).collect();
+    Ok((names(floats), names(others)))
+}
+
+/// What the original answers on a set of samples: kept while it is small, run again where it is not.
+pub(crate) struct Answers<'a> {
+    data: &'a Dataset,
+    outputs: Vec<String>,
+    /// The most bytes held.
+    limit: usize,
+    /// Samples whose answers are held.
+    held: Range<usize>,
+    /// For each held sample, its answer at each output.
+    answers: Vec<Vec<Answer>>,
+}
+
+impl<'a> Answers<'a> {
+    /// Of `outputs` on `data`, with nothing run yet.
+    pub(crate) fn new(data: &'a Dataset, outputs: &[String]) -> Self {
+        Self::limited(data, outputs, MAX_ANSWER_BYTES)
+    }
+
+    fn limited(data: &'a Dataset, outputs: &[String], limit: usize) -> Self {
+        let outputs = outputs.to_vec();
+        Self { data, outputs, limit, held: 0..0, answers: Vec::new() }
+    }
+
+    /// With the answers of samples from `start` on known already.
+    pub(crate) fn with(mut self, start: usize, answers: Vec<Vec<Answer>>) -> Self {
+        self.held = start..start + answers.len();
+        self.answers = answers;
+        self
+    }
+
+    /// The first of the answers held.
+    pub(crate) fn first(&self) -> Option<&[Answer]> {
+        self.answers.first().map(Vec::as_slice)
+    }
+
+    /// Holds the answers of `from` and as many samples up to `end` as the limit allows.
+    pub(crate) fn hold(
+        &mut self,
+        shop: &Shop<'_>,
+        from: usize,
+        end: usize,
+    ) -> Result<(), CompressError> {
+        if self.held.contains(&from) || from >= end {
+            return Ok(());
         }
-    })
-}
-
-/// The compared output of the model at `path`, whole, for each sample of `data`.
-pub(crate) fn answers(
-    shop: &Shop<'_>,
-    path: &Path,
-    data: &Dataset,
-    output: &str,
-) -> Result<Vec<Vec<f32>>, CompressError> {
-    let mut answers = Vec::with_capacity(data.len());
-    shop.progress.stage("answers of the original", data.len() as u64);
-    pass(shop, path, data, 0..data.len(), output, &mut |_, row| {
-        answers.push(row.to_vec());
-        ControlFlow::Continue(())
-    })?;
-    Ok(answers)
-}
-
-/// Length of a row of the compared output: its last axis, if the model fixes it, else a whole answer.
-pub(crate) fn row(shop: &Shop<'_>, output: &str, answers: &[Vec<f32>]) -> usize {
-    let spec = shop.specs.1.iter().find(|o| o.name == output);
-    let fixed = spec.filter(|s| s.dims.len() > 1).and_then(|s| s.dims.last().copied().flatten());
-    let whole = answers.first().map_or(1, Vec::len);
-    fixed.unwrap_or(whole).max(1)
-}
-
-/// What a candidate's answers are compared with.
-pub(crate) struct Reference<'a> {
-    pub(crate) data: &'a Dataset,
-    pub(crate) output: &'a str,
-    /// The original's answers, by sample.
-    pub(crate) answers: &'a [Vec<f32>],
-    /// Length of a row of the output.
-    pub(crate) row: usize,
+        self.answers.clear();
+        self.held = from..from;
+        shop.progress.stage("answers of the original", (end - from) as u64);
+        let (mut bytes, limit) = (0, self.limit);
+        let (outputs, answers) = (&self.outputs, &mut self.answers);
+        shop.runner.run(&shop.source.path, self.data, from..end, shop.progress, &mut |batch| {
+            for answer in split(&batch, outputs)? {
+                bytes += answer.iter().map(|a| a.data.len() * 4).sum::<usize>();
+                answers.push(answer);
+            }
+            Ok(if bytes >= limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        self.held.end = from + self.answers.len();
+        if self.held.is_empty() {
+            return Err(CompressError::Graph {
+                stage: "judge",
+                what: format!("the original gave no answers for sample {from}"),
+            });
+        }
+        Ok(())
+    }
 }
 
 /// Compares the model at `path` over `range`, and stops early once even the upper end of the
@@ -74,58 +105,64 @@ pub(crate) struct Reference<'a> {
 pub(crate) fn judge(
     shop: &Shop<'_>,
     path: &Path,
-    reference: &Reference<'_>,
+    original: &mut Answers<'_>,
+    compared: &[Compared],
     range: Range<usize>,
     floor: Option<f64>,
 ) -> Result<QualityReport, CompressError> {
-    let mut judge = Judge::default();
-    let mut seen = 0usize;
-    let mut stopped = false;
-    let labels = reference.data.labels();
-    pass(shop, path, reference.data, range, reference.output, &mut |sample, answer| {
-        let original = reference.answers.get(sample).map_or(&[][..], Vec::as_slice);
-        let rows = original.len() / reference.row.max(1);
-        for (o, c) in original
-            .chunks_exact(reference.row.max(1))
-            .zip(answer.chunks_exact(reference.row.max(1)))
-        {
-            let label = labels.filter(|_| rows == 1).and_then(|l| l.get(sample));
-            judge.push(o, c, label.copied());
-        }
-        seen += 1;
-        let hopeless = floor.is_some_and(|floor| judge.agreement().high < floor);
-        stopped = seen.is_multiple_of(LOOK_EVERY) && hopeless;
-        if stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
-    Ok(judge.report(reference.output, seen as u64, stopped))
+    let mut judge = Judge::new(compared);
+    let (mut seen, mut stopped, mut from) = (0usize, false, range.start);
+    let data = original.data;
+    let outputs: Vec<String> = compared.iter().map(|c| c.output.clone()).collect();
+    while from < range.end && !stopped {
+        original.hold(shop, from, range.end)?;
+        let stretch = from..original.held.end.min(range.end);
+        from = stretch.end;
+        shop.runner.run(path, data, stretch, shop.progress, &mut |batch| {
+            for (sample, answer) in batch.samples.iter().zip(split(&batch, &outputs)?) {
+                let known = &original.answers[*sample - original.held.start];
+                let label = data.labels().and_then(|l| l.get(*sample)).copied();
+                judge.push(known, &answer, label);
+                seen += 1;
+                let hopeless = floor.is_some_and(|floor| judge.agreement().high < floor);
+                stopped = seen.is_multiple_of(LOOK_EVERY) && hopeless;
+                if stopped {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+    }
+    Ok(judge.report(stopped))
 }
 
-/// Runs a model over `range` and hands out the compared output of each sample.
-fn pass(
-    shop: &Shop<'_>,
-    path: &Path,
-    data: &Dataset,
-    range: Range<usize>,
-    output: &str,
-    sink: &mut dyn FnMut(usize, &[f32]) -> ControlFlow<()>,
-) -> Result<(), CompressError> {
-    shop.runner.run(path, data, range, shop.progress, &mut |batch| {
-        let tensor = batch
-            .outputs
-            .iter()
-            .find(|(name, _)| name == output)
-            .map(|(_, tensor)| tensor)
-            .ok_or_else(|| CompressError::Graph {
-                stage: "judge",
-                what: format!("the engine gave no output \"{output}\""),
-            })?;
+/// A batch's answers, sample by sample, at each of `outputs`.
+pub(crate) fn split(batch: &Batch, outputs: &[String]) -> Result<Vec<Vec<Answer>>, CompressError> {
+    let count = batch.samples.len().max(1);
+    let mut samples = vec![Vec::with_capacity(outputs.len()); count];
+    for name in outputs {
+        let found = batch.outputs.iter().find(|(output, _)| output == name);
+        let (_, tensor) = found.ok_or_else(|| CompressError::Graph {
+            stage: "judge",
+            what: format!("the engine gave no output \"{name}\""),
+        })?;
         let data = floats(tensor)?;
-        let per = (data.len() / batch.samples.len().max(1)).max(1);
-        for (sample, answer) in batch.samples.iter().zip(data.chunks(per)) {
-            if sink(*sample, answer).is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
+        let per = data.len() / count;
+        let mut shape = tensor.shape.clone();
+        match shape.first_mut() {
+            Some(first) if count > 1 && first.is_multiple_of(count) => *first /= count,
+            _ if count > 1 => shape = vec![per],
+            _ => {}
         }
-        Ok(ControlFlow::Continue(()))
-    })
+        for (at, sample) in samples.iter_mut().enumerate() {
+            let data = data[at * per..(at + 1) * per].to_vec();
+            sample.push(Answer { shape: shape.clone(), data });
+        }
+    }
+    Ok(samples)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "judge_tests.rs"]
+mod tests;

@@ -1,16 +1,18 @@
 //! The pass over the calibration samples that shows what the original computes.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use graph::ValueId;
 use runtime::{ElementType, Tensor};
 
+use super::judge::split;
 use super::shop::{Shop, save};
 use crate::calibrate::{Batch, observed};
 use crate::error::CompressError;
-use crate::plan::Refusal;
-use crate::refit::{self, MAX_GRAM_WORK, MAX_INPUTS, Site};
+use crate::plan::{NodeRef, RefitSite, Refusal, Repair};
+use crate::quality::Answer;
+use crate::refit::{self, MAX_GRAM_BYTES, MAX_GRAM_WORK, MAX_INPUTS, Site};
 use crate::rescale::{self, Sum};
 use crate::score::{self, AxisMoments, Deviations};
 
@@ -20,39 +22,100 @@ pub(crate) const RATING_SAMPLES: usize = 256;
 const VALUES_PER_PASS: usize = 16;
 /// The most consumers re-fitted in one candidate: each costs a pass over the calibration samples.
 const MAX_SITES: usize = 8;
-/// The most bytes of the original's outputs that are kept.
+/// The most bytes that are kept of what the original computes.
 const MAX_TARGET_BYTES: usize = 512 << 20;
 
 /// What the original computes on the calibration samples, as far as rating and repairing need it.
 pub(crate) struct Original {
-    /// Places that may be re-fitted.
-    pub(crate) sites: Vec<Site>,
-    /// The compared output, whole, for each sample.
-    pub(crate) outputs: Vec<Vec<f32>>,
+    /// Places that may be re-fitted, in the graph's order.
+    pub(crate) targets: Vec<Target>,
+    /// Answers of the samples that a screening judges on; empty where they were too large to keep.
+    pub(crate) answers: Vec<Vec<Answer>>,
     /// How much the activations that consumers read vary.
     pub(crate) deviations: Deviations,
-    /// For each site and batch, sampled rows of what it computes.
-    pub(crate) rows: Vec<Vec<Vec<f32>>>,
-    pub(crate) strides: Vec<usize>,
     pub(crate) sums: Vec<Sum>,
     /// For each batch of the first samples, what each sum computes.
     pub(crate) sum_values: Vec<Vec<Vec<f32>>>,
 }
 
+impl Original {
+    /// The repair that all of this allows, fitted to the first `samples` samples.
+    pub(crate) fn repair(&self, shop: &Shop<'_>, samples: usize) -> Repair {
+        let at =
+            |node: graph::NodeId, label: &str| NodeRef { node: node.0, label: label.to_owned() };
+        let sites = self.targets.iter();
+        Repair {
+            data_sha256: shop.calibration.digest().to_string(),
+            hold_out_every: shop.hold_out_every,
+            engine: shop.job.engine.kind,
+            samples,
+            rescale_samples: RATING_SAMPLES.min(shop.calibration.len()),
+            rescale: self.sums.iter().map(|s| at(s.node, &s.label)).collect(),
+            refit: sites
+                .map(|t| RefitSite { at: at(t.site.node, &t.site.label), stride: t.stride })
+                .collect(),
+        }
+    }
+}
+
+/// What a re-fit is fitted to: rows of what a place computes in the original.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    /// The place, in the source.
+    pub(crate) site: Site,
+    /// Every how-manieth row of each batch is kept; 0 before the first batch.
+    pub(crate) stride: usize,
+    /// The last axis of what it computes.
+    pub(crate) axis: usize,
+    /// Width of that axis.
+    pub(crate) columns: usize,
+    /// For each batch, its rows.
+    pub(crate) rows: Vec<Vec<f32>>,
+    /// Of the rows.
+    bytes: usize,
+}
+
+impl Target {
+    fn new(site: Site, stride: usize) -> Self {
+        Self { site, stride, axis: 0, columns: 0, rows: Vec::new(), bytes: 0 }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_test(site: Site, columns: usize) -> Self {
+        Self { axis: 1, columns, ..Self::new(site, 1) }
+    }
+
+    /// Keeps every second row, as if the stride had been twice what it was; false where no batch has two.
+    fn halve(&mut self) -> bool {
+        let before = self.bytes;
+        for rows in &mut self.rows {
+            *rows = sampled(rows, self.columns, 2);
+        }
+        self.stride *= 2;
+        self.bytes = self.rows.iter().map(|rows| rows.len() * 4).sum();
+        self.bytes < before
+    }
+}
+
 /// Runs the original over all calibration samples and keeps what rates units and what repairs are fitted
-/// to. Activations beyond the first few are rated in passes of their own, to bound memory.
+/// to, and the answers of the samples in `screened`. Activations beyond the first few are rated in passes of their
+/// own, to bound memory.
 pub(crate) fn observe(
     shop: &Shop<'_>,
-    output: ValueId,
+    outputs: &[String],
+    screened: Range<usize>,
 ) -> Result<(Original, Vec<Refusal>), CompressError> {
     let (sites, mut refused) = sites(shop);
+    let targets = sites.into_iter().map(|site| Target::new(site, 0)).collect();
     let wanted = wanted(shop);
     let first = &wanted[..wanted.len().min(VALUES_PER_PASS)];
-    let mut pass = Pass::new(shop, sites, first, output);
+    let pass = Pass::new(targets, sums(shop), first);
+    let mut pass = pass.answering(shop, outputs, screened);
     let samples = shop.calibration.len();
     shop.progress.stage("observing the original", samples as u64);
     run(shop, &pass.values.clone(), samples, &mut |batch| pass.take(shop, &batch))?;
-    let Pass { found: mut original, mut spreads, .. } = pass;
+    let Pass { found: mut original, mut spreads, refused: more, .. } = pass;
+    refused.extend(more);
     for chunk in wanted[first.len()..].chunks(VALUES_PER_PASS) {
         let mut more = Spreads::new(chunk);
         let values = distinct(chunk.iter().map(|(v, _)| *v));
@@ -69,6 +132,36 @@ pub(crate) fn observe(
         Refusal::new("score", graph.value(value).name.clone(), why)
     }));
     Ok((original, refused))
+}
+
+/// Runs the original for what `repair` names and nothing else, to apply a plan that was made before.
+pub(crate) fn observe_again(shop: &Shop<'_>, repair: &Repair) -> Result<Original, CompressError> {
+    let graph = &shop.source.model.graph;
+    let wrong = |what: String| CompressError::Graph { stage: "plan", what };
+    let mut targets = Vec::new();
+    for wanted in &repair.refit {
+        let node = graph::NodeId(wanted.at.node);
+        let known = graph.get_node(node).ok_or_else(|| "the source has no such node".to_owned());
+        let site = known.and_then(|_| refit::site(graph, node));
+        let site = site.map_err(|why| wrong(format!("re-fit of {}: {why}", wanted.at.label)))?;
+        targets.push(Target::new(site, wanted.stride.max(1)));
+    }
+    let all = sums(shop);
+    let sum = |at: &NodeRef| all.iter().find(|s| s.node.0 == at.node).cloned();
+    let named: Option<Vec<Sum>> = repair.rescale.iter().map(sum).collect();
+    let named =
+        named.ok_or_else(|| wrong("it scales a sum that the source does not have".into()))?;
+    let mut pass = Pass::new(targets, named, &[]);
+    if pass.values.is_empty() {
+        return Ok(pass.found);
+    }
+    let samples = shop.calibration.len();
+    shop.progress.stage("observing the original", samples as u64);
+    run(shop, &pass.values.clone(), samples, &mut |batch| pass.take(shop, &batch))?;
+    match pass.refused.first() {
+        Some(refusal) => Err(wrong(format!("{}: {}", refusal.what, refusal.why))),
+        None => Ok(pass.found),
+    }
 }
 
 /// Runs the source with `values` for outputs.
@@ -138,42 +231,53 @@ impl Spreads {
 struct Pass {
     values: Vec<ValueId>,
     spreads: Spreads,
-    output: ValueId,
     found: Original,
+    /// Outputs whose answers are kept, and of which samples.
+    outputs: Vec<String>,
+    screened: Range<usize>,
     samples: usize,
-    bytes: usize,
+    /// Of the answers and of the sums that are kept.
+    answer_bytes: usize,
+    sum_bytes: usize,
+    limit: usize,
+    refused: Vec<Refusal>,
 }
 
 impl Pass {
-    fn new(
-        shop: &Shop<'_>,
-        sites: Vec<Site>,
-        wanted: &[(ValueId, usize)],
-        output: ValueId,
-    ) -> Self {
-        let sums = sums(shop);
-        let values = sites
+    fn new(targets: Vec<Target>, sums: Vec<Sum>, wanted: &[(ValueId, usize)]) -> Self {
+        let values = targets
             .iter()
-            .map(|s| s.output)
-            .chain([output])
+            .map(|t| t.site.output)
             .chain(sums.iter().map(|s| s.output))
             .chain(wanted.iter().map(|(v, _)| *v));
         Self {
             values: distinct(values),
             spreads: Spreads::new(wanted),
-            output,
+            outputs: Vec::new(),
+            screened: 0..0,
             samples: 0,
-            bytes: 0,
+            answer_bytes: 0,
+            sum_bytes: 0,
+            limit: MAX_TARGET_BYTES,
+            refused: Vec::new(),
             found: Original {
-                outputs: Vec::new(),
+                targets,
+                answers: Vec::new(),
                 deviations: Deviations::new(),
-                rows: vec![Vec::new(); sites.len()],
-                strides: vec![0; sites.len()],
-                sites,
                 sums,
                 sum_values: Vec::new(),
             },
         }
+    }
+
+    /// Keeps the answers of `screened` as well.
+    fn answering(mut self, shop: &Shop<'_>, outputs: &[String], screened: Range<usize>) -> Self {
+        let graph = &shop.source.model.graph;
+        let seen = outputs.iter().filter_map(|name| graph.value_by_name(name));
+        self.values = distinct(self.values.iter().copied().chain(seen));
+        self.outputs = outputs.to_vec();
+        self.screened = screened;
+        self
     }
 
     fn tensor<'b>(&self, batch: &'b Batch, value: ValueId) -> Result<&'b Tensor, CompressError> {
@@ -183,44 +287,76 @@ impl Pass {
 
     fn take(&mut self, shop: &Shop<'_>, batch: &Batch) -> Result<(), CompressError> {
         self.spreads.take(&self.values, batch)?;
-        for site in 0..self.found.sites.len() {
-            self.take_site(shop, batch, site)?;
+        for at in 0..self.found.targets.len() {
+            self.take_target(shop, batch, at)?;
         }
-        let data = floats(self.tensor(batch, self.output)?)?;
-        self.bytes += data.len() * 4;
-        let per = (data.len() / batch.samples.len().max(1)).max(1);
-        self.found.outputs.extend(data.chunks(per).map(<[f32]>::to_vec));
+        if batch.samples.iter().any(|sample| self.screened.contains(sample)) {
+            let answers = batch.samples.iter().zip(split(batch, &self.outputs)?);
+            for (_, answer) in answers.filter(|(sample, _)| self.screened.contains(sample)) {
+                self.answer_bytes += answer.iter().map(|a| a.data.len() * 4).sum::<usize>();
+                self.found.answers.push(answer);
+            }
+        }
         if self.samples < RATING_SAMPLES {
             let sums = self.found.sums.iter();
             let values = sums.map(|sum| floats(self.tensor(batch, sum.output)?));
             let values: Vec<Vec<f32>> = values.collect::<Result<_, _>>()?;
-            self.bytes += values.iter().map(|v| v.len() * 4).sum::<usize>();
+            self.sum_bytes += values.iter().map(|v| v.len() * 4).sum::<usize>();
             self.found.sum_values.push(values);
         }
         self.samples += batch.samples.len();
-        if self.bytes > MAX_TARGET_BYTES {
-            return Err(too_many(self.bytes));
-        }
+        self.shrink();
         Ok(())
     }
 
-    fn take_site(
+    /// Gives up what is kept until it is within the limit: rows of what takes most, then that place; then the
+    /// answers, which can be had again; then the sums.
+    fn shrink(&mut self) {
+        while self.bytes() > self.limit {
+            let targets = self.found.targets.iter().map(|t| t.bytes).enumerate();
+            let largest = targets.max_by_key(|(at, bytes)| (*bytes, std::cmp::Reverse(*at)));
+            if let Some((at, _)) = largest {
+                if !self.found.targets[at].halve() {
+                    let gone = self.found.targets.remove(at);
+                    self.refused.push(refit::refusal(&gone.site.label, too_large()));
+                }
+            } else if self.answer_bytes > 0 {
+                self.found.answers.clear();
+                (self.answer_bytes, self.screened) = (0, 0..0);
+            } else {
+                for sum in self.found.sums.drain(..) {
+                    self.refused.push(Refusal::new("rescale", sum.label, too_large()));
+                }
+                self.found.sum_values.clear();
+                self.sum_bytes = 0;
+            }
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let targets = self.found.targets.iter().map(|t| t.bytes).sum::<usize>();
+        targets + self.answer_bytes + self.sum_bytes
+    }
+
+    fn take_target(
         &mut self,
         shop: &Shop<'_>,
         batch: &Batch,
-        site: usize,
+        at: usize,
     ) -> Result<(), CompressError> {
-        let tensor = self.tensor(batch, self.found.sites[site].output)?;
-        let columns = tensor.shape.last().copied().unwrap_or(1).max(1);
+        let tensor = self.tensor(batch, self.found.targets[at].site.output)?;
         let data = floats(tensor)?;
-        if self.found.strides[site] == 0 {
-            let rows = data.len() / columns / batch.samples.len().max(1);
-            let inputs = width(shop, &self.found.sites[site]);
-            self.found.strides[site] = stride(rows, shop.calibration.len(), inputs);
+        let target = &mut self.found.targets[at];
+        target.axis = tensor.shape.len().saturating_sub(1);
+        target.columns = tensor.shape.last().copied().unwrap_or(1).max(1);
+        if target.stride == 0 {
+            let rows = data.len() / target.columns / batch.samples.len().max(1);
+            let inputs = width(shop, &target.site);
+            target.stride = stride(rows, shop.calibration.len(), inputs);
         }
-        let rows = sampled(&data, columns, self.found.strides[site]);
-        self.bytes += rows.len() * 4;
-        self.found.rows[site].push(rows);
+        let rows = sampled(&data, target.columns, target.stride);
+        target.bytes += rows.len() * 4;
+        target.rows.push(rows);
         Ok(())
     }
 }
@@ -254,6 +390,10 @@ fn sites(shop: &Shop<'_>) -> (Vec<Site>, Vec<Refusal>) {
                 &site.label,
                 format!("it has more than MAX_INPUTS = {MAX_INPUTS} inputs"),
             )),
+            Ok(site) if gram_bytes(shop, &site) > MAX_GRAM_BYTES => refused.push(refit::refusal(
+                &site.label,
+                format!("its moments take more than MAX_GRAM_BYTES = {MAX_GRAM_BYTES}"),
+            )),
             Ok(site) => sites.push(site),
             Err(why) => refused.push(refit::refusal(&refit::label(graph, node), why)),
         }
@@ -274,13 +414,18 @@ fn width(shop: &Shop<'_>, site: &Site) -> usize {
     weight.map_or(0, |w| w.dims[usize::from(site.transposed)])
 }
 
-fn too_many(bytes: usize) -> CompressError {
-    CompressError::Graph {
-        stage: "observe",
-        what: format!(
-            "the original's outputs take {bytes} bytes, more than MAX_TARGET_BYTES = {MAX_TARGET_BYTES}; give fewer calibration samples"
-        ),
-    }
+/// What the moments of a site take, all folds together.
+fn gram_bytes(shop: &Shop<'_>, site: &Site) -> usize {
+    let inputs = width(shop, site);
+    let weight = shop.source.model.graph.constant(site.weight);
+    let outputs = weight.map_or(0, |w| w.dims[usize::from(!site.transposed)]);
+    refit::FOLDS * 8 * inputs.saturating_mul(inputs + outputs)
+}
+
+fn too_large() -> String {
+    format!(
+        "what the original computes takes more than MAX_TARGET_BYTES = {MAX_TARGET_BYTES}; fewer calibration samples take less"
+    )
 }
 
 /// Every how-manieth row is used, so that one Gram matrix costs at most [`MAX_GRAM_WORK`].
@@ -310,3 +455,8 @@ pub(crate) fn distinct(values: impl IntoIterator<Item = ValueId>) -> Vec<ValueId
     let mut seen = HashSet::new();
     values.into_iter().filter(|v| seen.insert(*v)).collect()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "observe_tests.rs"]
+mod tests;

@@ -1,93 +1,241 @@
 //! The repairs that bring a narrowed model back to the original, as passes over the calibration samples.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 
-use graph::{Cause, Edit, Model, ValueId};
+use graph::{Cause, Edit, Model, NodeId, ValueId};
 
-use super::observe::{Original, RATING_SAMPLES, distinct, floats, output_of, sampled};
-use super::shop::{Shop, save};
+use super::observe::{Original, Target, distinct, floats, output_of, sampled};
+use super::shop::{Shop, Source, save};
 use crate::calibrate::observed;
 use crate::error::CompressError;
-use crate::plan::{RefitStep, Refusal, RescaleStep};
+use crate::plan::{GroupChoice, NodeRef, RefitSite, RefitStep, Refusal, RescaleStep};
 use crate::refit::{self, FOLDS, Gram, Site, Solution};
 use crate::rescale::{self, Moments, Sum};
 
 /// A sum whose relative change is under this is left alone.
 const SUM_UNCHANGED: f64 = 1e-5;
 
-fn sum_values(
-    shop: &Shop<'_>,
-    model: &Model,
-    sums: &[Sum],
-) -> Result<Vec<Vec<Vec<f32>>>, CompressError> {
-    if sums.is_empty() {
-        return Ok(Vec::new());
-    }
-    let samples = RATING_SAMPLES.min(shop.calibration.len());
-    shop.progress.stage("observing sums", samples as u64);
-    let values: Vec<ValueId> = sums.iter().map(|s| s.output).collect();
-    let path = shop.work.join("sums.onnx");
-    save(&observed(model, &values)?, &path)?;
-    let mut all = Vec::new();
-    shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
-        let outputs = batch.outputs.iter();
-        all.push(outputs.map(|(_, t)| floats(t)).collect::<Result<_, _>>()?);
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(all)
+/// What repairs are fitted with: the engine and the samples, and what the original computes on them.
+#[derive(Clone, Copy)]
+pub(crate) struct Fitting<'a> {
+    pub(crate) shop: &'a Shop<'a>,
+    pub(crate) original: &'a Original,
 }
 
-/// Scales every sum in `model` that lost units back to the original's.
-pub(crate) fn rescale(
-    shop: &Shop<'_>,
-    original: &Original,
-    model: &mut Model,
-) -> Result<(Vec<RescaleStep>, Vec<Refusal>), CompressError> {
-    let left = sum_values(shop, model, &original.sums)?;
-    let (mut steps, mut refused) = (Vec::new(), Vec::new());
-    for (at, sum) in original.sums.iter().enumerate() {
-        let mut moments = Moments::default();
-        for (was, is) in original.sum_values.iter().zip(&left) {
-            moments.push(&was[at], &is[at]);
+impl Fitting<'_> {
+    /// Scales the sums at `nodes` in `model` back to the original's, where they lost units, on the first `samples`
+    /// samples.
+    pub(crate) fn rescale(
+        &self,
+        model: &mut Model,
+        nodes: &[NodeRef],
+        samples: usize,
+    ) -> Result<(Vec<RescaleStep>, Vec<Refusal>), CompressError> {
+        let known = &self.original.sums;
+        let at = |wanted: &NodeRef| known.iter().position(|sum| sum.node.0 == wanted.node);
+        let at = nodes.iter().map(|n| at(n).ok_or_else(|| not_observed(&n.label)));
+        let at: Vec<usize> = at.collect::<Result<_, _>>()?;
+        let sums: Vec<&Sum> = at.iter().map(|at| &known[*at]).collect();
+        let left = self.sum_values(model, &sums, samples)?;
+        let (mut steps, mut refused) = (Vec::new(), Vec::new());
+        for (number, sum) in sums.into_iter().enumerate() {
+            let mut moments = Moments::default();
+            for (was, is) in self.original.sum_values.iter().zip(&left) {
+                moments.push(&was[at[number]], &is[number]);
+            }
+            if moments.residual(1.0) < SUM_UNCHANGED {
+                continue;
+            }
+            let factor = moments.factor();
+            match factor.and_then(|f| rescale::apply(model, sum, f).map(|()| f)) {
+                Ok(factor) => steps.push(RescaleStep {
+                    node: sum.label.clone(),
+                    factor,
+                    residual_before: moments.residual(1.0),
+                    residual_after: moments.residual(factor),
+                }),
+                Err(why) => refused.push(Refusal::new("rescale", sum.label.clone(), why)),
+            }
         }
-        if moments.residual(1.0) < SUM_UNCHANGED {
-            continue;
-        }
-        let factor = moments.factor();
-        match factor.and_then(|f| rescale::apply(model, sum, f).map(|()| f)) {
-            Ok(factor) => steps.push(RescaleStep {
-                node: sum.label.clone(),
-                factor,
-                residual_before: moments.residual(1.0),
-                residual_after: moments.residual(factor),
-            }),
-            Err(why) => refused.push(Refusal::new("rescale", sum.label.clone(), why)),
-        }
+        Ok((steps, refused))
     }
-    Ok((steps, refused))
+
+    fn sum_values(
+        &self,
+        model: &Model,
+        sums: &[&Sum],
+        samples: usize,
+    ) -> Result<Vec<Vec<Vec<f32>>>, CompressError> {
+        if sums.is_empty() {
+            return Ok(Vec::new());
+        }
+        let shop = self.shop;
+        shop.progress.stage("observing sums", samples as u64);
+        let values: Vec<ValueId> = sums.iter().map(|s| s.output).collect();
+        let path = shop.work.join("sums.onnx");
+        save(&observed(model, &values)?, &path)?;
+        let mut all = Vec::new();
+        shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
+            let outputs = batch.outputs.iter();
+            all.push(outputs.map(|(_, t)| floats(t)).collect::<Result<_, _>>()?);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(all)
+    }
+
+    /// Re-fits `model`, which `groups` narrowed, at `sites` on the first `samples` samples (whole batches, or
+    /// all), one site after the other, each on what the repairs before it left.
+    pub(crate) fn refit(
+        &self,
+        model: &mut Model,
+        groups: &[GroupChoice],
+        sites: &[RefitSite],
+        samples: usize,
+    ) -> Result<(Vec<RefitStep>, Vec<Refusal>), CompressError> {
+        let (mut steps, mut refused) = (Vec::new(), Vec::new());
+        for wanted in sites {
+            self.shop.check("repair")?;
+            let target = self.target(wanted)?;
+            self.shop.progress.stage(&format!("fitting {}", wanted.at.label), samples as u64);
+            match self.refit_one(model, groups, target, samples)? {
+                Ok(step) => steps.push(step),
+                Err(why) => refused.push(refit::refusal(&wanted.at.label, why)),
+            }
+        }
+        Ok((steps, refused))
+    }
+
+    fn target(&self, wanted: &RefitSite) -> Result<&Target, CompressError> {
+        let node = NodeId(wanted.at.node);
+        let mut targets = self.original.targets.iter();
+        targets
+            .find(|t| t.site.node == node && t.stride == wanted.stride)
+            .ok_or_else(|| not_observed(&wanted.at.label))
+    }
+
+    /// One re-fit, or the reason why there is none.
+    fn refit_one(
+        &self,
+        model: &mut Model,
+        groups: &[GroupChoice],
+        target: &Target,
+        samples: usize,
+    ) -> Result<Result<RefitStep, String>, CompressError> {
+        let site = match here(model, target) {
+            Ok(site) => site,
+            Err(why) => return Ok(Err(why)),
+        };
+        let left = match Left::of(&self.shop.source, groups, target) {
+            Ok(left) => left,
+            Err(why) => return Ok(Err(why)),
+        };
+        let folds = match self.accumulate(model, &site, target, &left, samples)? {
+            Ok(folds) => folds,
+            Err(why) => return Ok(Err(why)),
+        };
+        let solved = refit::solve(&folds, site.bias.is_some());
+        Ok(solved.and_then(|solution| {
+            write(model, &site, &solution)?;
+            Ok(step(&site, &folds, &solution))
+        }))
+    }
+
+    /// The moments of a site's activations and of what its output lacks.
+    fn accumulate(
+        &self,
+        model: &Model,
+        site: &Site,
+        target: &Target,
+        left: &Left,
+        samples: usize,
+    ) -> Result<Result<Vec<Gram>, String>, CompressError> {
+        let shop = self.shop;
+        let values = distinct([site.input, site.output]);
+        let path = shop.work.join("fitted.onnx");
+        save(&observed(model, &values)?, &path)?;
+        let mut folds: Vec<Gram> = Vec::new();
+        let (mut number, mut wrong) = (0, None);
+        shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
+            let (x, z) = (output_of(&batch, 0)?, output_of(&batch, values.len() - 1)?);
+            let k = x.shape.last().copied().unwrap_or(1).max(1);
+            let m = z.shape.last().copied().unwrap_or(1).max(1);
+            if folds.is_empty() {
+                folds = vec![Gram::new(k, m); FOLDS];
+            }
+            let x = sampled(&floats(x)?, k, target.stride);
+            let z = sampled(&floats(z)?, m, target.stride);
+            let y = left.of_rows(target.rows.get(number).map_or(&[][..], Vec::as_slice));
+            if m != left.columns.len() || y.len() != z.len() || x.len() / k != z.len() / m {
+                wrong = Some("its rows in the narrowed model do not line up with the original's");
+                return Ok(ControlFlow::Break(()));
+            }
+            let fold = &mut folds[number % FOLDS];
+            for ((x, z), y) in x.chunks_exact(k).zip(z.chunks_exact(m)).zip(y.chunks_exact(m)) {
+                fold.push_target(x, z, y);
+            }
+            number += 1;
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(wrong.map_or(Ok(folds), |why| Err(why.to_owned())))
+    }
 }
 
-/// Re-fits `model` in place on the first `samples` calibration samples (whole batches, or all), one site
-/// after the other, each on what the repairs before it left.
-pub(crate) fn repair(
-    shop: &Shop<'_>,
-    targets: &Original,
-    model: &mut Model,
-    samples: usize,
-) -> Result<(Vec<RefitStep>, Vec<Refusal>), CompressError> {
-    let (mut steps, mut refused) = (Vec::new(), Vec::new());
-    for (at, site) in targets.sites.iter().enumerate() {
-        shop.check("repair")?;
-        shop.progress.stage(&format!("fitting {}", site.label), samples as u64);
-        let folds = accumulate(shop, targets, at, model, samples)?;
-        let outcome = refit::solve(&folds, site.bias.is_some())
-            .and_then(|solution| write(model, site, &solution).map(|()| solution));
-        match outcome {
-            Ok(solution) => steps.push(step(site, &folds, &solution)),
-            Err(why) => refused.push(refit::refusal(&site.label, why)),
-        }
+fn not_observed(label: &str) -> CompressError {
+    CompressError::Graph {
+        stage: "plan",
+        what: format!("{label} is to be repaired, but the original was not observed there"),
     }
-    Ok((steps, refused))
+}
+
+/// The place of `target` in a narrowed model: its constants may be copies there, because two readers of one
+/// constant get one each where they keep different units.
+fn here(model: &Model, target: &Target) -> Result<Site, String> {
+    let graph = &model.graph;
+    graph.get_node(target.site.node).ok_or("nothing reads it in the narrowed model")?;
+    let site = refit::site(graph, target.site.node)?;
+    if site.output != target.site.output {
+        return Err("its bias is not where it is in the original".into());
+    }
+    Ok(site)
+}
+
+/// Which columns of a site's output a plan leaves.
+struct Left {
+    of: usize,
+    columns: Vec<usize>,
+}
+
+impl Left {
+    fn of(source: &Source, groups: &[GroupChoice], target: &Target) -> Result<Self, String> {
+        let mut gone: HashSet<usize> = HashSet::new();
+        for choice in groups {
+            let group = source.grouping.groups.get(choice.group as usize);
+            let group = group.ok_or_else(|| format!("there is no group {}", choice.group))?;
+            let here = group.values.iter().filter(|(value, ..)| *value == target.site.output);
+            for (_, axis, map) in here {
+                let units =
+                    (0..map.units() as u32).filter(|u| choice.keep.binary_search(u).is_err());
+                let removed = units.flat_map(|unit| map.unit(unit as usize));
+                if *axis == target.axis {
+                    gone.extend(removed.map(|index| *index as usize));
+                } else if removed.count() > 0 {
+                    return Err("its rows are narrowed, not only its columns".into());
+                }
+            }
+        }
+        let columns = (0..target.columns).filter(|column| !gone.contains(column)).collect();
+        Ok(Self { of: target.columns, columns })
+    }
+
+    /// These columns of `rows`.
+    fn of_rows<'a>(&self, rows: &'a [f32]) -> std::borrow::Cow<'a, [f32]> {
+        if self.columns.len() == self.of {
+            return rows.into();
+        }
+        let rows = rows.chunks_exact(self.of.max(1));
+        rows.flat_map(|row| self.columns.iter().map(|column| row[*column])).collect()
+    }
 }
 
 fn step(site: &Site, folds: &[Gram], solution: &Solution) -> RefitStep {
@@ -100,49 +248,6 @@ fn step(site: &Site, folds: &[Gram], solution: &Solution) -> RefitStep {
         rows: solution.rows,
         note: solution.note.clone(),
     }
-}
-
-fn accumulate(
-    shop: &Shop<'_>,
-    targets: &Original,
-    at: usize,
-    model: &Model,
-    samples: usize,
-) -> Result<Vec<Gram>, CompressError> {
-    let site = &targets.sites[at];
-    let values = distinct([site.input, site.output]);
-    let path = shop.work.join("fitted.onnx");
-    save(&observed(model, &values)?, &path)?;
-    let mut folds: Vec<Gram> = Vec::new();
-    let mut number = 0;
-    let stride = targets.strides[at];
-    shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
-        let (x, z) = (output_of(&batch, 0)?, output_of(&batch, values.len() - 1)?);
-        let k = x.shape.last().copied().unwrap_or(1).max(1);
-        let m = z.shape.last().copied().unwrap_or(1).max(1);
-        if folds.is_empty() {
-            folds = vec![Gram::new(k, m); FOLDS];
-        }
-        let x = sampled(&floats(x)?, k, stride);
-        let z = sampled(&floats(z)?, m, stride);
-        let y = targets.rows[at].get(number).map_or(&[][..], Vec::as_slice);
-        if y.len() != z.len() || x.len() / k != z.len() / m {
-            return Err(CompressError::Graph {
-                stage: "refit",
-                what: format!(
-                    "{}: the pruned model's rows do not line up with the original's",
-                    site.label
-                ),
-            });
-        }
-        let fold = &mut folds[number % FOLDS];
-        for ((x, z), y) in x.chunks_exact(k).zip(z.chunks_exact(m)).zip(y.chunks_exact(m)) {
-            fold.push_target(x, z, y);
-        }
-        number += 1;
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(folds)
 }
 
 fn write(model: &mut Model, site: &Site, solution: &Solution) -> Result<(), String> {
@@ -164,3 +269,8 @@ fn write(model: &mut Model, site: &Site, solution: &Solution) -> Result<(), Stri
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "repair_tests.rs"]
+mod tests;

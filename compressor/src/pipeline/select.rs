@@ -7,15 +7,16 @@
 use std::collections::VecDeque;
 
 use super::Verdict;
-use super::hunt::{self, Hunt, PAYS, Trial, not_faster};
-use super::judge::{Reference, judge};
+use super::apply::apply;
+use super::hunt::{self, Hunt, PAYS, Rating, Trial, not_faster};
+use super::judge::{Answers, judge};
 use super::observe::Original;
-use super::repair::{repair, rescale};
+use super::repair::Fitting;
 use super::shop::{Bench, Shop, save};
 use crate::calibrate::BATCH;
 use crate::error::CompressError;
-use crate::plan::{Refusal, ScoreKind};
-use crate::score;
+use crate::plan::{Plan, Refusal, ScoreKind};
+use crate::quality::Compared;
 use crate::search::{self, CONFIRM_MARGIN, Measured, SEARCH_MARGIN, cost_misses, quality_miss};
 
 /// Calibration samples that are fitted to in a screening.
@@ -30,13 +31,32 @@ pub(crate) struct Craft<'a> {
     pub(crate) shop: &'a Shop<'a>,
     pub(crate) original: &'a Original,
     pub(crate) score: ScoreKind,
-    pub(crate) output: &'a str,
-    pub(crate) row: usize,
+    pub(crate) outputs: &'a [String],
+    pub(crate) compared: &'a [Compared],
 }
 
 impl Craft<'_> {
-    /// Cuts the best rated units, repairs on the first `samples` calibration samples, and quantizes.
-    /// The float model is kept beside the quantized one.
+    /// The plan of a trial: its widths with the best rated units, and every repair on the first `samples`
+    /// calibration samples.
+    fn plan(&self, trial: &Trial, samples: usize) -> Result<(Plan, Vec<Refusal>), CompressError> {
+        let shop = self.shop;
+        let Some(family) = trial.family else {
+            return Ok((trial.plan.clone(), Vec::new()));
+        };
+        let ratio = trial.plan.keep_ratio;
+        let rating = Rating { kind: self.score, deviations: &self.original.deviations };
+        let (groups, refused) = rating.choices(&shop.source, family, ratio, shop.job.seed)?;
+        let plan = Plan {
+            score: self.score,
+            groups,
+            repair: Some(self.original.repair(shop, samples)),
+            ..trial.plan.clone()
+        };
+        Ok((plan, refused))
+    }
+
+    /// Makes a trial with its real weights, repaired on the first `samples` calibration samples. The float model is
+    /// kept beside the quantized one.
     fn make(
         &self,
         trial: &mut Trial,
@@ -44,33 +64,22 @@ impl Craft<'_> {
         samples: usize,
     ) -> Result<Vec<Refusal>, CompressError> {
         let shop = self.shop;
-        let graph = &shop.source.model.graph;
-        if let Some(family) = trial.family {
-            let pick = &mut |index: usize, count| {
-                let group = &shop.source.grouping.groups[index];
-                score::rate(self.score, graph, group, &self.original.deviations, shop.job.seed)
-                    .map(|rating| score::best(&rating, count))
-            };
-            trial.choices = hunt::choices(&shop.source, family, trial.ratio, pick)
-                .map_err(|what| CompressError::Graph { stage: "score", what })?;
-        }
-        let mut model = shop.source.pruned(&trial.choices)?;
-        let (rescales, mut refused) = rescale(shop, self.original, &mut model)?;
-        let (refits, more) = repair(shop, self.original, &mut model, samples)?;
-        refused.extend(more);
-        trial.rescales = rescales;
-        trial.refits = refits;
+        let (plan, mut refused) = self.plan(trial, samples)?;
+        let fitting = Fitting { shop, original: self.original };
+        let made = apply(&shop.source, &plan, Some(fitting))?;
         trial.path = shop.work.join(&format!("candidate-{at}.onnx"));
-        trial.size_bytes = save(&model, &trial.path)?;
-        if let Some(format) = trial.format {
-            let float = shop.work.join(&format!("candidate-{at}-float.onnx"));
-            save(&model, &float)?;
-            trial.size_bytes = save(&hunt::quantized(&model, format)?, &trial.path)?;
+        trial.size_bytes = save(&made.model, &trial.path)?;
+        trial.memory = hunt::memory(shop, trial.size_bytes);
+        if let Some(float) = &made.float {
+            save(float, &shop.work.join(&format!("candidate-{at}-float.onnx")))?;
         }
+        refused.extend(made.refused);
+        (trial.plan, trial.rescales, trial.refits) = (plan, made.rescales, made.refits);
         Ok(refused)
     }
 
-    /// Orders the shortlist by agreement on calibration samples that were not fitted.
+    /// Orders the shortlist by agreement on calibration samples that were not fitted. What cannot be made or run is
+    /// refused and leaves it.
     pub(crate) fn screen(&self, hunt: &mut Hunt) -> Result<(), CompressError> {
         if hunt.shortlist.len() < 2 {
             return Ok(());
@@ -79,26 +88,15 @@ impl Craft<'_> {
         if judged == 0 {
             return Ok(());
         }
-        let reference = Reference {
-            data: &self.shop.calibration,
-            output: self.output,
-            answers: &self.original.outputs,
-            row: self.row,
-        };
+        let mut answers = Answers::new(&self.shop.calibration, self.outputs)
+            .with(fit, self.original.answers.clone());
         for at in hunt.shortlist.clone() {
             self.shop.check("screening")?;
             let trial = &mut hunt.trials[at];
-            self.make(trial, at, fit)?;
-            let stage = format!("screening {}", trial.label);
-            self.shop.progress.stage(&stage, judged as u64);
-            let mut quality = judge(self.shop, &trial.path, &reference, fit..fit + judged, None)?;
-            quality.screening = true;
-            self.shop.progress.note(&format!(
-                "{}: agreement {:.1} % on {judged} samples that were not fitted",
-                trial.label,
-                quality.agreement.value * 100.0
-            ));
-            trial.quality = Some(quality);
+            if let Err(error) = self.screen_one(trial, at, &mut answers, fit, judged) {
+                trial.verdict = Verdict::Refused(error.of_candidate()?);
+                hunt.shortlist.retain(|other| *other != at);
+            }
         }
         let rank = |at: &usize| {
             let quality = hunt.trials[*at].quality.as_ref();
@@ -113,12 +111,35 @@ impl Craft<'_> {
         Ok(())
     }
 
+    fn screen_one(
+        &self,
+        trial: &mut Trial,
+        at: usize,
+        answers: &mut Answers<'_>,
+        fit: usize,
+        judged: usize,
+    ) -> Result<(), CompressError> {
+        self.make(trial, at, fit)?;
+        let stage = format!("screening {}", trial.label);
+        self.shop.progress.stage(&stage, judged as u64);
+        let range = fit..fit + judged;
+        let mut quality = judge(self.shop, &trial.path, answers, self.compared, range, None)?;
+        quality.screening = true;
+        self.shop.progress.note(&format!(
+            "{}: agreement {:.1} % on {judged} samples that were not fitted",
+            trial.label,
+            quality.agreement.value * 100.0
+        ));
+        trial.quality = Some(quality);
+        Ok(())
+    }
+
     /// Fits and judges in full, best first, until one holds the floor and the budgets; its index.
     pub(crate) fn finals(
         &self,
         hunt: &mut Hunt,
         bench: &mut Bench,
-        reference: &Reference<'_>,
+        answers: &mut Answers<'_>,
     ) -> Result<Option<usize>, CompressError> {
         let mut queue: VecDeque<usize> = hunt.shortlist.iter().copied().collect();
         let mut tried = 0;
@@ -126,17 +147,20 @@ impl Craft<'_> {
             if tried == MAX_FINALS {
                 let why =
                     format!("{MAX_FINALS} better ranked candidates were judged in full before it");
-                hunt.trials[at].verdict = Verdict::Refused(why);
+                hunt.trials[at].verdict = Verdict::NotJudged(why);
                 continue;
             }
             tried += 1;
             self.shop.check("judging")?;
-            let refused = self.make(&mut hunt.trials[at], at, self.shop.calibration.len())?;
-            let misses = self.measure(hunt, bench, reference, at)?;
+            let misses = match self.finish(hunt, bench, answers, at) {
+                Ok(misses) => misses,
+                Err(error) => vec![error.of_candidate()?],
+            };
             if misses.is_empty() {
-                hunt.refused.extend(refused);
+                hunt.trials[at].verdict = Verdict::Feasible;
                 for rest in queue {
-                    hunt.trials[rest].verdict = Verdict::Feasible;
+                    let why = "a better ranked candidate met the goal before it was judged";
+                    hunt.trials[rest].verdict = Verdict::NotJudged(why.into());
                 }
                 let chosen = self.choose(hunt);
                 if let Some(chosen) = chosen {
@@ -152,36 +176,50 @@ impl Craft<'_> {
 
     /// The best of what was judged on the held-out samples.
     fn choose(&self, hunt: &Hunt) -> Option<usize> {
-        let engine = self.shop.job.engine.kind;
         let judged = |t: &Trial| t.quality.as_ref().is_some_and(|q| !q.screening);
         let table: Vec<Measured> = hunt
             .trials
             .iter()
             .map(|t| Measured {
                 agreement: t.quality.as_ref().filter(|_| judged(t)).map(|q| q.agreement),
-                ..t.measured(engine)
+                ..t.measured()
             })
             .collect();
         search::choose(&table, &self.shop.job.goal)
     }
 
-    /// Times the candidate with its real weights and judges it on the held-out samples.
-    fn measure(
+    /// Makes a trial on all samples, and what it misses.
+    fn finish(
         &self,
         hunt: &mut Hunt,
         bench: &mut Bench,
-        reference: &Reference<'_>,
+        answers: &mut Answers<'_>,
+        at: usize,
+    ) -> Result<Vec<String>, CompressError> {
+        let refused = self.make(&mut hunt.trials[at], at, self.shop.calibration.len())?;
+        let misses = self.measure(&mut hunt.trials[at], bench, answers, at)?;
+        if misses.is_empty() {
+            hunt.refuse_all(refused);
+        }
+        Ok(misses)
+    }
+
+    /// Times the candidate with its real weights and judges it on the held-out samples.
+    fn measure(
+        &self,
+        trial: &mut Trial,
+        bench: &mut Bench,
+        answers: &mut Answers<'_>,
         at: usize,
     ) -> Result<Vec<String>, CompressError> {
         let (shop, goal) = (self.shop, &self.shop.job.goal);
-        let trial = &mut hunt.trials[at];
         let stage = format!("judging {}", trial.label);
         shop.progress.stage(&stage, shop.heldout.len() as u64);
         let limit = hunt::limit(shop, bench, CONFIRM_MARGIN);
         trial.host = bench.against_reference(&trial.path, limit)?;
-        trial.latency = trial.host.predict(&bench.stats, shop.job.baseline);
-        let mut misses = cost_misses(&trial.measured(shop.job.engine.kind), goal, CONFIRM_MARGIN);
-        if trial.format.is_some() {
+        trial.latency = trial.host.predict(&bench.stats, shop.baseline);
+        let mut misses = cost_misses(&trial.measured(), goal, CONFIRM_MARGIN);
+        if trial.plan.quantize.is_some() {
             let float = shop.work.join(&format!("candidate-{at}-float.onnx"));
             let beside = bench.against(&trial.path, &float)?;
             if beside.ratio_high >= PAYS {
@@ -191,8 +229,8 @@ impl Craft<'_> {
         if !misses.is_empty() {
             return Ok(misses);
         }
-        let quality =
-            judge(shop, &trial.path, reference, 0..shop.heldout.len(), Some(goal.agreement_min))?;
+        let (all, floor) = (0..shop.heldout.len(), Some(goal.agreement_min));
+        let quality = judge(shop, &trial.path, answers, self.compared, all, floor)?;
         shop.progress.note(&format!(
             "{}: agreement {:.1} % on {} held-out samples, p95 {}",
             trial.label,
@@ -201,7 +239,7 @@ impl Craft<'_> {
             search::milliseconds(trial.latency.value)
         ));
         trial.quality = Some(quality);
-        misses.extend(quality_miss(&trial.measured(shop.job.engine.kind), goal));
+        misses.extend(quality_miss(&trial.measured(), goal));
         Ok(misses)
     }
 
@@ -216,25 +254,26 @@ impl Craft<'_> {
     ) -> Result<(), CompressError> {
         let trial = hunt.trials[at].clone();
         let goal = &self.shop.job.goal;
-        let misses = cost_misses(&trial.measured(self.shop.job.engine.kind), goal, CONFIRM_MARGIN);
+        let misses = cost_misses(&trial.measured(), goal, CONFIRM_MARGIN);
         let Some(family) = trial.family.filter(|_| !misses.is_empty()) else {
             return Ok(());
         };
+        let (ratio, format) = (trial.plan.keep_ratio, trial.plan.quantize);
         let rungs = search::ladder(family, &self.shop.source.widths());
-        let next = rungs.iter().copied().find(|ratio| *ratio < trial.ratio);
-        if let Some(ratio) = next {
-            let next = hunt.time(self.shop, bench, Some(family), ratio, trial.format)?;
-            let measured = hunt.trials[next].measured(self.shop.job.engine.kind);
-            if cost_misses(&measured, goal, SEARCH_MARGIN).is_empty() {
-                queue.push_front(next);
-            }
+        let Some(next) = rungs.iter().copied().find(|rung| *rung < ratio) else {
+            return Ok(());
+        };
+        if let Some(next) = hunt.time(self.shop, bench, Some(family), next, format)?
+            && cost_misses(&hunt.trials[next].measured(), goal, SEARCH_MARGIN).is_empty()
+        {
+            queue.push_front(next);
         }
         Ok(())
     }
 }
 
 /// How many calibration samples a screening fits to, in whole batches, and how many it judges on.
-fn split(samples: usize) -> (usize, usize) {
+pub(crate) fn split(samples: usize) -> (usize, usize) {
     let fit = SCREEN_FIT.min(samples * 2 / 3) / BATCH * BATCH;
     if fit == 0 {
         return (0, 0);

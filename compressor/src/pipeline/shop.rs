@@ -10,11 +10,12 @@ use runtime::{Engine, IoSpec, LoadOptions, Session, Tensor};
 
 use super::finish::ModelFile;
 use super::hunt::PAYS;
-use super::{CompressJob, Progress};
+use super::{CompressJob, DeviceBaseline, Progress};
 use crate::calibrate::{Runner, WorkDir};
-use crate::data::Dataset;
+use crate::data::{DataError, Dataset, Problem};
 use crate::error::CompressError;
 use crate::latency::HostLatency;
+use crate::memory::Serving;
 use crate::plan::{GroupChoice, alignment};
 use crate::refit;
 
@@ -26,11 +27,26 @@ const PROBE_ROUNDS: usize = 8;
 
 /// Without held-out data of its own, every so many samples of the calibration data are kept apart.
 pub(crate) const HOLD_OUT_EVERY: usize = 4;
+/// The fewest samples that a verdict is taken from: on fewer, any floor is met or missed by chance.
+pub(crate) const MIN_HELDOUT: usize = 8;
+
+/// Which samples are fitted and which judge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Parting {
+    /// As the files say; two files with the same bytes count as one, of which some samples are kept apart.
+    Judged,
+    /// Both files whole, whether or not they are the same: nothing is judged that was fitted.
+    Whole,
+    /// The calibration file alone, less every so many samples.
+    Fitted(Option<usize>),
+}
 
 /// The source model and what was found in it.
 pub(crate) struct Source {
     pub(crate) path: PathBuf,
     pub(crate) digest: bundle::Digest,
+    /// Of the file, and of the tensors that lie in other files.
+    pub(crate) size_bytes: u64,
     pub(crate) model: Model,
     pub(crate) shapes: Shapes,
     pub(crate) grouping: Grouping,
@@ -48,20 +64,15 @@ impl Source {
         let digest = bundle::Digest::of_file(path).map_err(|e| wrong(e.to_string()))?;
         let shapes = graph::infer(&model);
         let grouping = graph::find(&model, &shapes);
-        Ok(Self { path: path.to_path_buf(), digest, model, shapes, grouping })
+        let (file, constants) = (file_size(path)?, constant_bytes(&model));
+        let size_bytes = if file >= constants { file } else { file + constants };
+        Ok(Self { path: path.to_path_buf(), digest, size_bytes, model, shapes, grouping })
     }
 
     /// The model as a file that can be bundled: the very file, or, where its tensors lie in other files, a copy in
     /// `work` with at most one of these.
     pub(crate) fn file(&self, work: &WorkDir) -> Result<ModelFile, CompressError> {
-        let constants: usize = self
-            .model
-            .graph
-            .values()
-            .filter_map(|(_, v)| v.data.as_ref())
-            .map(|t| t.byte_size())
-            .sum();
-        if file_size(&self.path)? >= constants as u64 {
+        if file_size(&self.path)? >= constant_bytes(&self.model) {
             return Ok(ModelFile { path: self.path.clone(), external: None });
         }
         save_as(&self.model, &work.join("source.onnx"))
@@ -123,6 +134,11 @@ impl Source {
     }
 }
 
+fn constant_bytes(model: &Model) -> u64 {
+    let constants = model.graph.values().filter_map(|(_, v)| v.data.as_ref());
+    constants.map(|tensor| tensor.byte_size() as u64).sum()
+}
+
 /// Writes `model`, without what nothing reads, to `path` and returns its size, external data included.
 pub(crate) fn save(model: &Model, path: &Path) -> Result<u64, CompressError> {
     let external = save_as(model, path)?.external;
@@ -159,17 +175,23 @@ pub(crate) struct Shop<'a> {
     pub(crate) runner: Runner,
     pub(crate) calibration: Dataset,
     pub(crate) heldout: Dataset,
+    /// Every how-manieth sample of the calibration file is not in `calibration`.
+    pub(crate) hold_out_every: Option<usize>,
+    /// What the device measured, where it did, no better than the budget it reports as broken.
+    pub(crate) baseline: Option<DeviceBaseline>,
+    /// The same of its memory.
+    pub(crate) serving: Option<Serving>,
     pub(crate) specs: (Vec<IoSpec>, Vec<IoSpec>),
     pub(crate) work: WorkDir,
 }
 
 impl<'a> Shop<'a> {
-    /// Opens the engine, reads the model and both data sets. One file for both is split.
+    /// Opens the engine, reads the model and both data sets. One set of data for both is split.
     pub(crate) fn open(
         job: &'a CompressJob,
         progress: &'a dyn Progress,
     ) -> Result<Self, CompressError> {
-        Self::open_with(job, progress, job.heldout == job.calibration)
+        Self::open_with(job, progress, Parting::Judged)
     }
 
     /// As [`Self::open`], for work that does not judge what it fitted: one file serves whole for both.
@@ -177,28 +199,41 @@ impl<'a> Shop<'a> {
         job: &'a CompressJob,
         progress: &'a dyn Progress,
     ) -> Result<Self, CompressError> {
-        Self::open_with(job, progress, false)
+        Self::open_with(job, progress, Parting::Whole)
+    }
+
+    /// As [`Self::open`], for work that only fits, to the samples that another job fitted to.
+    pub(crate) fn open_fitted(
+        job: &'a CompressJob,
+        progress: &'a dyn Progress,
+        hold_out_every: Option<usize>,
+    ) -> Result<Self, CompressError> {
+        Self::open_with(job, progress, Parting::Fitted(hold_out_every))
     }
 
     fn open_with(
         job: &'a CompressJob,
         progress: &'a dyn Progress,
-        split: bool,
+        parting: Parting,
     ) -> Result<Self, CompressError> {
         progress.stage("reading the model and the data", 0);
         let source = Source::load(&job.source)?;
         let runner = Runner::open(&job.engine)?;
         let specs = specs(&runner, &job.source)?;
-        let calibration = Dataset::load(&job.calibration, &specs.0)?;
-        let (calibration, heldout) = if split {
-            calibration.hold_out(HOLD_OUT_EVERY)?
-        } else {
-            (calibration, Dataset::load(&job.heldout, &specs.0)?)
+        let (calibration, heldout, hold_out_every) = samples(job, &specs.0, parting)?;
+        let current = match (&job.baseline, &job.current_model) {
+            (Some(_), Some(current)) => file_size(current)?,
+            _ => source.size_bytes,
         };
+        let baseline = job.baseline.map(|b| b.at_least_the_breach(&job.goal));
+        let serving = job.baseline.and_then(|b| b.serving(&job.goal, job.engine.kind, current));
         Ok(Self {
             calibration,
             heldout,
-            work: WorkDir::new()?,
+            hold_out_every,
+            baseline,
+            serving,
+            work: WorkDir::new(job.work_dir.as_deref())?,
             job,
             progress,
             source,
@@ -214,6 +249,43 @@ impl<'a> Shop<'a> {
         }
         Ok(())
     }
+}
+
+/// The samples to fit, those to judge by, and how they were parted if they come from one file.
+fn samples(
+    job: &CompressJob,
+    specs: &[IoSpec],
+    parting: Parting,
+) -> Result<(Dataset, Dataset, Option<usize>), CompressError> {
+    let calibration = Dataset::load(&job.calibration, specs)?;
+    match parting {
+        Parting::Whole => Ok((calibration, Dataset::load(&job.heldout, specs)?, None)),
+        Parting::Fitted(None) => Ok((calibration.clone(), calibration, None)),
+        Parting::Fitted(Some(every)) => {
+            let (calibration, heldout) = calibration.hold_out(every)?;
+            Ok((calibration, heldout, Some(every)))
+        }
+        Parting::Judged => {
+            if job.heldout != job.calibration {
+                let heldout = Dataset::load(&job.heldout, specs)?;
+                if heldout.digest() != calibration.digest() {
+                    enough(&heldout, MIN_HELDOUT)?;
+                    return Ok((calibration, heldout, None));
+                }
+            }
+            enough(&calibration, MIN_HELDOUT * HOLD_OUT_EVERY)?;
+            let (calibration, heldout) = calibration.hold_out(HOLD_OUT_EVERY)?;
+            Ok((calibration, heldout, Some(HOLD_OUT_EVERY)))
+        }
+    }
+}
+
+fn enough(data: &Dataset, wanted: usize) -> Result<(), DataError> {
+    if data.len() >= wanted {
+        return Ok(());
+    }
+    let problem = Problem::TooFewToJudge { samples: data.len(), wanted };
+    Err(DataError { file: data.file().to_path_buf(), problem })
 }
 
 /// Inputs and outputs of the model at `path`, batch free where the model leaves it free.

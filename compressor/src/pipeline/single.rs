@@ -1,21 +1,20 @@
-//! One method at a time: the commands `prune` and `quantize`.
+//! One method at a time: the commands `prune`, `quantize` and `apply`.
 
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::hunt::{self, PAYS, not_faster};
-use super::judge::{self, Reference, judge};
-use super::observe;
-use super::repair;
-use super::shop::{Bench, Shop, Source, file_size, macs, save};
-use super::{CompressJob, Goal, Progress, locked_dims};
+use super::apply::{Applied, apply};
+use super::hunt::{self, PAYS, Rating, not_faster};
+use super::judge::{self, Answers};
+use super::repair::Fitting;
+use super::shop::{Bench, Shop, Source, macs, save};
+use super::{CompressJob, Goal, Progress, kinds, locked_dims, observe};
 use crate::error::CompressError;
 use crate::latency::HostLatency;
-use crate::plan::{GroupChoice, QuantFormat, RefitStep, Refusal, RescaleStep, ScoreKind};
+use crate::plan::{GroupChoice, Plan, QuantFormat, RefitStep, Refusal, RescaleStep, ScoreKind};
 use crate::quality::QualityReport;
-use crate::quantize;
-use crate::score::{self, Deviations};
+use crate::score::Deviations;
 use crate::search::Family;
 
 /// What `prune` is asked to do.
@@ -52,6 +51,8 @@ pub struct PruneOutcome {
     pub macs_after: Option<u64>,
     /// What each group kept.
     pub groups: Vec<GroupChoice>,
+    /// All of what was done, to do it again.
+    pub plan: Plan,
     /// Sums scaled back.
     pub rescales: Vec<RescaleStep>,
     /// Repairs made.
@@ -67,77 +68,111 @@ pub struct PruneOutcome {
 pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, CompressError> {
     let Some(data) = &job.data else {
         let source = Source::load(&job.source)?;
-        let choices = rated(&source, job, &Deviations::new())?;
-        let model = source.pruned(&choices)?;
-        let made = Made { groups: choices, refused: locked_dims(&source), ..Made::default() };
-        return finish(&source, job, &model, made);
+        let (plan, refused) = pruning(&source, job, &Deviations::new())?;
+        return finish(&source, &job.output, plan, None, refused);
     };
     let shell = shell(&job.source, data, &job.engine, job.seed);
     let shop = Shop::open_whole(&shell, progress)?;
-    let mut refused = locked_dims(&shop.source);
-    let (value, _) = judge::compared_output(&shop)?;
-    let (original, more) = observe::observe(&shop, value)?;
-    let choices = rated(&shop.source, job, &original.deviations)?;
-    let mut model = shop.source.pruned(&choices)?;
-    let (mut rescales, mut refits) = (Vec::new(), Vec::new());
+    let (original, seen) = observe::observe(&shop, &[], 0..0)?;
+    let (mut plan, mut refused) = pruning(&shop.source, job, &original.deviations)?;
     if job.repair {
-        refused.extend(more);
-        let (steps, more) = repair::rescale(&shop, &original, &mut model)?;
-        rescales = steps;
-        refused.extend(more);
-        let (steps, more) = repair::repair(&shop, &original, &mut model, shop.calibration.len())?;
-        refits = steps;
-        refused.extend(more);
+        refused.extend(seen);
+        plan.repair = Some(original.repair(&shop, shop.calibration.len()));
     }
-    let made = Made { groups: choices, rescales, refits, refused };
-    finish(&shop.source, job, &model, made)
+    let fitting = Fitting { shop: &shop, original: &original };
+    finish(&shop.source, &job.output, plan, Some(fitting), refused)
 }
 
-fn rated(
+/// The plan to narrow every group, and what is refused on the way.
+fn pruning(
     source: &Source,
     job: &PruneJob,
     deviations: &Deviations,
-) -> Result<Vec<GroupChoice>, CompressError> {
+) -> Result<(Plan, Vec<Refusal>), CompressError> {
     if source.grouping.groups.is_empty() {
         return Err(CompressError::NothingToPrune {
             path: source.path.clone(),
             reasons: source.locked(),
         });
     }
-    hunt::choices(source, Family::All, job.ratio, &mut |index, count| {
-        let group = &source.grouping.groups[index];
-        score::rate(job.score, &source.model.graph, group, deviations, job.seed)
-            .map(|rating| score::best(&rating, count))
-    })
-    .map_err(|what| CompressError::Graph { stage: "score", what })
-}
-
-/// What was done on the way to a narrowed model.
-#[derive(Debug, Default)]
-struct Made {
-    groups: Vec<GroupChoice>,
-    rescales: Vec<RescaleStep>,
-    refits: Vec<RefitStep>,
-    refused: Vec<Refusal>,
+    let rating = Rating { kind: job.score, deviations };
+    let (groups, unrated) = rating.choices(source, Family::All, job.ratio, job.seed)?;
+    let plan = Plan {
+        source_sha256: source.digest.to_string(),
+        keep_ratio: job.ratio,
+        score: job.score,
+        seed: job.seed,
+        groups,
+        repair: None,
+        quantize: None,
+    };
+    let refused = locked_dims(source).into_iter().chain(unrated).collect();
+    Ok((plan, refused))
 }
 
 fn finish(
     source: &Source,
-    job: &PruneJob,
-    model: &graph::Model,
-    made: Made,
+    output: &Path,
+    plan: Plan,
+    fitting: Option<Fitting<'_>>,
+    mut refused: Vec<Refusal>,
 ) -> Result<PruneOutcome, CompressError> {
-    save(model, &job.output)?;
+    let made = apply(source, &plan, fitting)?;
+    save(&made.model, output)?;
+    refused.extend(made.refused);
+    let float = made.float.as_ref().unwrap_or(&made.model);
     Ok(PruneOutcome {
         params_before: graph::cost::params(&source.model),
-        params_after: graph::cost::params(model),
+        params_after: graph::cost::params(float),
         macs_before: macs(&source.model, &source.shapes),
-        macs_after: macs(model, &graph::infer(model)),
-        groups: made.groups,
+        macs_after: macs(float, &graph::infer(float)),
+        groups: plan.groups.clone(),
+        plan,
         rescales: made.rescales,
         refits: made.refits,
-        refused: made.refused,
+        refused,
     })
+}
+
+/// What `apply` is asked to do.
+#[derive(Debug, Clone)]
+pub struct ReplayJob {
+    /// The model that the plan is for.
+    pub source: PathBuf,
+    /// Where the new model is written.
+    pub output: PathBuf,
+    /// What to do.
+    pub plan: Plan,
+    /// The samples that the plan's repairs were fitted to; only asked for by plans that repair.
+    pub data: Option<PathBuf>,
+    /// Options of the engine that computes activations; which one it is stands in the plan.
+    pub engine: runtime::EngineOptions,
+}
+
+/// Applies a plan that was made before: the same source, samples and engine give the same bytes.
+///
+/// # Errors
+/// See [`CompressError`]; among others the plan is for another model or was fitted to other samples. Nothing is left
+/// at `output` on any of them.
+pub fn replay(job: &ReplayJob, progress: &dyn Progress) -> Result<PruneOutcome, CompressError> {
+    let Some(repair) = &job.plan.repair else {
+        let source = Source::load(&job.source)?;
+        return finish(&source, &job.output, job.plan.clone(), None, Vec::new());
+    };
+    let wrong = |what: &str| CompressError::Graph { stage: "plan", what: what.to_owned() };
+    let data = job
+        .data
+        .as_ref()
+        .ok_or_else(|| wrong("it repairs, which takes the calibration samples it was fitted to"))?;
+    if repair.hold_out_every.is_some_and(|every| every < 2) {
+        return Err(wrong("hold_out_every is under 2, which leaves no samples to fit"));
+    }
+    let engine = runtime::EngineOptions { kind: repair.engine, ..job.engine.clone() };
+    let shell = shell(&job.source, data, &engine, job.plan.seed);
+    let shop = Shop::open_fitted(&shell, progress, repair.hold_out_every)?;
+    let original = observe::observe_again(&shop, repair)?;
+    let fitting = Fitting { shop: &shop, original: &original };
+    finish(&shop.source, &job.output, job.plan.clone(), Some(fitting), Vec::new())
 }
 
 /// What `quantize` is asked to do.
@@ -206,21 +241,24 @@ pub fn quantize(
         None => vec![QuantFormat::DynamicInt8, QuantFormat::Int8],
     };
     let mut refused = Vec::new();
-    let mut best: Option<(QuantFormat, quantize::Quantized, HostLatency)> = None;
+    let mut best: Option<(QuantFormat, Applied, HostLatency)> = None;
     for format in formats {
-        match measured(&shop, &mut bench, format)? {
-            Err(why) => refused.push(Refusal::new("quantize", format.to_string(), why)),
-            Ok((quantized, host)) => {
-                if job.format.is_none() && host.ratio_high >= PAYS {
-                    let why = not_faster(&host);
-                    refused.push(Refusal::new("quantize", format.to_string(), why));
-                } else if best.as_ref().is_none_or(|(_, _, b)| host.ratio < b.ratio) {
-                    best = Some((format, quantized, host));
+        match measured(&shop, &mut bench, format) {
+            Err(error) => {
+                let why = error.of_candidate()?;
+                refused.push(Refusal::new("quantize", format.to_string(), why));
+            }
+            Ok((_, host)) if job.format.is_none() && host.ratio_high >= PAYS => {
+                refused.push(Refusal::new("quantize", format.to_string(), not_faster(&host)));
+            }
+            Ok((made, host)) => {
+                if best.as_ref().is_none_or(|(_, _, b)| host.ratio < b.ratio) {
+                    best = Some((format, made, host));
                 }
             }
         }
     }
-    let Some((format, quantized, latency)) = best else {
+    let Some((format, made, latency)) = best else {
         let reasons: Vec<String> =
             refused.iter().map(|r| format!("{}: {}", r.what, r.why)).collect();
         return Err(CompressError::Graph {
@@ -229,18 +267,16 @@ pub fn quantize(
         });
     };
     let path = shop.work.join("quantized.onnx");
-    save(&quantized.model, &path)?;
-    let quality = compare(&shop, &path)?;
-    refused.extend(quantized.refused.iter().cloned());
+    save(&made.model, &path)?;
+    let (quality, others) = compare(&shop, &path)?;
+    refused.extend(others);
+    let (integer, reverted) = (made.integer.len(), made.refused.len());
+    refused.extend(made.refused);
     Ok(QuantizeOutcome {
         format,
-        audit: Audit {
-            intended: quantized.sites.len() + quantized.refused.len(),
-            integer: quantized.sites.len(),
-            reverted: quantized.refused.len(),
-        },
-        size_before: file_size(&job.source)?,
-        size_after: save(&quantized.model, &job.output)?,
+        audit: Audit { intended: integer + reverted, integer, reverted },
+        size_before: shop.source.size_bytes,
+        size_after: save(&made.model, &job.output)?,
         latency,
         before_us: bench.stats.p50_us,
         quality,
@@ -248,38 +284,26 @@ pub fn quantize(
     })
 }
 
-type Measured = Result<(quantize::Quantized, HostLatency), String>;
-
 fn measured(
     shop: &Shop<'_>,
     bench: &mut Bench,
     format: QuantFormat,
-) -> Result<Measured, CompressError> {
-    let quantized = match quantize::quantize(&shop.source.model, &shop.source.shapes, format) {
-        Ok(quantized) => quantized,
-        Err(why) => return Ok(Err(why)),
-    };
+) -> Result<(Applied, HostLatency), CompressError> {
+    let made = apply(&shop.source, &hunt::plan(shop, 1.0, Vec::new(), Some(format)), None)?;
     let path = shop.work.join("quantized.onnx");
-    save(&quantized.model, &path)?;
-    match bench.against_reference(&path, Some(PAYS)) {
-        Ok(host) => Ok(Ok((quantized, host))),
-        Err(CompressError::Engine { source, .. }) => {
-            Ok(Err(format!("the engine does not take it: {source}")))
-        }
-        Err(other) => Err(other),
-    }
+    save(&made.model, &path)?;
+    let host = bench.against_reference(&path, Some(PAYS))?;
+    Ok((made, host))
 }
 
-fn compare(shop: &Shop<'_>, path: &Path) -> Result<QualityReport, CompressError> {
-    let (_, output) = judge::compared_output(shop)?;
-    let answers = judge::answers(shop, &shop.source.path, &shop.heldout, &output)?;
-    let reference = Reference {
-        data: &shop.heldout,
-        output: &output,
-        answers: &answers,
-        row: judge::row(shop, &output, &answers),
-    };
-    judge(shop, path, &reference, 0..shop.heldout.len(), None)
+fn compare(shop: &Shop<'_>, path: &Path) -> Result<(QualityReport, Vec<Refusal>), CompressError> {
+    let (outputs, others) = judge::outputs(shop)?;
+    let mut answers = Answers::new(&shop.heldout, &outputs);
+    answers.hold(shop, 0, shop.heldout.len())?;
+    let (compared, refused) = kinds::comparisons(shop, &outputs, &others, &answers);
+    let all = 0..shop.heldout.len();
+    let quality = judge::judge(shop, path, &mut answers, &compared, all, None)?;
+    Ok((quality, refused))
 }
 
 /// A job that only opens a shop.
@@ -302,6 +326,7 @@ fn shell(source: &Path, data: &Path, engine: &runtime::EngineOptions, seed: u64)
         sequence: 0,
         version: "0".into(),
         out_dir: PathBuf::new(),
+        work_dir: None,
         seed,
     }
 }

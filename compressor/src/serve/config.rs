@@ -1,7 +1,7 @@
 //! What the service is told at its start.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use runtime::EngineKind;
@@ -22,7 +22,8 @@ pub struct ServeArgs {
     /// Address of the HTTP server; port 0 takes a free one.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8480")]
     pub listen: SocketAddr,
-    /// How devices reach the HTTP server; by default its own address.
+    /// How devices reach the HTTP server; by default the address of --listen, which must then be one
+    /// that they can reach.
     #[arg(long, value_name = "URL")]
     pub http_url: Option<String>,
     /// Folder of jobs and bundles.
@@ -122,6 +123,9 @@ impl ServeArgs {
         if let Err(error) = wire::requests_filter(&self.root) {
             errors.push(format!("--root: {error}"));
         }
+        if let Err(error) = check_url(self.http_url.as_deref(), self.listen) {
+            errors.push(error);
+        }
         if !(0.0..=1.0).contains(&self.agreement_min) {
             errors.push(format!("--agreement-min {} is not between 0 and 1", self.agreement_min));
         }
@@ -158,6 +162,47 @@ fn pairs(flag: &str, given: &[String], errors: &mut Vec<String>) -> BTreeMap<Str
         }
     }
     found
+}
+
+/// Whether devices can be told this address. Without `--http-url` they are told the one listened on.
+fn check_url(url: Option<&str>, listen: SocketAddr) -> Result<(), String> {
+    let Some(url) = url else {
+        return if listen.ip().is_unspecified() {
+            Err(format!(
+                "--listen {listen} is no address that devices can reach: say how they do with --http-url http://HOST:{}",
+                listen.port()
+            ))
+        } else {
+            Ok(())
+        };
+    };
+    let host = host(url).ok_or_else(|| {
+        format!("--http-url {url}: wanted http://HOST or https://HOST, with a port where it is not the usual one")
+    })?;
+    match host.parse::<IpAddr>() {
+        Ok(address) if address.is_unspecified() => {
+            Err(format!("--http-url {url}: devices cannot reach {address}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The host that an HTTP address names.
+fn host(url: &str) -> Option<&str> {
+    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"))?;
+    let authority = rest.split('/').next()?;
+    let host = match authority.strip_prefix('[') {
+        Some(six) => six.split_once(']')?.0,
+        None => authority.split(':').next()?,
+    };
+    (!host.is_empty()).then_some(host)
+}
+
+/// Whether only programs on this machine can follow the address.
+pub(super) fn is_local(url: &str) -> bool {
+    host(url).is_some_and(|host| {
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    })
 }
 
 fn parse_broker(text: &str) -> Result<(String, u16), String> {
@@ -202,6 +247,34 @@ mod tests {
         assert_eq!(config.models["m"].source, PathBuf::from("a=b.onnx"));
         assert_eq!(config.broker, ("[::1]".to_owned(), 1884));
         assert_eq!(config.runtime, EngineKind::Tract);
+    }
+
+    const MODEL: [&str; 6] = ["--model", "m=a", "--calibration", "m=c", "--heldout", "m=h"];
+
+    #[test]
+    fn an_address_that_no_device_can_reach_is_refused() {
+        let with = |more: &[&str]| parse(&[&MODEL, more].concat());
+        for listen in ["0.0.0.0:8480", "[::]:8480"] {
+            let errors = with(&["--listen", listen]).unwrap_err().join("\n");
+            assert!(errors.contains("--http-url http://HOST:8480"), "{errors}");
+            let url = ["--listen", listen, "--http-url", "http://host:8480/"];
+            assert!(with(&url).is_ok());
+        }
+        for url in
+            ["host:8480", "http://", "http:///x", "ftp://host", "http://0.0.0.0:1", "http://[::]/"]
+        {
+            let errors = with(&["--http-url", url]).unwrap_err().join("\n");
+            assert!(errors.contains(url), "{url}: {errors}");
+        }
+        assert!(with(&["--http-url", "https://[2001:db8::1]:8480/espalier"]).is_ok());
+    }
+
+    #[test]
+    fn a_local_address_is_known() {
+        for url in ["http://127.0.0.1:1", "http://localhost/x", "https://[::1]:2"] {
+            assert!(is_local(url), "{url}");
+        }
+        assert!(!is_local("http://10.0.0.1:1") && !is_local("http://localhost.example"));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io::{self, SeekFrom};
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
@@ -12,8 +13,11 @@ use hyper::body::{Frame, SizeHint};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::timeout;
 
 const CHUNK_BYTES: usize = 64 * 1024;
+/// How long a client may take for one chunk: a download is never slower than about 1 KiB/s.
+pub(super) const CHUNK_PATIENCE: Duration = Duration::from_secs(60);
 /// Chunks read ahead of the client.
 const CHUNKS_AHEAD: usize = 4;
 
@@ -77,7 +81,7 @@ pub(super) async fn send(
         Body::empty()
     } else {
         file.seek(SeekFrom::Start(start)).await?;
-        Body::new(FileBody::read(file, length, permit))
+        Body::new(FileBody::read(file, length, permit, CHUNK_PATIENCE))
     };
     answer(&served, status, Some(length), content_range, body)
 }
@@ -146,24 +150,29 @@ fn lists(tags: &str, etag: &str) -> bool {
     tags.split(',').map(str::trim).any(|tag| tag == "*" || tag.trim_start_matches("W/") == etag)
 }
 
-/// A part of a file, read in chunks by a task that waits while the client is slow.
+/// A part of a file, read in chunks by a task that waits while the client is slow, but not for ever.
 struct FileBody {
     chunks: mpsc::Receiver<io::Result<Bytes>>,
     left: u64,
 }
 
 impl FileBody {
-    fn read(file: File, length: u64, permit: OwnedSemaphorePermit) -> Self {
+    fn read(file: File, length: u64, permit: OwnedSemaphorePermit, patience: Duration) -> Self {
         let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
         tokio::spawn(async move {
             let _permit = permit;
-            pump(file, length, sender).await;
+            pump(file, length, sender, patience).await;
         });
         Self { chunks, left: length }
     }
 }
 
-async fn pump(file: File, length: u64, sender: mpsc::Sender<io::Result<Bytes>>) {
+async fn pump(
+    file: File,
+    length: u64,
+    sender: mpsc::Sender<io::Result<Bytes>>,
+    patience: Duration,
+) {
     let mut file = file.take(length);
     let mut left = length;
     while left > 0 {
@@ -178,8 +187,12 @@ async fn pump(file: File, length: u64, sender: mpsc::Sender<io::Result<Bytes>>) 
             Err(error) => Err(error),
         };
         let failed = chunk.is_err();
-        if sender.send(chunk).await.is_err() || failed {
-            return;
+        match timeout(patience, sender.send(chunk)).await {
+            Ok(Ok(())) if !failed => {}
+            Ok(_) => return,
+            Err(_) => {
+                return tracing::debug!(?patience, left, "a download stands still; it is ended");
+            }
         }
     }
 }
@@ -207,7 +220,12 @@ impl hyper::body::Body for FileBody {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::Semaphore;
+
     use super::*;
 
     #[test]
@@ -240,6 +258,20 @@ mod tests {
         assert_eq!(wanted(None, 10), Wanted::All);
         assert_eq!(wanted(Some("bytes=0-"), 0), Wanted::Beyond);
         assert_eq!(wanted(Some("bytes=-1"), 0), Wanted::Beyond);
+    }
+
+    #[tokio::test]
+    async fn a_download_that_nobody_reads_ends_and_gives_its_place_back() {
+        let temp = tempfile::NamedTempFile::new().unwrap();
+        let length = (CHUNKS_AHEAD as u64 + 2) * CHUNK_BYTES as u64;
+        temp.as_file().set_len(length).unwrap();
+        let places = Arc::new(Semaphore::new(1));
+        let permit = Arc::clone(&places).try_acquire_owned().unwrap();
+        let file = File::open(temp.path()).await.unwrap();
+        let body = FileBody::read(file, length, permit, Duration::from_millis(50));
+        let freed = timeout(Duration::from_secs(30), places.acquire()).await;
+        assert!(freed.is_ok(), "the place was not given back");
+        drop(body);
     }
 
     #[test]

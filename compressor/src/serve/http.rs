@@ -20,11 +20,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::Semaphore;
 
-use super::desk::{Counters, blocking};
+use super::desk::blocking;
 use super::files::{Served, send};
-use super::jobs::Workshop;
+use super::jobs::{Waker, Workshop};
 use super::offers::OfferFacts;
 use super::plan;
+use super::store::{Listing, StoreError};
 use crate::pipeline::OriginalJob;
 
 /// Files sent at once; one more is answered with 503.
@@ -37,7 +38,7 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 /// What the routes share.
 pub(super) struct Front {
     pub(super) shop: Arc<Workshop>,
-    pub(super) counters: Arc<Counters>,
+    pub(super) jobs: Waker,
     pub(super) runtime: runtime::EngineKind,
     pub(super) downloads: Arc<Semaphore>,
     /// Originals are bundled one at a time.
@@ -54,6 +55,7 @@ impl Front {
 pub(super) fn router(front: Arc<Front>) -> Router {
     let admin = Router::new()
         .route("/jobs", get(jobs))
+        .route("/jobs/{id}/retry", post(retry))
         .route("/deploy", post(deploy))
         .route_layer(middleware::from_fn(loopback_only));
     Router::new()
@@ -90,7 +92,7 @@ async fn loopback_only(
 
 async fn health(State(front): State<Arc<Front>>) -> Json<serde_json::Value> {
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-    let counters = &front.counters;
+    let counters = &front.shop.counters;
     Json(json!({
         "ok": true,
         "broker_connected": counters.connected.load(Ordering::Relaxed),
@@ -98,14 +100,37 @@ async fn health(State(front): State<Arc<Front>>) -> Json<serde_json::Value> {
         "requests_duplicate": count(&counters.duplicates),
         "requests_refused": count(&counters.refused),
         "requests_malformed": count(&counters.malformed),
+        "bundles_taken_back": count(&counters.taken_back),
+        "offers_refused": count(&counters.offers_refused),
+        "store_errors": count(&counters.store_errors),
     }))
 }
 
 async fn jobs(State(front): State<Arc<Front>>) -> Answer<Json<serde_json::Value>> {
     let store = Arc::clone(&front.shop.store);
-    let (jobs, requests) = blocking(move || store.list(MAX_LISTED)).await.map_err(internal)?;
+    let listing = blocking(move || store.list(MAX_LISTED)).await.map_err(internal)?;
     let stage = front.shop.stage();
-    Ok(Json(json!({ "jobs": jobs, "requests": requests, "stage": stage })))
+    Ok(Json(json!(Listed { listing, stage })))
+}
+
+/// Answer of `GET /jobs`.
+#[derive(Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    listing: Listing,
+    stage: String,
+}
+
+/// Queues a job again that failed, or whose bundles were taken back.
+async fn retry(
+    State(front): State<Arc<Front>>,
+    Path(id): Path<i64>,
+) -> Answer<Json<serde_json::Value>> {
+    let store = Arc::clone(&front.shop.store);
+    let queued = blocking(move || store.retry(id)).await.map_err(internal)?;
+    queued.map_err(|why| Refusal(StatusCode::CONFLICT, why))?;
+    front.jobs.wake();
+    Ok(Json(json!({ "queued": id })))
 }
 
 async fn bundle_file(
@@ -251,14 +276,27 @@ fn original(
     let facts = match known {
         Ok(facts) => facts,
         Err(sequence) => {
+            shop.make_room()?;
             let job = original_job(shop, asked, runtime, class, sequence, model);
-            let facts =
-                shop.make(&job.out_dir, runtime, || shop.compressor.bundle_original(&job, shop))?;
-            shop.store.keep_original(&key, &facts).map_err(|error| error.to_string())?;
-            facts
+            let make = || shop.compressor.bundle_original(&job, shop);
+            let facts = shop.take_in(Workshop::make(&job.out_dir, make)?, runtime)?;
+            let kept = shop.store.keep_original(&key, &facts);
+            return offered(shop, &asked.device, facts, kept);
         }
     };
-    shop.store.offer(&asked.device, &facts).map_err(|error| error.to_string())?;
+    offered(shop, &asked.device, facts, Ok(()))
+}
+
+/// Posts the offer of a bundle, if what had to be done before it was.
+fn offered(
+    shop: &Workshop,
+    device: &str,
+    facts: OfferFacts,
+    before: Result<(), StoreError>,
+) -> Result<OfferFacts, String> {
+    let posted = before.and_then(|()| shop.store.offer(device, &facts));
+    shop.settle(&facts);
+    posted.map_err(|error| error.to_string())?;
     Ok(facts)
 }
 
@@ -281,6 +319,7 @@ fn original_job(
         sequence,
         version: format!("{sequence}-original"),
         out_dir: work_dir(shop, sequence),
+        work_dir: Some(shop.work.clone()),
         seed: shop.seed,
     }
 }

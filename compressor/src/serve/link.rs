@@ -4,13 +4,14 @@
 //! one can be repeated behind the outbox's back; what must survive is in the store. The broker keeps
 //! the session (subscriptions and what was not acknowledged) between connections.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use rumqttc::v5::mqttbytes::v5::{Packet, PubAckReason, Publish, SubscribeReasonCode};
 use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::offers::entropy;
 
@@ -21,21 +22,36 @@ const SESSION_EXPIRY_S: u32 = 7 * 24 * 3600;
 const MAX_PACKET_BYTES: u32 = wire::MAX_PAYLOAD_BYTES as u32 + 16 * 1024;
 /// Requests that the broker may send before the first is acknowledged.
 const RECEIVE_MAXIMUM: u16 = 32;
-/// Packets waiting to be sent: acknowledgements, one subscription, one offer.
+/// Packets waiting to be sent: acknowledgements, a subscription, one offer.
 const QUEUE: usize = 128;
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// A connection that held this long was a good one.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
 
+/// One connection, from its beginning to its end.
+#[derive(Clone)]
+pub(super) struct Line {
+    pub(super) client: AsyncClient,
+    dropped: Arc<Notify>,
+}
+
+impl Line {
+    /// Ends the connection without a word: the broker keeps the session, and sends again on the next
+    /// connection what was not acknowledged on this one.
+    pub(super) fn hang_up(&self) {
+        self.dropped.notify_one();
+    }
+}
+
 /// What happens on the connection.
 pub(super) enum LinkEvent {
     /// Connected; `session` says whether the broker remembered the subscription.
-    Up { client: AsyncClient, session: bool },
+    Up { line: Line, session: bool },
     /// Disconnected, or not connected.
     Down { reason: String },
-    /// The broker's answer to a subscription.
-    Subscribed(Result<(), String>),
+    /// The broker's answers to a subscription, one for each filter.
+    Subscribed(Vec<Result<(), String>>),
     /// A message, to be acknowledged once it is taken.
     Message(Publish),
     /// The broker's answer to the one offer in flight.
@@ -63,7 +79,8 @@ pub(super) async fn run(options: MqttOptions, events: mpsc::Sender<LinkEvent>) {
     loop {
         let since = Instant::now();
         let (client, mut eventloop) = AsyncClient::new(options.clone(), QUEUE);
-        let reason = connection(&client, &mut eventloop, &events).await;
+        let line = Line { client, dropped: Arc::default() };
+        let reason = connection(&line, &mut eventloop, &events).await;
         drop(eventloop);
         if events.send(LinkEvent::Down { reason }).await.is_err() {
             return;
@@ -78,17 +95,18 @@ pub(super) async fn run(options: MqttOptions, events: mpsc::Sender<LinkEvent>) {
 
 /// Polls one connection until it ends, and says why.
 async fn connection(
-    client: &AsyncClient,
+    line: &Line,
     eventloop: &mut EventLoop,
     events: &mpsc::Sender<LinkEvent>,
 ) -> String {
     loop {
         let event = tokio::select! {
             event = eventloop.poll() => event,
+            () = line.dropped.notified() => return "the service hung up".to_owned(),
             () = events.closed() => return "the service stops".to_owned(),
         };
         let forward = match event {
-            Ok(Event::Incoming(packet)) => translate(client, packet),
+            Ok(Event::Incoming(packet)) => translate(line, packet),
             Ok(Event::Outgoing(_)) => None,
             Err(error) => return error.to_string(),
         };
@@ -100,18 +118,18 @@ async fn connection(
     }
 }
 
-fn translate(client: &AsyncClient, packet: Packet) -> Option<LinkEvent> {
+fn translate(line: &Line, packet: Packet) -> Option<LinkEvent> {
     match packet {
         Packet::ConnAck(connack) => {
-            Some(LinkEvent::Up { client: client.clone(), session: connack.session_present })
+            Some(LinkEvent::Up { line: line.clone(), session: connack.session_present })
         }
         Packet::Publish(publish) => Some(LinkEvent::Message(publish)),
         Packet::SubAck(suback) => {
-            let refused = suback
-                .return_codes
-                .iter()
-                .find(|code| !matches!(code, SubscribeReasonCode::Success(_)));
-            Some(LinkEvent::Subscribed(refused.map_or(Ok(()), |code| Err(format!("{code:?}")))))
+            let answer = |code: &SubscribeReasonCode| match code {
+                SubscribeReasonCode::Success(_) => Ok(()),
+                refused => Err(format!("{refused:?}")),
+            };
+            Some(LinkEvent::Subscribed(suback.return_codes.iter().map(answer).collect()))
         }
         Packet::PubAck(puback) => Some(LinkEvent::Sent(match puback.reason {
             PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),

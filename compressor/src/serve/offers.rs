@@ -17,6 +17,8 @@ pub(super) struct OfferFacts {
     pub(super) sequence: u64,
     /// The bundle's digest.
     pub(super) digest: String,
+    /// Digest over its model's files: equal for bundles that hold the same model.
+    pub(super) content: String,
     /// Size of all its files.
     pub(super) size_bytes: u64,
     /// The engine it was made for.
@@ -33,6 +35,7 @@ impl OfferFacts {
             version: bundle.manifest.version.clone(),
             sequence: bundle.manifest.sequence,
             digest: bundle.digest.to_string(),
+            content: content(&bundle.manifest),
             size_bytes: bundle.size_bytes(),
             runtime,
             device_class: bundle.manifest.device_class.clone(),
@@ -43,6 +46,16 @@ impl OfferFacts {
     pub(super) fn hex(&self) -> &str {
         self.digest.strip_prefix("sha256:").unwrap_or(&self.digest)
     }
+}
+
+/// Digest over the names and digests of a bundle's model files: the model and its external data,
+/// without self-test and report.
+pub(super) fn content(manifest: &bundle::Manifest) -> String {
+    let beside = [bundle::SELFTEST_FILE, bundle::REPORT_FILE];
+    let files = manifest.files.iter().filter(|(name, _)| !beside.contains(&name.as_str()));
+    let lines: Vec<String> =
+        files.map(|(name, entry)| format!("{name}\n{}\n", entry.sha256)).collect();
+    bundle::Digest::of(lines.concat().as_bytes()).to_string()
 }
 
 /// Writes offers.

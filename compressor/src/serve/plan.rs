@@ -1,7 +1,7 @@
 //! Turns a request into a job, or into the reason why there is none.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use runtime::{EngineKind, EngineOptions};
 use serde::{Deserialize, Serialize};
@@ -9,16 +9,28 @@ use sha2::{Digest as _, Sha256};
 use wire::{BudgetKind, Cause, RecompressRequest};
 
 use super::config::ModelFiles;
+use super::store::Lesson;
 use crate::pipeline::{CompressJob, DeviceBaseline, Goal};
 
 /// Most threads that a device can ask to be measured with.
 pub(super) const MAX_THREADS: u32 = 64;
 
-/// A model the service compresses, with the digest of its file.
+/// What is left of a latency or memory budget each time a bundle made for it was taken back.
+const STRICTER: f64 = 0.85;
+/// Least that is added to the agreement asked for when a device saw less than that.
+const AGREEMENT_STEP: f64 = 0.02;
+/// Most agreement that is asked for because devices saw less than was promised.
+const MOST_AGREEMENT: f64 = 0.99;
+/// Another version may search, repair and measure otherwise.
+const TOOL: &str = concat!("espalier ", env!("CARGO_PKG_VERSION"));
+
+/// A model the service compresses, with the digests of its files.
 #[derive(Debug, Clone)]
 pub(super) struct Model {
     pub(super) files: ModelFiles,
     pub(super) source_digest: bundle::Digest,
+    /// Over calibration and held-out data.
+    pub(super) data_digest: bundle::Digest,
 }
 
 /// What makes two compressions the same, and what running one takes.
@@ -28,6 +40,10 @@ pub(super) struct JobSpec {
     pub(super) model: String,
     /// Digest of the original model.
     pub(super) source: String,
+    /// Digest of calibration and held-out data.
+    pub(super) data: String,
+    /// The program and its version.
+    pub(super) tool: String,
     /// The engine of the device.
     pub(super) runtime: wire::Runtime,
     /// The class of the device.
@@ -36,6 +52,8 @@ pub(super) struct JobSpec {
     pub(super) threads: u32,
     /// Digest of the bundle that the device runs.
     pub(super) current: String,
+    /// The budget that the device reports as broken.
+    pub(super) budget: BudgetKind,
     /// Budgets, rounded to the stricter side.
     pub(super) goal: Goal,
     /// What the first device that asked had measured; not part of the key.
@@ -47,13 +65,16 @@ impl JobSpec {
     pub(super) fn key(&self) -> String {
         let goal = &self.goal;
         let text = format!(
-            "{}|{}|{}|{}|{}|{}|{:?}|{:?}|{:?}|{:.2}",
+            "{}|{}|{}|{}|{}|{}|{}|{}|{}|{:?}|{:?}|{:?}|{:.2}",
             self.model,
             self.source,
+            self.data,
+            self.tool,
             self.runtime,
             self.device_class,
             self.threads,
             self.current,
+            self.budget,
             goal.latency_p95_us,
             goal.memory_bytes,
             goal.size_bytes,
@@ -81,12 +102,13 @@ impl JobSpec {
             calibration: model.files.calibration.clone(),
             heldout: model.files.heldout.clone(),
             engine,
-            goal: self.goal.clone(),
+            goal: run.goal,
             baseline: Some(self.baseline),
             current_model: Some(run.current_model),
             device_class: self.device_class.clone(),
             sequence: run.sequence,
             version: format!("{}-compressed", run.sequence),
+            work_dir: run.out_dir.parent().map(Path::to_path_buf),
             out_dir: run.out_dir,
             seed,
         }
@@ -96,9 +118,37 @@ impl JobSpec {
 /// What is decided only when a job runs.
 #[derive(Debug, Clone)]
 pub(super) struct JobRun {
+    /// The goal, as strict as what devices took back before makes it.
+    pub(super) goal: Goal,
     pub(super) sequence: u64,
     pub(super) current_model: PathBuf,
     pub(super) out_dir: PathBuf,
+}
+
+/// The goal for a job whose earlier bundles taught these lessons: more agreement for each that agreed
+/// less on the device than was asked for, else less latency and memory, so that the search ends at
+/// another candidate.
+pub(super) fn stricter(goal: &Goal, lessons: &[Lesson]) -> Goal {
+    let mut stricter = goal.clone();
+    for lesson in lessons {
+        match lesson.agreement.filter(|seen| *seen < goal.agreement_min) {
+            Some(seen) => {
+                let missing = (goal.agreement_min - seen).max(AGREEMENT_STEP);
+                let wanted = (stricter.agreement_min + missing).min(MOST_AGREEMENT);
+                stricter.agreement_min = percent_up(wanted.max(goal.agreement_min));
+            }
+            None => {
+                stricter.latency_p95_us = stricter.latency_p95_us.map(shrink);
+                stricter.memory_bytes = stricter.memory_bytes.map(shrink);
+            }
+        }
+    }
+    stricter
+}
+
+/// A budget of zero cannot be met.
+fn shrink(budget: u64) -> u64 {
+    ((budget as f64 * STRICTER) as u64).max(1)
 }
 
 /// The engine of a device, as the runtime crate names it.
@@ -160,17 +210,25 @@ pub(super) fn job_for(
     Ok(JobSpec {
         model: request.model.clone(),
         source: model.source_digest.to_string(),
+        data: model.data_digest.to_string(),
+        tool: TOOL.to_owned(),
         runtime: request.runtime,
         device_class: request.device_class.clone(),
         threads: request.threads.max(1),
         current: request.digest.clone(),
+        budget: request.budget,
         goal: Goal {
             latency_p95_us: request.budgets.latency_p95_us.map(two_digits),
             memory_bytes: request.budgets.memory_bytes.map(two_digits),
             size_bytes: None,
             agreement_min: percent_up(request.budgets.agreement_min.unwrap_or(agreement_min)),
         },
-        baseline: DeviceBaseline { p50_us: request.p50_us, p95_us: request.p95_us },
+        baseline: DeviceBaseline {
+            p50_us: request.p50_us,
+            p95_us: request.p95_us,
+            memory_bytes: request.workers_pss_bytes,
+            breached: Some(request.budget),
+        },
     })
 }
 
@@ -202,7 +260,8 @@ mod tests {
     fn models() -> BTreeMap<String, Model> {
         let path = PathBuf::from("x");
         let files = ModelFiles { source: path.clone(), calibration: path.clone(), heldout: path };
-        BTreeMap::from([("m".to_owned(), Model { files, source_digest: bundle::Digest::of(b"m") })])
+        let (source_digest, data_digest) = (bundle::Digest::of(b"m"), bundle::Digest::of(b"data"));
+        BTreeMap::from([("m".to_owned(), Model { files, source_digest, data_digest })])
     }
 
     fn request() -> RecompressRequest {
@@ -262,7 +321,11 @@ mod tests {
             r.p95_us = 32_000;
         });
         assert_eq!(same.unwrap().key(), key);
-        let others: [Edit; 6] = [
+        let others: [Edit; 7] = [
+            |r| {
+                r.budgets.memory_bytes = Some(1 << 20);
+                r.budget = BudgetKind::Memory;
+            },
             |r| r.runtime = Runtime::Ort,
             |r| r.device_class = "other".into(),
             |r| r.budgets.latency_p95_us = Some(21_000),
@@ -273,6 +336,40 @@ mod tests {
         for (number, edit) in others.into_iter().enumerate() {
             assert_ne!(plan(edit).unwrap().key(), key, "{number}");
         }
+    }
+
+    #[test]
+    fn other_data_or_another_version_is_another_job() {
+        let spec = plan(|_| ()).unwrap();
+        let key = spec.key();
+        assert_ne!(JobSpec { data: "sha256:other".into(), ..spec.clone() }.key(), key);
+        assert_ne!(JobSpec { tool: "espalier 0.0.0".into(), ..spec }.key(), key);
+    }
+
+    #[test]
+    fn lessons_make_the_goal_stricter_where_the_bundle_fell_short() {
+        let goal = Goal {
+            latency_p95_us: Some(20_000),
+            memory_bytes: Some(1000),
+            size_bytes: Some(7),
+            agreement_min: 0.9,
+        };
+        let lesson = |agreement| Lesson {
+            digest: "d".into(),
+            content: "c".into(),
+            device: "pi".into(),
+            reason: "r".into(),
+            agreement,
+        };
+        assert_eq!(stricter(&goal, &[]), goal);
+        let slow = stricter(&goal, &[lesson(None), lesson(Some(0.95))]);
+        assert_eq!((slow.latency_p95_us, slow.memory_bytes), (Some(14_450), Some(722)));
+        assert_eq!((slow.agreement_min, slow.size_bytes), (0.9, Some(7)));
+        let wrong = stricter(&goal, &[lesson(Some(0.85))]);
+        assert_eq!((wrong.latency_p95_us, wrong.agreement_min), (Some(20_000), 0.95));
+        assert_eq!(stricter(&goal, &[lesson(Some(0.1))]).agreement_min, 0.99);
+        let exact = Goal { agreement_min: 1.0, ..goal };
+        assert_eq!(stricter(&exact, &[lesson(Some(0.1))]).agreement_min, 1.0);
     }
 
     #[test]

@@ -12,14 +12,15 @@ use std::{fs, io};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
 
-use super::config::{ModelFiles, ServeConfig};
+use super::config::{self, ModelFiles, ServeConfig};
+use super::connections::{self, Patience};
 use super::desk::{Counters, Desk};
 use super::http::{self, Front};
 use super::jobs::{self, Compressor, Waker, Workshop, remove_if_there};
 use super::link;
 use super::offers::{Offers, entropy};
 use super::plan::Model;
-use super::store::{Store, StoreError};
+use super::store::{Shelf, Store, StoreError};
 
 /// Events of the link that wait for the desk.
 const LINK_QUEUE: usize = 64;
@@ -84,6 +85,12 @@ impl Service {
         let address = listener.local_addr().map_err(listen)?;
         let http_url = config.http_url.clone().unwrap_or_else(|| format!("http://{address}"));
         let http_url = http_url.trim_end_matches('/').to_owned();
+        if config::is_local(&http_url) {
+            tracing::warn!(
+                http_url,
+                "offers name an address that only devices on this machine reach (--http-url)"
+            );
+        }
         let offers = Offers::new(&config.root, &http_url);
         let store = Arc::new(Store::open(&config.store.join("jobs.sqlite"), &bundles, offers)?);
         let shop = Arc::new(Workshop {
@@ -94,6 +101,9 @@ impl Service {
             work,
             ort_library: config.ort_library.clone(),
             seed: config.seed,
+            shelf: Shelf::default(),
+            fresh: Mutex::default(),
+            counters: Counters::default(),
             stop: AtomicBool::new(false),
             stage: Mutex::default(),
             outbox: Notify::new(),
@@ -165,33 +175,27 @@ fn start_tasks(
         Some(id) => id.clone(),
         None => shop.store.remember("client_id", &fresh)?,
     };
-    let counters = Arc::new(Counters::default());
     let (sender, events) = mpsc::channel(LINK_QUEUE);
     let desk = Desk {
         root: config.root.clone(),
         agreement_min: config.agreement_min,
         shop: Arc::clone(shop),
-        counters: Arc::clone(&counters),
         jobs: waker.clone(),
-        client: None,
+        line: None,
+        retry_at: None,
         in_flight: None,
     };
     let front = Arc::new(Front {
         shop: Arc::clone(shop),
-        counters,
+        jobs: waker.clone(),
         runtime: config.runtime,
         downloads: Front::downloads(),
         deploying: tokio::sync::Mutex::default(),
     });
-    let app = http::router(front).into_make_service_with_connect_info::<SocketAddr>();
     Ok(vec![
         tokio::spawn(link::run(link::options(&config.broker, &client_id), sender)),
         tokio::spawn(desk.run(events)),
-        tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, app).await {
-                tracing::error!(%error, "the HTTP server ended");
-            }
-        }),
+        tokio::spawn(connections::serve(listener, http::router(front), Patience::default())),
     ])
 }
 
@@ -213,14 +217,23 @@ fn read_models(
 ) -> Result<BTreeMap<String, Model>, ServeError> {
     let mut read = BTreeMap::new();
     for (name, files) in models {
-        for path in [&files.calibration, &files.heldout] {
-            File::open(path).map_err(at("cannot open data", path))?;
-        }
         let source_digest = bundle::Digest::of_file(&files.source)
             .map_err(|error| at("cannot read model", &files.source)(io::Error::other(error)))?;
-        read.insert(name.clone(), Model { files: files.clone(), source_digest });
+        let data_digest = digest_of_data(files)?;
+        read.insert(name.clone(), Model { files: files.clone(), source_digest, data_digest });
     }
     Ok(read)
+}
+
+/// Over both files, each with its part in it.
+fn digest_of_data(files: &ModelFiles) -> Result<bundle::Digest, ServeError> {
+    let mut text = String::new();
+    for (part, path) in [("calibration", &files.calibration), ("heldout", &files.heldout)] {
+        let digest = bundle::Digest::of_file(path)
+            .map_err(|error| at("cannot read data", path)(io::Error::other(error)))?;
+        text.push_str(&format!("{part} {digest}\n"));
+    }
+    Ok(bundle::Digest::of(text.as_bytes()))
 }
 
 fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ServeError {

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use bundle::{Bundle, Draft, Limits, Source};
+use bundle::{Bundle, Case, Draft, Limits, NamedTensor, Source};
 use espalier::CompressError;
 use espalier::pipeline::{CompressJob, OriginalJob, Progress};
 use espalier::serve::{Compressor, ModelFiles, ServeConfig, ServeError, Service};
@@ -19,7 +19,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Notify, mpsc};
-use wire::{BudgetKind, Budgets, Cause, Header, Offer, RecompressRequest, Runtime};
+use wire::{
+    BudgetKind, Budgets, Cause, EventKind, Header, InstallEvent, InstallOutcome, ModelPhase, Offer,
+    RecompressRequest, Runtime,
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -41,6 +44,20 @@ impl Broker {
 
     pub(crate) fn start() -> Self {
         let mut broker = Self::stopped();
+        broker.run();
+        broker
+    }
+
+    /// One that lets everybody do everything but publish on this topic.
+    pub(crate) fn denying(topic: &str) -> Self {
+        use std::io::Write as _;
+
+        let mut broker = Self::stopped();
+        let rules = broker.config.path().join("acl");
+        fs::write(&rules, format!("topic readwrite #\ntopic deny {topic}\n")).unwrap();
+        let config = broker.config.path().join("mosquitto.conf");
+        let mut config = fs::OpenOptions::new().append(true).open(config).unwrap();
+        writeln!(config, "acl_file {}", rules.display()).unwrap();
         broker.run();
         broker
     }
@@ -139,6 +156,31 @@ impl Listener {
         self.publish(wire::encode(request)).await;
     }
 
+    /// Tells how an install of the offered bundle ended.
+    pub(crate) async fn tell(&self, offer: &Offer, outcome: InstallOutcome) {
+        let event = InstallEvent {
+            header: Header::of::<InstallEvent>(1, 1, "boot"),
+            model: offer.model.clone(),
+            digest: offer.digest.clone(),
+            phase: ModelPhase::RolledBack,
+            outcome,
+            reason: Some("it is slow here".into()),
+            from_digest: None,
+            elapsed_ms: 1,
+            comparison: None,
+            blocked: outcome != InstallOutcome::Committed,
+        };
+        self.client
+            .publish(
+                self.topics.event(EventKind::Install),
+                QoS::AtLeastOnce,
+                false,
+                wire::encode(&event),
+            )
+            .await
+            .unwrap();
+    }
+
     pub(crate) async fn publish(&self, payload: Vec<u8>) {
         self.client
             .publish(self.topics.recompress(), QoS::AtLeastOnce, false, payload)
@@ -186,6 +228,8 @@ pub(crate) enum Act {
     Wait,
     /// Writes a bundle whose model is cut in half.
     Damage,
+    /// Writes a bundle with the model of the one with this sequence number.
+    Repeat(u64),
 }
 
 /// A stand-in for the pipeline: acts as scripted, then always makes.
@@ -224,8 +268,24 @@ impl Fake {
     }
 
     pub(crate) fn write(out: &Path, name: &str, sequence: u64) -> Result<PathBuf, CompressError> {
-        let mut draft = Draft::new(name, "v", Source::Bytes(Self::model(sequence)));
+        Self::write_model(out, name, sequence, Self::model(sequence))
+    }
+
+    fn write_model(
+        out: &Path,
+        name: &str,
+        sequence: u64,
+        model: Vec<u8>,
+    ) -> Result<PathBuf, CompressError> {
+        let mut draft = Draft::new(name, "v", Source::Bytes(model));
         draft.sequence = sequence;
+        let output = NamedTensor {
+            name: "y".to_owned(),
+            dtype: "UINT8".to_owned(),
+            dims: vec![1],
+            data: vec![1],
+        };
+        draft.selftest.cases = vec![Case { inputs: Vec::new(), outputs: vec![output] }];
         if sequence > 1 {
             draft.report_html = Some(format!("<h1>{sequence}</h1>"));
         }
@@ -259,6 +319,9 @@ impl Compressor for Fake {
             Act::Fail => return Err(CompressError::Goal("out of luck".into())),
             Act::Panic => panic!("out of nerve"),
             Act::Wait => self.wait(progress)?,
+            Act::Repeat(of) => {
+                return Self::write_model(&job.out_dir, &job.name, job.sequence, Self::model(of));
+            }
             Act::Damage => {
                 let dir = Self::write(&job.out_dir, &job.name, job.sequence)?;
                 fs::write(dir.join(bundle::MODEL_FILE), &Self::model(job.sequence)[..50_000])
@@ -397,6 +460,23 @@ impl Host {
             fs::write(dir.join(name), content).unwrap();
         }
         Bundle::open(&dir, &Limits::default()).unwrap()
+    }
+
+    /// The service's database, to make it fail.
+    pub(crate) fn database(&self) -> rusqlite::Connection {
+        let database = rusqlite::Connection::open(self.store().join("jobs.sqlite")).unwrap();
+        database.busy_timeout(PATIENCE).unwrap();
+        database
+    }
+
+    /// Waits until a count of `/healthz` is at least this.
+    pub(crate) async fn until_at_least(&self, key: &str, wanted: u64) {
+        self.until("/healthz", |health| (health[key].as_u64() >= Some(wanted)).then_some(())).await;
+    }
+
+    /// Waits for something in the list of jobs.
+    pub(crate) async fn until_jobs<T>(&self, found: impl Fn(&Value) -> Option<T>) -> T {
+        self.until("/jobs", found).await
     }
 
     pub(crate) async fn until_health(&self, key: &str, wanted: impl Into<Value>) {

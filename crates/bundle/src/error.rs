@@ -127,6 +127,11 @@ pub enum BundleError {
     /// The self-test cannot be read or written.
     #[error("selftest.safetensors: {0}")]
     SelfTest(String),
+    /// The self-test would pass with any model.
+    #[error(
+        "selftest.safetensors proves nothing: {0}; give it at least one case with golden outputs"
+    )]
+    VacuousSelfTest(String),
     /// The archive holds a symbolic or hard link.
     #[error("archive entry {name:?} is a {kind} link")]
     ArchiveLink {

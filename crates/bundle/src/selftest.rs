@@ -61,7 +61,11 @@ struct Metadata {
 
 impl SelfTest {
     /// The content of `selftest.safetensors`. The same cases give the same bytes.
+    ///
+    /// # Errors
+    /// Tensors that do not fit their types, impossible tolerances, or a test that any model passes.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        self.check_substance()?;
         let mut strings = BTreeMap::new();
         let mut views = BTreeMap::new();
         for (number, case) in self.cases.iter().enumerate() {
@@ -84,6 +88,9 @@ impl SelfTest {
     }
 
     /// Reads `selftest.safetensors`.
+    ///
+    /// # Errors
+    /// Damage, contradictions, or a test that any model passes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let metadata = read_metadata(bytes)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(|error| wrong(error.to_string()))?;
@@ -103,7 +110,21 @@ impl SelfTest {
         let cases = sides.into_iter().map(|[inputs, outputs]| {
             Ok(Case { inputs: in_order(inputs)?, outputs: in_order(outputs)? })
         });
-        Ok(Self { cases: cases.collect::<Result<_>>()?, rtol: metadata.rtol, atol: metadata.atol })
+        let cases = cases.collect::<Result<_>>()?;
+        let test = Self { cases, rtol: metadata.rtol, atol: metadata.atol };
+        test.check_substance()?;
+        Ok(test)
+    }
+
+    /// Whether a wrong model could fail it.
+    fn check_substance(&self) -> Result<()> {
+        if self.cases.is_empty() {
+            return Err(BundleError::VacuousSelfTest("it has no cases".to_owned()));
+        }
+        match self.cases.iter().position(|case| case.outputs.is_empty()) {
+            Some(at) => Err(BundleError::VacuousSelfTest(format!("case {at} has no outputs"))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -249,7 +270,8 @@ mod tests {
     }
 
     fn with(inputs: Vec<NamedTensor>) -> SelfTest {
-        SelfTest { cases: vec![Case { inputs, outputs: vec![] }], rtol: 0.01, atol: 0.0 }
+        let outputs = vec![tensor("y", "BOOL", &[1], &[1])];
+        SelfTest { cases: vec![Case { inputs, outputs }], rtol: 0.01, atol: 0.0 }
     }
 
     #[test]
@@ -272,9 +294,25 @@ mod tests {
     }
 
     #[test]
-    fn a_self_test_without_cases_survives() {
-        let none = SelfTest::default();
-        assert_eq!(SelfTest::from_bytes(&none.to_bytes().unwrap()).unwrap(), none);
+    fn a_self_test_that_any_model_passes_is_neither_written_nor_read() {
+        let mut silent = with(vec![tensor("x", "BOOL", &[1], &[1])]);
+        silent.cases[0].outputs.clear();
+        for (test, why) in [(SelfTest::default(), "no cases"), (silent, "case 0 has no outputs")] {
+            let error = test.to_bytes().unwrap_err();
+            assert!(matches!(&error, BundleError::VacuousSelfTest(said) if said.contains(why)));
+        }
+        let file = |cases: usize, key: &str| {
+            let metadata = format!(r#"{{"version":1,"rtol":0.0,"atol":0.0,"cases":{cases}}}"#);
+            let metadata = HashMap::from([(METADATA_KEY.to_owned(), metadata)]);
+            let views = BTreeMap::from([(key, TensorView::new(Dtype::U8, vec![1], &[1]).unwrap())]);
+            let views: BTreeMap<_, _> = if cases == 0 { BTreeMap::new() } else { views };
+            safetensors::serialize(views, Some(metadata)).unwrap()
+        };
+        for bytes in [file(0, ""), file(1, "0/in/0/x")] {
+            let error = SelfTest::from_bytes(&bytes).unwrap_err();
+            assert!(matches!(error, BundleError::VacuousSelfTest(_)), "{error}");
+        }
+        assert!(SelfTest::from_bytes(&file(1, "0/out/0/y")).is_ok());
     }
 
     #[test]
@@ -290,7 +328,7 @@ mod tests {
             let error = with(vec![tensor]).to_bytes().unwrap_err().to_string();
             assert!(error.starts_with("selftest.safetensors"), "{error}");
         }
-        assert!(SelfTest { rtol: f32::NAN, ..SelfTest::default() }.to_bytes().is_err());
+        assert!(SelfTest { rtol: f32::NAN, ..with(vec![]) }.to_bytes().is_err());
     }
 
     #[test]
@@ -314,7 +352,7 @@ mod tests {
             safetensors::serialize([(key, view)], metadata).unwrap()
         };
         let one = r#"{"version":1,"rtol":0.0,"atol":0.0,"cases":1}"#;
-        assert!(SelfTest::from_bytes(&write("0/in/0/x", Some(one))).is_ok());
+        assert!(SelfTest::from_bytes(&write("0/out/0/x", Some(one))).is_ok());
         for (key, metadata, why) in [
             ("0/in/0/x", None, "no metadata"),
             ("0/in/0/x", Some("{"), "EOF"),

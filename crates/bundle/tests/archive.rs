@@ -5,7 +5,10 @@ use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
 
-use bundle::{Bundle, BundleError, Digest, Draft, Limits, MODEL_FILE, Source, pack, unpack};
+use bundle::{
+    Bundle, BundleError, Case, Digest, Draft, Limits, MODEL_FILE, NamedTensor, SelfTest, Source,
+    pack, unpack,
+};
 use tar::{Builder, EntryType, Header};
 use tempfile::TempDir;
 
@@ -22,6 +25,7 @@ impl Fixture {
         let dir = temp.path().join("b");
         let mut draft =
             Draft::new("m", "1", Source::Bytes((0..9000u32).map(|n| n as u8).collect()));
+        draft.selftest = selftest();
         draft.report_html = Some("<p>".into());
         draft.write(&dir).unwrap();
         let mut tar = Vec::new();
@@ -51,6 +55,13 @@ impl Fixture {
         more(&mut builder);
         builder.into_inner().unwrap()
     }
+}
+
+fn selftest() -> SelfTest {
+    let output =
+        NamedTensor { name: "y".into(), dtype: "UINT8".into(), dims: vec![1], data: vec![7] };
+    let case = Case { inputs: Vec::new(), outputs: vec![output] };
+    SelfTest { cases: vec![case], ..SelfTest::default() }
 }
 
 /// A header whose name is written as it is, however hostile.

@@ -86,7 +86,7 @@ vocabulary! {
         Model = "model",
         /// The CPU was throttled by heat.
         Thermal = "thermal",
-        /// A hypervisor or a neighbour took CPU time.
+        /// A hypervisor or a neighbour took CPU time, or drew the power.
         Steal = "steal",
         /// Pages were being read back from swap.
         Swap = "swap",

@@ -19,10 +19,10 @@ pub use histogram::{Histogram, HistogramError};
 pub use payload::{
     Birth, BudgetBreach, Command, CommandKind, CommandResult, Comparison, DeviceState, Header,
     InferWindow, InstallEvent, InstallOutcome, MAX_PAYLOAD_BYTES, ModelPhase, ModelState, Offer,
-    Payload, PayloadError, PowerWindow, RecompressRequest, ResourceWindow, SpoolDrop, StateReport,
-    decode, encode, try_encode,
+    Payload, PayloadError, PowerWindow, RecompressRequest, ResourceWindow, RollbackEvent,
+    SpoolDrop, StateReport, ThrottleEvent, decode, encode, try_encode,
 };
 pub use topic::{
     DEFAULT_ROOT, EventKind, MAX_NAME_BYTES, MAX_ROOT_BYTES, Stream, Topic, TopicError, Topics,
-    check_name, everything_filter, parse, requests_filter,
+    check_name, events_filter, everything_filter, parse, requests_filter,
 };

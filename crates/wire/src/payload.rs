@@ -396,6 +396,9 @@ pub struct InstallEvent {
     /// Old and new model on the same traffic.
     #[serde(default)]
     pub comparison: Option<Comparison>,
+    /// Whether the device will never take this digest again: it failed there or was taken back.
+    #[serde(default)]
+    pub blocked: bool,
 }
 
 /// Old and new model on the same traffic.
@@ -413,6 +416,44 @@ pub struct Comparison {
     /// 95th percentile of the new model's compute time.
     #[serde(default)]
     pub after_p95_us: Option<u64>,
+}
+
+/// A model that served was taken back, on probation or later.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RollbackEvent {
+    /// Schema, time, sequence.
+    #[serde(flatten)]
+    pub header: Header,
+    /// The model's name.
+    pub model: String,
+    /// Digest of the bundle that was taken back.
+    pub from_digest: String,
+    /// Digest of the bundle that takes its place.
+    #[serde(default)]
+    pub to_digest: Option<String>,
+    /// Why.
+    pub reason: String,
+    /// Whether the digest is never installed on this device again.
+    pub blocked: bool,
+}
+
+/// The CPU began to be throttled, or ceased to be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ThrottleEvent {
+    /// Schema, time, sequence.
+    #[serde(flatten)]
+    pub header: Header,
+    /// Whether it is throttled from now on.
+    pub throttled: bool,
+    /// How long that lasted, milliseconds; known at its end.
+    #[serde(default)]
+    pub lasted_ms: Option<u64>,
+    /// Hottest zone, thousandths of a degree Celsius.
+    #[serde(default)]
+    pub temperature_mc: Option<i64>,
+    /// Current frequency of the CPU, kHz.
+    #[serde(default)]
+    pub freq_khz: Option<u64>,
 }
 
 /// Telemetry was dropped for lack of space.
@@ -652,8 +693,16 @@ payload!(BudgetBreach, "espalier.budget_breach.v1", "up/e/budget_breach", false,
     name("model", &it.model)
 });
 payload!(InstallEvent, "espalier.install.v1", "up/e/install", false, |it| {
-    name("model", &it.model)
+    name("model", &it.model)?;
+    digest("digest", &it.digest)?;
+    it.from_digest.as_deref().map_or(Ok(()), |value| digest("from_digest", value))
 });
+payload!(RollbackEvent, "espalier.rollback.v1", "up/e/rollback", false, |it| {
+    name("model", &it.model)?;
+    digest("from_digest", &it.from_digest)?;
+    it.to_digest.as_deref().map_or(Ok(()), |value| digest("to_digest", value))
+});
+payload!(ThrottleEvent, "espalier.throttle.v1", "up/e/throttle", false);
 payload!(SpoolDrop, "espalier.spool_drop.v1", "up/e/spool_drop", false);
 payload!(RecompressRequest, "espalier.recompress.v1", "up/rq/recompress", false, |it| {
     name("request_id", &it.request_id)?;

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use crate::payload::{
     Birth, BudgetBreach, Command, CommandResult, InferWindow, InstallEvent, ModelState, Offer,
-    Payload, PowerWindow, RecompressRequest, ResourceWindow, SpoolDrop, StateReport,
+    Payload, PowerWindow, RecompressRequest, ResourceWindow, RollbackEvent, SpoolDrop, StateReport,
+    ThrottleEvent,
 };
 
 /// Every payload's schema name (`espalier.birth.v1`) and JSON Schema.
@@ -20,6 +21,8 @@ pub fn all() -> Vec<(&'static str, Value)> {
         of::<PowerWindow>(),
         of::<BudgetBreach>(),
         of::<InstallEvent>(),
+        of::<RollbackEvent>(),
+        of::<ThrottleEvent>(),
         of::<SpoolDrop>(),
         of::<RecompressRequest>(),
         of::<CommandResult>(),

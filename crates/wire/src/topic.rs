@@ -189,6 +189,12 @@ pub fn requests_filter(root: &str) -> Result<String, TopicError> {
     Ok(format!("{root}/d/+/up/rq/recompress"))
 }
 
+/// The filter of all devices' events of one kind.
+pub fn events_filter(root: &str, kind: EventKind) -> Result<String, TopicError> {
+    check_root(root)?;
+    Ok(format!("{root}/d/+/up/e/{kind}"))
+}
+
 /// The filter of everything under a root.
 pub fn everything_filter(root: &str) -> Result<String, TopicError> {
     check_root(root)?;
@@ -315,6 +321,10 @@ mod tests {
         assert_eq!(t.command(CommandKind::Ping, "1").unwrap(), "espalier/v1/d/pi-1/dn/cmd/ping/1");
         assert_eq!(t.down_filter(), "espalier/v1/d/pi-1/dn/#");
         assert_eq!(requests_filter(ROOT).unwrap(), "espalier/v1/d/+/up/rq/recompress");
+        assert_eq!(
+            events_filter(ROOT, EventKind::Install).unwrap(),
+            "espalier/v1/d/+/up/e/install"
+        );
         assert_eq!(everything_filter("x").unwrap(), "x/d/#");
     }
 
@@ -337,6 +347,7 @@ mod tests {
         {
             assert!(matches!(Topics::new(root, "d"), Err(TopicError::Root { .. })), "{root:?}");
             assert!(requests_filter(root).is_err() && everything_filter(root).is_err(), "{root:?}");
+            assert!(events_filter(root, EventKind::Install).is_err(), "{root:?}");
         }
     }
 

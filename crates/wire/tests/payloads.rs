@@ -10,7 +10,8 @@ use wire::{
     Birth, BudgetBreach, BudgetKind, Budgets, Cause, Command, CommandKind, CommandResult,
     Comparison, DeviceState, Header, Histogram, InferWindow, InstallEvent, InstallOutcome,
     MAX_PAYLOAD_BYTES, ModelPhase, ModelState, Offer, Payload, PayloadError, PowerWindow, Quality,
-    RecompressRequest, ResourceWindow, Runtime, SpoolDrop, StateReport, decode, encode, try_encode,
+    RecompressRequest, ResourceWindow, RollbackEvent, Runtime, SpoolDrop, StateReport,
+    ThrottleEvent, decode, encode, try_encode,
 };
 
 const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -141,6 +142,28 @@ fn install() -> InstallEvent {
             before_p95_us: Some(31_000),
             after_p95_us: Some(15_000),
         }),
+        blocked: false,
+    }
+}
+
+fn rollback() -> RollbackEvent {
+    RollbackEvent {
+        header: header::<RollbackEvent>(),
+        model: "magika".into(),
+        from_digest: DIGEST.into(),
+        to_digest: Some(DIGEST.into()),
+        reason: "its worker died again".into(),
+        blocked: true,
+    }
+}
+
+fn throttle() -> ThrottleEvent {
+    ThrottleEvent {
+        header: header::<ThrottleEvent>(),
+        throttled: false,
+        lasted_ms: Some(30_000),
+        temperature_mc: Some(81_500),
+        freq_khz: Some(600_000),
     }
 }
 
@@ -228,6 +251,8 @@ fn all() -> Vec<(&'static str, Value)> {
         survives(&power()),
         survives(&breach()),
         survives(&install()),
+        survives(&rollback()),
+        survives(&throttle()),
         survives(&drop_report()),
         survives(&request()),
         survives(&result()),

@@ -32,10 +32,22 @@ impl Fault {
         self.down_ms.map_or(DEFAULT_DOWN, Duration::from_millis)
     }
 
+    /// The faults by name, for a message; empty when there are none.
+    #[must_use]
+    pub fn list(faults: &[Self]) -> String {
+        faults.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+
     /// Whether requests fail while it lasts.
     #[must_use]
     pub fn interrupts_service(&self) -> bool {
         matches!(self.act, Act::AgentKill9 | Act::AgentPowerCut | Act::AgentRestart)
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at {}", self.act.as_str(), self.at.as_str())
     }
 }
 
@@ -56,6 +68,22 @@ pub enum Point {
 }
 
 impl Point {
+    /// Its name in a scenario.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Breach => "breach",
+            Self::Request => "request",
+            Self::Offer => "offer",
+            Self::Downloading => "downloading",
+            Self::Verifying => "verifying",
+            Self::Loading => "loading",
+            Self::SelfTest => "self_test",
+            Self::Shadow => "shadow",
+            Self::Probation => "probation",
+        }
+    }
+
     /// Whether this message marks the point. Installs of the first model do not count: they replace
     /// nothing.
     #[must_use]
@@ -102,6 +130,18 @@ pub enum Act {
 }
 
 impl Act {
+    /// Its name in a scenario.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AgentKill9 => "agent_kill9",
+            Self::AgentPowerCut => "agent_power_cut",
+            Self::AgentRestart => "agent_restart",
+            Self::ServiceKill9 => "service_kill9",
+            Self::BrokerRestart => "broker_restart",
+        }
+    }
+
     /// Does it, and returns when the part runs again.
     ///
     /// # Errors
@@ -141,9 +181,20 @@ mod tests {
             from_digest: replaces.then(|| "sha256:a".to_owned()),
             elapsed_ms: 0,
             comparison: None,
+            blocked: false,
         });
         let (topic, device) = (String::new(), String::new());
         Record { at_ms: 0, topic, device, retained: false, message }
+    }
+
+    #[test]
+    fn a_fault_is_named_as_in_its_scenario() {
+        let text = "at = 'self_test'\ndo = 'agent_power_cut'";
+        let fault: Fault = toml::from_str(text).unwrap();
+        assert_eq!(
+            Fault::list(&[fault.clone(), fault]),
+            "agent_power_cut at self_test, agent_power_cut at self_test"
+        );
     }
 
     #[test]

@@ -11,7 +11,7 @@ use wire::{BudgetBreach, Histogram, InferWindow, InstallEvent, Offer, Quality};
 use super::{AFTER, BEFORE, WAITING, ms, secs};
 use crate::client::ClientStats;
 use crate::live::Stack;
-use crate::profiles::DataType;
+use crate::profiles;
 use crate::watcher::{Message, Watcher};
 
 /// One model in one period, as the device saw it.
@@ -86,8 +86,11 @@ pub struct Summary {
     pub board: String,
     /// How many times slower than the host's core it computes fp32; modelled.
     pub slowdown: f64,
-    /// The worst error of that factor on a net that was not in the fit, a share.
-    pub slowdown_error: f64,
+    /// How fast the host's core is taken to be, relative to the reference core; not measured, so that
+    /// there is no bound on the error of `slowdown`.
+    pub host_speed: f64,
+    /// The reference core.
+    pub reference: String,
     /// The engine.
     pub runtime: wire::Runtime,
     /// The budget.
@@ -151,12 +154,12 @@ impl Summary {
             let file = facts.stack.bundle_dir(digest).join("model.onnx");
             fs::metadata(file).ok().map(|file| file.len())
         };
-        let fit = o.board.fit(o.threads, DataType::Fp32);
         Self {
             ok: true,
             board: o.board.title.clone(),
             slowdown: facts.stack.slowdown().fp32,
-            slowdown_error: fit.map_or(f64::NAN, |fit| fit.held_out_worst),
+            host_speed: o.host_speed,
+            reference: profiles::reference_title().to_owned(),
             runtime: o.runtime,
             budget_p95_us: facts.budget_us,
             before: Measured { model_bytes: model_bytes(facts.original), ..facts.before },
@@ -187,10 +190,11 @@ impl Summary {
         };
         let time = |us: Option<u64>| us.map_or("-".to_owned(), ms);
         let emulated = format!(
-            "modelled: {} = host x {:.1}, off by up to {:.0} %",
+            "modelled: {} = host x {:.1}; this host is taken to be {} {}",
             self.board,
             self.slowdown,
-            self.slowdown_error * 100.0
+            relative(self.host_speed),
+            self.reference
         );
         row("", "before", "after", "");
         row("p50 latency", &time(self.before.p50_us), &time(self.after.p50_us), &emulated);
@@ -219,6 +223,15 @@ impl Summary {
         let report = self.report.as_ref().map_or("none".to_owned(), |p| p.display().to_string());
         let _ = write!(text, "  report: {report}\n  logs:   {}", self.run_dir.display());
         text
+    }
+}
+
+/// A speed relative to another's, which follows.
+fn relative(speed: f64) -> String {
+    if (speed - 1.0).abs() < 1e-9 {
+        "as fast as".to_owned()
+    } else {
+        format!("{speed} times as fast as")
     }
 }
 
@@ -262,7 +275,8 @@ mod tests {
             ok: true,
             board: "Raspberry Pi 4 Model B".to_owned(),
             slowdown: 14.1,
-            slowdown_error: 0.15,
+            host_speed: 1.0,
+            reference: "a Ryzen".to_owned(),
             runtime: wire::Runtime::Tract,
             budget_p95_us: 170_000,
             before: measured(240_000),
@@ -290,7 +304,11 @@ mod tests {
         let line = |name: &str| {
             table.lines().find(|line| line.contains(name)).unwrap_or_default().to_owned()
         };
-        assert!(line("p50 latency").contains("modelled: Raspberry Pi 4 Model B = host x 14.1"));
+        assert!(line("p50 latency").contains(
+            "modelled: Raspberry Pi 4 Model B = host x 14.1; this host is taken to be as fast as a Ryzen"
+        ));
+        let faster = Summary { host_speed: 1.5, ..summary() }.table();
+        assert!(faster.contains("taken to be 1.5 times as fast as a Ryzen"), "{faster}");
         assert!(line("energy").contains("120 mJ") && line("energy").ends_with("modelled"));
         assert!(line("worker memory").ends_with("measured"));
         assert!(line("agreement in shadow").contains(" - "));

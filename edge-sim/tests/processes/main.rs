@@ -4,6 +4,7 @@
 mod brokers;
 mod command_line;
 mod demo;
+mod orphans;
 mod puppet;
 mod stack;
 mod support;

@@ -316,6 +316,7 @@ impl Device {
             reason: reason.map(str::to_owned),
             from_digest: (digest == B).then(|| A.to_owned()),
             elapsed_ms: 1234,
+            blocked: false,
             comparison: Some(Comparison {
                 shadow_requests: 20,
                 agreement: 0.95,

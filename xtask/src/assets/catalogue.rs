@@ -100,20 +100,125 @@ pub(super) const MODEL_WHEELS: &[Wheel] = &[
     },
 ];
 
-/// What the tests' Python environment holds, dependencies included.
-pub(super) const PYTHON_PACKAGES: &[&str] = &[
-    "flatbuffers==25.12.19",
-    "ml_dtypes==0.6.0",
-    "numpy==2.4.6",
-    "onnx==1.23.2",
-    "onnxruntime==1.26.0",
-    "packaging==26.3",
-    "protobuf==7.36.2",
-    "typing_extensions==4.16.0",
+/// A package of the tests' Python environment, and the wheels of it that are accepted.
+pub(super) struct Pinned {
+    pub(super) requirement: &'static str,
+    pub(super) sha256: &'static [&'static str],
+}
+
+/// The versions of CPython 3 (first and last minor version) that [`PYTHON_PACKAGES`] has wheels for.
+pub(super) const PYTHON_MINORS: (u32, u32) = (11, 14);
+
+/// What the tests' Python environment holds, dependencies included: the wheels for Linux on x86-64 and
+/// aarch64 and for each of [`PYTHON_MINORS`].
+pub(super) const PYTHON_PACKAGES: &[Pinned] = &[
+    Pinned {
+        requirement: "flatbuffers==25.12.19",
+        sha256: &["7634f50c427838bb021c2d66a3d1168e9d199b0607e6329399f04846d42e20b4"],
+    },
+    Pinned {
+        requirement: "ml_dtypes==0.6.0",
+        sha256: &[
+            "6c8e39b53e90afda8ce52859c93de4dba3e02b76d85dcf091cc469f9184c6dae",
+            "3b4a480aa8fd54a1805b8ac10f3f91763926a74f73c0c364c10f9231854f4170",
+            "26b1f1fa4f0435a2946859823f6e2bf06796f1e9f10f5a05b08a5e3c8f46ff69",
+            "8f490c003369ce60e514a0c3b12374f05274c101fee1bead6740ec8a564032b0",
+            "7728c0420ec1c338564fc8b01015ff2d58567e70f17fedce5a0a7c0308c0d5b9",
+            "37da32aa97749251025666d62372775019594577b9c9e9cfda83bed48d778fdb",
+            "28d676428b104bb9717b0928bc5c5129f2d6b51b6727587cc4289e7bf8713cb5",
+            "317be9967fb84b0ce4e80e6b1bf71213d21971621cf6f1e501a63602a95297bf",
+        ],
+    },
+    Pinned {
+        requirement: "numpy==2.4.6",
+        sha256: &[
+            "89cd468399cfd2504718f0ba50e410dca55a170b61a02ad92bb18c8a65186e93",
+            "90f9849678c75fe7afa2d348ac842c168b0a4d3d61919687216dfc547976d853",
+            "a7830bab239b79cda9c08c2da014761cafb48da6150e1da17ac06283f43b6089",
+            "a2c306dea656c12c68f51f4cea133cbe78ca7435eb28c735eac1d3ebe73be6e8",
+            "0ab0a9c4ffb1a6d95ef519fe4247dba8eb6b18ad93999f76b7f657039acabd47",
+            "5f9fb9157b4ce2971008323afe46053787b526ef624fea915b261468a8421a0f",
+            "72fbe16c6fac95aedf5937fa873445cec2110be35d8a4e9433d7501fd98dae6b",
+            "40fdc1ae7125e518ea98e53e69a4ebc27e1fd50510c47b7ea130cf21e5e1d42b",
+        ],
+    },
+    Pinned {
+        requirement: "onnx==1.23.2",
+        sha256: &[
+            "c03ecf6b835d136108eeaeeafbd0026fc7b3cf98661409fbc6b63d5a29361348",
+            "7abf381d278f31ac62487fddedc9dd42da842dce94d5d43536836ee3efdf4a2b",
+            "83b3fc8321303c9da62824730457ba2f7ae0970f0e2f7fc0117912df7f8a4826",
+            "a203efdbaabbbe8f25e854e2b2921382d6fcf4c67895656f939044b0632974e8",
+        ],
+    },
+    Pinned {
+        requirement: "onnxruntime==1.26.0",
+        sha256: &[
+            "11a8df4dcfe9ad5ff0bd71a7571dbed019fabc7594676c89fe8b86ea029c246f",
+            "9b6dd70599005bd1bf29779f04a91978b92b5e719c11a20068a8f8e535f725b6",
+            "c07af6fc6d5557835f2b6ee7a96d8b3235d0c57a8e230efdedaee106a8a3cbc6",
+            "01498e80ba8988428d08c2d51b1338f89e3de2a93e6ffe555f79c68f26a5c06b",
+            "35c7c7b0ac2e02001d28fab6c9fc24e9abc5e6faa35e6e19c63cecf1406ba89f",
+            "91f2bb870a4b9224eba0a6728c1fa7a9e552b8e59e1083c51fbbc3d013f2b5c0",
+            "bdbed8cf3b672b66acb032f33a253bc27f42bce6ece48ae3fab4fa483a5e96e0",
+            "e90c00732c4553618103149d93f688e8c3063017938f8983e21a71d9f3b6d22e",
+        ],
+    },
+    Pinned {
+        requirement: "packaging==26.3",
+        sha256: &["d7193f7c8e4e93f444fde0262bf90af30e16fa0ad0ad44cb553c87339b23cd1c"],
+    },
+    Pinned {
+        requirement: "protobuf==7.36.2",
+        sha256: &[
+            "89f23aa53c24553a2416fd4fd1ec06f74fa42b14b546d8883128813f775bbfd2",
+            "e11e1f0180583a2af89db6a2ecd9e8dc40aa6d2988ca175bfd0e6d12ea72d74e",
+        ],
+    },
+    Pinned {
+        requirement: "typing_extensions==4.16.0",
+        sha256: &["481caa481374e813c1b176ada14e97f1f67a4539ce9cfeb3f350d78d6370c2e8"],
+    },
 ];
 
 /// The library of the `onnxruntime` wheel, below `site-packages`.
 pub(super) const ONNXRUNTIME_LIBRARY: &str = "onnxruntime/capi/libonnxruntime.so.1.26.0";
 
+/// The models of the `onnx` wheel, below `site-packages`: real topologies, generated weights.
+pub(super) const LIGHT_MODELS: &str = "onnx/backend/test/data/light";
+/// How many those are.
+pub(super) const LIGHT_MODEL_COUNT: usize = 9;
+
+/// A program and the Debian package that holds it.
+pub(super) struct Program {
+    pub(super) name: &'static str,
+    pub(super) package: &'static str,
+}
+
+/// A real MQTT 5 broker.
+pub(super) const MOSQUITTO: Program = Program { name: "mosquitto", package: "mosquitto" };
+/// Checks unit files without a running systemd.
+pub(super) const SYSTEMD_ANALYZE: Program = Program { name: "systemd-analyze", package: "systemd" };
+/// What Debian's Python lacks for making virtual environments.
+pub(super) const PYTHON_VENV_PACKAGE: &str = "python3-venv";
+
+/// A Debian package whose only use here is the data it carries.
+pub(super) struct DebianData {
+    pub(super) package: &'static str,
+    /// The version whose files were counted; apt checks the package's hash by its signed index.
+    pub(super) version: &'static str,
+    /// Folder inside the package, and name in the assets folder.
+    pub(super) from: &'static str,
+    pub(super) to: &'static str,
+    /// Folder below that, and how many models it holds.
+    pub(super) models: &'static [(&'static str, usize)],
+}
+
 /// The official ONNX node tests and converter tests.
-pub(super) const NODE_TESTS_PACKAGE: &str = "libonnx-testdata";
+pub(super) const NODE_TESTS: DebianData = DebianData {
+    package: "libonnx-testdata",
+    version: "1.12",
+    from: "usr/share/libonnx-testdata/data",
+    to: "onnx-testdata",
+    models: &[("node", 932), ("pytorch-converted", 82), ("pytorch-operator", 35), ("simple", 23)],
+};

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use super::{npz, write_atomically};
+use super::{hex, npz, write_atomically};
 
 /// Columns of the model's input: 1024 of the beginning and 1024 of the end.
 const FEATURES: usize = 2048;
@@ -32,41 +32,90 @@ const CALIBRATION_FILES: usize = 1536;
 const HELDOUT_FILES: usize = 512;
 /// Fewer held-out files than this could not tell a good model from a bad one.
 const HELDOUT_MINIMUM: usize = 128;
+/// Fewer calibration files than this leave file types, and so whole channels, unseen.
+const CALIBRATION_MINIMUM: usize = 512;
 /// How many files the walk looks at before it stops.
 const WALK_LIMIT: usize = 400_000;
 
-/// Writes `calib.npz` and `heldout.npz` unless both are there.
+/// To be raised with every change of what is collected or how it becomes features: files of another
+/// recipe are collected anew.
+const RECIPE: u32 = 2;
+const CALIBRATION: &str = "calib.npz";
+const HELDOUT: &str = "heldout.npz";
+/// Names the recipe and the hashes of both files; written last.
+const STAMP: &str = "corpus-recipe";
+
+/// Writes `calib.npz` and `heldout.npz` unless both are there, whole and of this recipe.
 pub(super) fn collect(folder: &Path) -> Result<()> {
-    let (calibration, heldout) = (folder.join("calib.npz"), folder.join("heldout.npz"));
-    if calibration.exists() && heldout.exists() {
+    if is_current(folder) {
         return Ok(());
     }
+    super::crates::fetch_sources()?;
     eprintln!("collecting files of this machine as real input");
     let (mut for_calibration, mut for_heldout) = balanced(files_by_type());
     shuffle(&mut for_calibration);
     shuffle(&mut for_heldout);
     for_calibration.truncate(CALIBRATION_FILES);
     for_heldout.truncate(HELDOUT_FILES);
-    if for_heldout.len() < HELDOUT_MINIMUM {
-        bail!(
-            "only {} held-out files of known types were found (at least {HELDOUT_MINIMUM} are needed): \
-             the sources of cargo's registry and /usr/share are where they come from",
-            for_heldout.len()
-        );
-    }
     let mut seen = HashSet::new();
-    write(&heldout, &for_heldout, &mut seen)?;
-    write(&calibration, &for_calibration, &mut seen)
+    let heldout = rows(&for_heldout, &mut seen);
+    let calibration = rows(&for_calibration, &mut seen);
+    save(folder, &calibration, &heldout)
 }
 
-fn write(to: &Path, files: &[PathBuf], seen: &mut HashSet<Vec<u8>>) -> Result<()> {
-    let rows: Vec<_> = files
+fn is_current(folder: &Path) -> bool {
+    let wanted = || -> Result<String> {
+        Ok(stamp(&fs::read(folder.join(CALIBRATION))?, &fs::read(folder.join(HELDOUT))?))
+    };
+    let Ok(found) = fs::read_to_string(folder.join(STAMP)) else { return false };
+    wanted().is_ok_and(|wanted| wanted == found)
+}
+
+fn stamp(calibration: &[u8], heldout: &[u8]) -> String {
+    let sha256 = |bytes: &[u8]| hex(&Sha256::digest(bytes));
+    format!(
+        "recipe {RECIPE}\n{CALIBRATION} {}\n{HELDOUT} {}\n",
+        sha256(calibration),
+        sha256(heldout)
+    )
+}
+
+/// Writes both files, or neither where one would be too thin.
+fn save(folder: &Path, calibration: &[Vec<i32>], heldout: &[Vec<i32>]) -> Result<()> {
+    enough("held-out", heldout.len(), HELDOUT_MINIMUM)?;
+    enough("calibration", calibration.len(), CALIBRATION_MINIMUM)?;
+    let archive = |rows: &[Vec<i32>]| npz::int32("bytes", rows, FEATURES);
+    let (calibration_npz, heldout_npz) = (archive(calibration)?, archive(heldout)?);
+    // Never a stamp beside files that it does not describe.
+    fs::remove_file(folder.join(STAMP)).ok();
+    write_atomically(&folder.join(CALIBRATION), &calibration_npz)?;
+    write_atomically(&folder.join(HELDOUT), &heldout_npz)?;
+    write_atomically(&folder.join(STAMP), stamp(&calibration_npz, &heldout_npz).as_bytes())?;
+    eprintln!(
+        "  {} files -> {CALIBRATION}, {} files -> {HELDOUT}",
+        calibration.len(),
+        heldout.len()
+    );
+    Ok(())
+}
+
+fn enough(what: &str, found: usize, minimum: usize) -> Result<()> {
+    if found < minimum {
+        bail!(
+            "only {found} {what} files of known types were found (at least {minimum} are needed): \
+             the sources of cargo's registry, /usr/share, /usr/lib/python3 and /etc are where they come from"
+        );
+    }
+    Ok(())
+}
+
+/// The features of the files that can be read, none twice.
+fn rows(files: &[PathBuf], seen: &mut HashSet<Vec<u8>>) -> Vec<Vec<i32>> {
+    files
         .iter()
         .filter_map(|file| features(file).ok())
         .filter(|row| seen.insert(fingerprint(row)))
-        .collect();
-    eprintln!("  {} files -> {}", rows.len(), to.file_name().unwrap_or_default().to_string_lossy());
-    write_atomically(to, &npz::int32("bytes", &rows, FEATURES)?)
+        .collect()
 }
 
 fn fingerprint(row: &[i32]) -> Vec<u8> {
@@ -115,7 +164,7 @@ fn files_by_type() -> BTreeMap<String, Vec<(String, PathBuf)>> {
 fn roots() -> Vec<PathBuf> {
     let cargo_home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)
-        .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
+        .or_else(|| env::home_dir().map(|home| home.join(".cargo")));
     let registry = cargo_home.map(|home| home.join("registry/src"));
     // One folder per registry, whose name says nothing about the files.
     let registries = registry.and_then(|dir| fs::read_dir(dir).ok()).into_iter().flatten();
@@ -231,5 +280,57 @@ mod tests {
         let folder = |path: &PathBuf| path.parent().unwrap().to_path_buf();
         let left: HashSet<_> = calibration.iter().map(folder).collect();
         assert!(heldout.iter().all(|path| !left.contains(&folder(path))));
+    }
+    fn scratch(name: &str) -> PathBuf {
+        let folder = env::temp_dir().join(format!("espalier-{name}-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    fn made_up(count: usize) -> Vec<Vec<i32>> {
+        (0..count).map(|i| vec![i32::try_from(i).unwrap(); FEATURES]).collect()
+    }
+
+    #[test]
+    fn too_few_rows_on_either_side_write_nothing() {
+        let folder = scratch("thin-corpus");
+        let (calibration, heldout) = (made_up(CALIBRATION_MINIMUM), made_up(HELDOUT_MINIMUM));
+        let thin = save(&folder, &calibration[1..], &heldout).unwrap_err().to_string();
+        assert!(thin.contains("511 calibration") && thin.contains("512"), "{thin}");
+        let thin = save(&folder, &calibration, &heldout[1..]).unwrap_err().to_string();
+        assert!(thin.contains("127 held-out"), "{thin}");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_corpus_is_kept_while_it_is_whole_and_of_this_recipe() {
+        let folder = scratch("kept-corpus");
+        assert!(!is_current(&folder));
+        save(&folder, &made_up(CALIBRATION_MINIMUM), &made_up(HELDOUT_MINIMUM)).unwrap();
+        assert!(is_current(&folder));
+
+        let stamp = fs::read_to_string(folder.join(STAMP)).unwrap();
+        let other = stamp.replace(&format!("recipe {RECIPE}"), "recipe 1");
+        fs::write(folder.join(STAMP), other).unwrap();
+        assert!(!is_current(&folder), "another recipe");
+        fs::write(folder.join(STAMP), stamp).unwrap();
+        assert!(is_current(&folder));
+
+        fs::write(folder.join(HELDOUT), b"cut short").unwrap();
+        assert!(!is_current(&folder), "another file");
+        fs::remove_file(folder.join(STAMP)).unwrap();
+        assert!(!is_current(&folder), "a corpus from before there were stamps");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn what_is_there_twice_or_cannot_be_read_is_no_row() {
+        let folder = scratch("rows");
+        let [one, two, gone] = ["one", "two", "gone"].map(|name| folder.join(name));
+        fs::write(&one, "the same").unwrap();
+        fs::write(&two, "the same").unwrap();
+        assert_eq!(rows(&[one, two, gone], &mut HashSet::new()).len(), 1);
+        fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -7,7 +7,7 @@ use cargo_metadata::{CargoOpt, MetadataCommand};
 
 use super::catalogue::CrateFile;
 use super::{is_placed, place};
-use crate::paths;
+use crate::{build, paths, process};
 
 /// Fetches the crate (pinned with its checksum in the lock file beside the manifest) and places the file.
 pub(super) fn fetch(file: &CrateFile, folder: &Path) -> Result<()> {
@@ -17,6 +17,20 @@ pub(super) fn fetch(file: &CrateFile, folder: &Path) -> Result<()> {
     }
     let source = source_of(file)?;
     place(&source.join(file.path), &to, file.sha256)
+}
+
+/// Unpacks the sources of every crate that this workspace builds on this machine into cargo's registry
+/// folder; nothing is built.
+pub(super) fn fetch_sources() -> Result<()> {
+    let version = process::output(build::cargo()?.arg("-vV"))?;
+    let host = host(&version).context("`cargo -vV` names no host")?;
+    process::output(build::cargo()?.args(["fetch", "--locked", "--target", host]))
+        .map(drop)
+        .context("cargo could not fetch this workspace's crates (is the crate registry reachable?)")
+}
+
+fn host(version: &str) -> Option<&str> {
+    version.lines().find_map(|line| line.strip_prefix("host: "))
 }
 
 fn source_of(file: &CrateFile) -> Result<std::path::PathBuf> {
@@ -43,4 +57,14 @@ fn source_of(file: &CrateFile) -> Result<std::path::PathBuf> {
     };
     let manifest = package.manifest_path.as_std_path();
     Ok(manifest.parent().unwrap_or(manifest).to_path_buf())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_host_is_read_from_cargo_s_version() {
+        let text = "cargo 1.95.0\nrelease: 1.95.0\nhost: aarch64-unknown-linux-gnu\nos: Debian\n";
+        assert_eq!(super::host(text), Some("aarch64-unknown-linux-gnu"));
+        assert_eq!(super::host("cargo 1.95.0"), None);
+    }
 }

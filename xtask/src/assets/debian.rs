@@ -6,74 +6,110 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::catalogue::NODE_TESTS_PACKAGE;
+use super::catalogue::{self, DebianData, Program};
 use crate::{paths, process};
 
 /// A real MQTT 5 broker.
 pub(super) fn mosquitto() -> Result<PathBuf> {
-    program("mosquitto", "mosquitto")
+    program(&catalogue::MOSQUITTO)
 }
 
 /// Checks unit files without a running systemd.
 pub(super) fn systemd_analyze() -> Result<PathBuf> {
-    program("systemd-analyze", "systemd")
+    program(&catalogue::SYSTEMD_ANALYZE)
 }
 
-/// Unpacks the official ONNX node tests into `onnx-testdata/`.
-pub(super) fn node_tests(folder: &Path) -> Result<()> {
-    let to = folder.join("onnx-testdata");
-    if to.join("node/test_relu/model.onnx").exists() {
+/// Unpacks the package's data into the assets folder, unless all of it is there.
+pub(super) fn data(wanted: &DebianData, folder: &Path) -> Result<()> {
+    let to = folder.join(wanted.to);
+    if count(wanted, &to).is_ok() {
         return Ok(());
     }
-    eprintln!("fetching {NODE_TESTS_PACKAGE}");
+    let package = wanted.package;
+    eprintln!("fetching {package}");
     let downloads = paths::target()?.join("debs");
+    fs::remove_dir_all(&downloads).ok();
     fs::create_dir_all(&downloads)
         .with_context(|| format!("cannot create {}", downloads.display()))?;
-    download(&downloads)?;
-    let package = fs::read_dir(&downloads)?
+    download(package, &downloads)?;
+    let file = fs::read_dir(&downloads)?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
-        .find(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with(NODE_TESTS_PACKAGE) && name.ends_with(".deb")
-        })
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
         .with_context(|| format!("apt left no package in {}", downloads.display()))?;
     let unpacked = downloads.join("unpacked");
-    process::output(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&unpacked))?;
-    let data = unpacked.join("usr/share").join(NODE_TESTS_PACKAGE).join("data");
-    fs::remove_dir_all(&to).ok();
-    fs::rename(&data, &to).with_context(|| format!("{NODE_TESTS_PACKAGE} holds no data folder"))?;
+    process::output(Command::new("dpkg-deb").arg("-x").arg(&file).arg(&unpacked))?;
+    let from = unpacked.join(wanted.from);
+    count(wanted, &from)?;
+    if to.exists() {
+        fs::remove_dir_all(&to).with_context(|| format!("cannot remove {}", to.display()))?;
+    }
+    fs::rename(&from, &to).with_context(|| format!("cannot write {}", to.display()))?;
     fs::remove_dir_all(&downloads).ok();
     Ok(())
 }
 
-fn download(folder: &Path) -> Result<()> {
-    let get = |folder: &Path| {
+/// Checks that every folder of the package's data holds as many models as the catalogue says.
+fn count(wanted: &DebianData, data: &Path) -> Result<()> {
+    for (folder, models) in wanted.models {
+        let found = models_below(&data.join(folder))
+            .with_context(|| format!("{} holds no {folder}", wanted.package))?;
+        if found != *models {
+            bail!(
+                "{} has {found} models in {folder}, wanted the {models} of version {}: it is damaged, \
+                 or this is another release of Debian (the catalogue says what the tests expect)",
+                wanted.package,
+                wanted.version
+            );
+        }
+    }
+    Ok(())
+}
+
+fn models_below(folder: &Path) -> std::io::Result<usize> {
+    let mut found = 0;
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found += models_below(&path)?;
+        } else if path.extension().is_some_and(|extension| extension == "onnx") {
+            found += 1;
+        }
+    }
+    Ok(found)
+}
+
+fn download(package: &str, folder: &Path) -> Result<()> {
+    let get = || {
         // apt checks the package against the archive's signed index.
-        process::output(
-            Command::new("apt-get").args(["download", NODE_TESTS_PACKAGE]).current_dir(folder),
-        )
+        process::output(Command::new("apt-get").args(["download", package]).current_dir(folder))
     };
-    if get(folder).is_ok() {
+    if get().is_ok() {
         return Ok(());
     }
     apt(&["update"])?;
-    get(folder).map(drop).with_context(|| format!("apt could not fetch {NODE_TESTS_PACKAGE}"))
+    get().map(drop).with_context(|| format!("apt could not fetch {package}"))
 }
 
-fn program(name: &str, package: &str) -> Result<PathBuf> {
-    if let Some(found) = process::find(name) {
+fn program(wanted: &Program) -> Result<PathBuf> {
+    if let Some(found) = process::find(wanted.name) {
         return Ok(found);
     }
+    install(wanted.package)?;
+    process::find(wanted.name).with_context(|| {
+        format!("Debian's {} is installed but holds no {}", wanted.package, wanted.name)
+    })
+}
+
+/// Installs a package, with fresh package lists where the ones at hand are too old.
+pub(super) fn install(package: &str) -> Result<()> {
     eprintln!("installing {package}");
-    if apt(&["install", "-y", "--no-install-recommends", package]).is_err() {
+    let arguments = ["install", "-y", "--no-install-recommends", package];
+    if apt(&arguments).is_err() {
         apt(&["update"])?;
-        apt(&["install", "-y", "--no-install-recommends", package])?;
+        apt(&arguments)?;
     }
-    match process::find(name) {
-        Some(found) => Ok(found),
-        None => bail!("Debian's {package} is installed but holds no {name}"),
-    }
+    Ok(())
 }
 
 /// Runs apt-get as root, through sudo where we are not root.
@@ -90,4 +126,36 @@ fn apt(args: &[&str]) -> Result<String> {
     process::output(&mut command).with_context(|| {
         format!("cannot run apt-get {} (run as root, or install by hand)", args.join(" "))
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const WANTED: DebianData = DebianData {
+        package: "libdata",
+        version: "1",
+        from: "usr/share/data",
+        to: "data",
+        models: &[("node", 2), ("simple", 1)],
+    };
+
+    #[test]
+    fn data_of_which_one_model_is_missing_is_not_whole() {
+        let data = std::env::temp_dir().join(format!("espalier-data-{}", std::process::id()));
+        let models = ["node/a/model.onnx", "node/b/model.onnx", "simple/c/model.onnx"];
+        for model in models.map(|model| data.join(model)) {
+            fs::create_dir_all(model.parent().unwrap()).unwrap();
+            fs::write(model, "").unwrap();
+        }
+        count(&WANTED, &data).unwrap();
+        fs::remove_file(data.join("node/b/model.onnx")).unwrap();
+        let error = count(&WANTED, &data).unwrap_err().to_string();
+        assert!(error.contains("1 models in node, wanted the 2"), "{error}");
+        fs::remove_dir_all(data.join("simple")).unwrap();
+        fs::write(data.join("node/b/model.onnx"), "").unwrap();
+        assert!(format!("{:#}", count(&WANTED, &data).unwrap_err()).contains("no simple"));
+        fs::remove_dir_all(&data).unwrap();
+    }
 }

@@ -8,8 +8,11 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use super::catalogue::{MODEL_WHEELS, ONNXRUNTIME_LIBRARY, PYTHON_PACKAGES, Wheel};
-use super::{hex, is_placed, write_atomically};
+use super::catalogue::{
+    LIGHT_MODEL_COUNT, LIGHT_MODELS, MODEL_WHEELS, ONNXRUNTIME_LIBRARY, PYTHON_MINORS,
+    PYTHON_PACKAGES, PYTHON_VENV_PACKAGE, Pinned, Wheel,
+};
+use super::{debian, hex, is_placed, write_atomically};
 use crate::{paths, process};
 
 /// Makes the virtual environment if its stamp does not name exactly the pinned packages; returns its Python.
@@ -17,24 +20,71 @@ pub(super) fn environment() -> Result<PathBuf> {
     let folder = paths::python_env()?;
     let python = folder.join("bin/python");
     let stamp = folder.join("espalier-packages");
-    let wanted = PYTHON_PACKAGES.join("\n");
+    let wanted = requirements(PYTHON_PACKAGES);
     if python.exists() && fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
         return Ok(python);
     }
     eprintln!("installing the tests' Python packages");
-    let system = process::find("python3").context(
-        "python3 is not installed; the tests compare with Python's onnx and onnxruntime",
-    )?;
-    process::output(Command::new(system).args(["-m", "venv", "--clear"]).arg(&folder))
-        .context("cannot make a virtual environment (Debian: python3-venv)")?;
+    make_venv(&system_python()?, &folder)?;
+    let list = folder.join("requirements.txt");
+    write_atomically(&list, wanted.as_bytes())?;
     process::output(
         Command::new(&python)
-            .args(["-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"])
-            .args(PYTHON_PACKAGES),
+            .args(["-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"])
+            .args(["--only-binary", ":all:", "--requirement"])
+            .arg(&list),
     )
     .context("pip could not install the pinned packages (is the package index reachable?)")?;
     write_atomically(&stamp, wanted.as_bytes())?;
     Ok(python)
+}
+
+/// The packages in pip's format for requirements, each with the hashes of its accepted wheels.
+fn requirements(packages: &[Pinned]) -> String {
+    let line = |package: &Pinned| {
+        let hashes = package.sha256.iter().map(|sha256| format!(" --hash=sha256:{sha256}"));
+        format!("{}{}\n", package.requirement, hashes.collect::<String>())
+    };
+    packages.iter().map(line).collect()
+}
+
+/// This machine's Python, of a version that the pinned packages have wheels for.
+pub(super) fn system_python() -> Result<PathBuf> {
+    let (first, last) = PYTHON_MINORS;
+    let python = process::find("python3").with_context(|| {
+        format!("python3 is not installed; CPython 3.{first} to 3.{last} is needed")
+    })?;
+    let ask = "import sys; print(sys.implementation.name, *sys.version_info[:2])";
+    let version = process::output(Command::new(&python).args(["-c", ask]))?;
+    if !is_supported(&version) {
+        bail!(
+            "{} is {}; CPython 3.{first} to 3.{last} is needed, for which the pinned packages have wheels",
+            python.display(),
+            version.trim()
+        );
+    }
+    Ok(python)
+}
+
+/// Whether `implementation major minor` is a version with wheels.
+fn is_supported(version: &str) -> bool {
+    let (first, last) = PYTHON_MINORS;
+    let parts: Vec<_> = version.split_whitespace().collect();
+    matches!(parts[..], ["cpython", "3", minor]
+        if minor.parse().is_ok_and(|minor| (first..=last).contains(&minor)))
+}
+
+/// Debian's Python makes no virtual environments until a further package is installed.
+fn make_venv(system: &Path, folder: &Path) -> Result<()> {
+    let make = || process::output(Command::new(system).args(["-m", "venv", "--clear"]).arg(folder));
+    let Err(first) = make() else { return Ok(()) };
+    debian::install(PYTHON_VENV_PACKAGE).and_then(|()| make()).map(drop).with_context(|| {
+        format!(
+            "cannot make a virtual environment: {first:#}\n\
+             installing Debian's {PYTHON_VENV_PACKAGE} did not help; `{} -m venv FOLDER` has to work",
+            system.display()
+        )
+    })
 }
 
 /// The ONNX Runtime library inside the environment.
@@ -64,7 +114,7 @@ pub(super) fn models(folder: &Path) -> Result<()> {
 
 /// Copies the `light_*` models (real topologies, generated weights) of the `onnx` package.
 pub(super) fn light_models(folder: &Path) -> Result<()> {
-    let from = site_packages()?.join("onnx/backend/test/data/light");
+    let from = site_packages()?.join(LIGHT_MODELS);
     let to = folder.join("light");
     fs::create_dir_all(&to).with_context(|| format!("cannot create {}", to.display()))?;
     let mut count = 0;
@@ -77,8 +127,8 @@ pub(super) fn light_models(folder: &Path) -> Result<()> {
             count += 1;
         }
     }
-    if count == 0 {
-        bail!("no light_*.onnx under {}", from.display());
+    if count != LIGHT_MODEL_COUNT {
+        bail!("{} holds {count} models, wanted {LIGHT_MODEL_COUNT}", from.display());
     }
     Ok(())
 }
@@ -134,4 +184,32 @@ fn site_packages() -> Result<PathBuf> {
             .args(["-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]),
     )?;
     Ok(PathBuf::from(text.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_requirement_is_one_version_with_well_formed_hashes() {
+        for package in PYTHON_PACKAGES {
+            let name = package.requirement;
+            assert_eq!(name.split("==").count(), 2, "{name}");
+            assert!(!package.sha256.is_empty(), "{name}");
+            for hash in package.sha256 {
+                let is_hex = |c: char| c.is_ascii_hexdigit() && !c.is_ascii_uppercase();
+                assert!(hash.len() == 64 && hash.chars().all(is_hex), "{name}: {hash}");
+            }
+        }
+        let text = requirements(&[Pinned { requirement: "a==1", sha256: &["00", "ff"] }]);
+        assert_eq!(text, "a==1 --hash=sha256:00 --hash=sha256:ff\n");
+    }
+
+    #[test]
+    fn a_python_without_wheels_is_refused() {
+        assert!(is_supported("cpython 3 11\n") && is_supported("cpython 3 14"));
+        for other in ["cpython 3 10", "cpython 3 15", "pypy 3 11", "cpython 2 7", ""] {
+            assert!(!is_supported(other), "{other}");
+        }
+    }
 }

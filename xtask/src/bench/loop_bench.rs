@@ -194,7 +194,9 @@ fn table(rows: &[Row], sizes: &[(&str, u64)]) -> Result<String> {
     let engines: Vec<_> = rows.iter().map(|row| row.engine).collect();
     writeln!(
         text,
-        "\nStripped binaries (release profile, both engines compiled in: {}):\n",
+        "\nBinaries of the `release` profile, which tests and demo use (opt-level 2 in our crates, overflow checks, \
+         debug assertions, no link-time optimisation), stripped; not of the `dist` profile that is packaged. \
+         Engines compiled in: {}.\n",
         engines.join(", ")
     )?;
     writeln!(text, "| binary | size |\n|---|---|")?;

@@ -1,7 +1,7 @@
 //! Who may know whom: read from `cargo metadata`, not from conventions.
 
 use anyhow::{Context, Result};
-use cargo_metadata::{DependencyKind, MetadataCommand, Package};
+use cargo_metadata::{MetadataCommand, Package};
 
 use crate::paths;
 
@@ -40,23 +40,28 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("xtask", &[]),
 ];
 
-/// Crates of others that only some of ours may name, and why.
-const ONLY: &[(&str, &[&str], &str)] = &[
-    ("candle-core", &["espalier-exec"], "candle is the tensor type at exec's boundary"),
-    ("tract-onnx", &["espalier-runtime"], "engines stay behind the runtime's trait"),
-    ("ort", &["espalier-runtime"], "engines stay behind the runtime's trait"),
+/// Crates of others that only some of ours may name, and why. A pattern that ends in `*` is a prefix:
+/// the parts of an engine are as much the engine as the crate that joins them.
+const ONLY: &[(&[&str], &[&str], &str)] = &[
+    (&["candle", "candle-*"], &["espalier-exec"], "candle is the tensor type at exec's boundary"),
+    (&["tract", "tract-*"], &["espalier-runtime"], "engines stay behind the runtime's trait"),
+    (&["ort", "ort-*"], &["espalier-runtime"], "engines stay behind the runtime's trait"),
     (
-        "rumqttc",
+        &["rumqttc*"],
         &["espalier", "espalier-agent", "edge-sim", "e2e"],
         "files and graphs know no network",
     ),
-    ("rumqttd", &["edge-sim"], "the embedded broker is for demos"),
-    ("tokio", &["espalier", "espalier-agent", "edge-sim", "e2e"], "the libraries are not async"),
-    ("axum", &["espalier", "espalier-agent"], "only the two servers serve HTTP"),
-    ("hyper", &["espalier", "espalier-agent"], "only the two servers serve HTTP"),
-    ("rusqlite", &["espalier"], "only the compressor keeps jobs"),
+    (&["rumqttd*"], &["edge-sim"], "the embedded broker is for demos"),
     (
-        "anyhow",
+        &["tokio", "tokio-*"],
+        &["espalier", "espalier-agent", "edge-sim", "e2e"],
+        "the libraries are not async",
+    ),
+    (&["axum", "axum-*"], &["espalier", "espalier-agent"], "only the two servers serve HTTP"),
+    (&["hyper", "hyper-*"], &["espalier", "espalier-agent"], "only the two servers serve HTTP"),
+    (&["rusqlite"], &["espalier"], "only the compressor keeps jobs"),
+    (
+        &["anyhow"],
         &["espalier", "espalier-agent", "edge-sim", "e2e", "xtask"],
         "libraries have typed errors",
     ),
@@ -76,25 +81,26 @@ fn violations(package: &Package) -> Vec<String> {
     let Some((_, known)) = MAY_KNOW.iter().find(|(krate, _)| *krate == name) else {
         return vec![format!("{name} is not in the map of crates (xtask/src/tidy/boundaries.rs)")];
     };
-    let dependencies = package.dependencies.iter().map(|dependency| {
-        (dependency.name.as_str(), dependency.kind == DependencyKind::Development)
-    });
+    let dependencies = package.dependencies.iter().map(|dependency| dependency.name.as_str());
     judge(name, known, dependencies)
 }
 
-/// A crate's tests may know more of ours than the crate itself, but never the engines directly.
+/// Tests and build scripts know no more than the crate itself: what needs more of ours is a test of the
+/// parts together, and those are in `e2e`.
 fn judge<'a>(
     name: &str,
     known: &[&str],
-    dependencies: impl Iterator<Item = (&'a str, bool)>,
+    dependencies: impl Iterator<Item = &'a str>,
 ) -> Vec<String> {
     let is_ours = |krate: &str| MAY_KNOW.iter().any(|(ours, _)| *ours == krate);
     let mut found = Vec::new();
-    for (dependency, is_for_tests) in dependencies {
-        if is_ours(dependency) && !is_for_tests && !known.contains(&dependency) {
+    for dependency in dependencies {
+        if is_ours(dependency) && !known.contains(&dependency) {
             found.push(format!("{name} may not depend on {dependency}"));
         }
-        let only = ONLY.iter().find(|(krate, _, _)| *krate == dependency);
+        let only = ONLY
+            .iter()
+            .find(|(patterns, _, _)| patterns.iter().any(|pattern| matches(pattern, dependency)));
         if let Some((_, users, why)) = only
             && !users.contains(&name)
         {
@@ -104,29 +110,57 @@ fn judge<'a>(
     found
 }
 
+fn matches(pattern: &str, krate: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(prefix) => krate.starts_with(prefix),
+        None => krate == pattern,
+    }
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
-    use super::judge;
+    use super::*;
 
     #[test]
     fn the_agent_may_not_know_the_compressor_nor_an_engine() {
         let found = judge(
             "espalier-agent",
             &["espalier-wire"],
-            [("espalier", false), ("ort", false), ("espalier-wire", false), ("serde", false)]
-                .into_iter(),
+            ["espalier", "ort", "espalier-wire", "serde"].into_iter(),
         );
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[1].contains("engines stay behind"));
     }
 
     #[test]
-    fn a_test_may_know_another_crate_of_ours_but_no_engine() {
-        let found = judge(
-            "espalier-graph",
-            &[],
-            [("espalier-exec", true), ("candle-core", true)].into_iter(),
+    fn a_part_of_an_engine_or_of_a_client_is_as_much_of_it() {
+        let parts =
+            ["tract-core", "tract-onnx", "ort-sys", "candle-nn", "rumqttc-v5-next", "axum-core"];
+        assert_eq!(judge("espalier-graph", &[], parts.into_iter()).len(), parts.len());
+        let alike = ["ortho", "tractor", "candlelight", "hyperloglog", "tokiobar"];
+        assert_eq!(judge("espalier-graph", &[], alike.into_iter()), [""; 0]);
+        assert_eq!(judge("espalier-runtime", &[], ["tract-core", "ort-sys"].into_iter()), [""; 0]);
+    }
+
+    /// A package with one dependency of the kind, as cargo tells of it.
+    fn package(name: &str, dependency: &str, kind: &str) -> Package {
+        let text = format!(
+            r#"{{"name": "{name}", "version": "0.1.0", "id": "{name}", "source": null, "targets": [],
+                 "features": {{}}, "manifest_path": "/{name}/Cargo.toml", "dependencies": [{{
+                     "name": "{dependency}", "req": "*", "kind": {kind}, "optional": false,
+                     "uses_default_features": true, "features": [], "source": null}}]}}"#
         );
-        assert_eq!(found.len(), 1, "{found:?}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn a_crate_s_tests_and_build_script_know_no_more_than_the_crate() {
+        for kind in ["null", "\"dev\"", "\"build\""] {
+            let found = violations(&package("espalier-graph", "espalier-exec", kind));
+            assert_eq!(found, ["espalier-graph may not depend on espalier-exec"], "{kind}");
+            let found = violations(&package("espalier-exec", "espalier-graph", kind));
+            assert_eq!(found, [""; 0], "{kind}");
+        }
     }
 }

@@ -10,6 +10,7 @@ enum Op {
     Shadow(u64, f64),
     Tick(u64),
     Died(usize),
+    Restarted(usize, bool),
     Command(usize, u8, u64),
     Link(bool),
     Crash,
@@ -28,6 +29,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (0..20_u64, 0.5..1.0).prop_map(|(n, a)| Op::Shadow(n, a)),
         6 => (1..4_000_u64).prop_map(Op::Tick),
         1 => (0..2_usize).prop_map(Op::Died),
+        2 => (0..2_usize, any::<bool>()).prop_map(|(m, up)| Op::Restarted(m, up)),
         2 => (0..2_usize, 0..4_u8, any::<u64>()).prop_map(|(m, k, id)| Op::Command(m, k, id)),
         1 => any::<bool>().prop_map(Op::Link),
         1 => Just(Op::Crash),
@@ -40,6 +42,7 @@ fn class(chance: u8) -> Option<FailureClass> {
         0 => Some(FailureClass::Transient),
         1 => Some(FailureClass::Attempt),
         2 => Some(FailureClass::Bundle),
+        3 => Some(FailureClass::Damaged),
         _ => None,
     }
 }
@@ -82,6 +85,8 @@ fn play(world: &mut World, op: Op) {
         Op::Died(m) => {
             world.feed(Event::WorkerDied { model: MODELS[m].into(), reason: "signal 9".into() })
         }
+        Op::Restarted(m, true) => world.feed(Event::WorkerRestarted { model: MODELS[m].into() }),
+        Op::Restarted(m, false) => world.feed(restart_failed(MODELS[m])),
         Op::Command(m, kind, id) => world.feed(command(MODELS[m], kind, id)),
         Op::Link(true) => world.feed(Event::Connected),
         Op::Link(false) => world.feed(Event::Disconnected { reason: "refused".into() }),

@@ -3,6 +3,9 @@
 use super::*;
 use wire::{Cause, InstallOutcome, ModelPhase};
 
+mod evidence;
+mod trouble;
+
 /// Installs bundle `n` of model `m` as sequence `n`, up to its commit.
 pub(super) fn install(world: &mut World, n: u64) {
     world.feed(Event::Offer(offer("m", n, n)));
@@ -105,34 +108,6 @@ fn the_loop_closes_breach_request_offer_commit() {
 }
 
 #[test]
-fn a_throttled_device_tells_of_heat_and_asks_for_nothing() {
-    let mut world = World::new();
-    install(&mut world, 1);
-    world.now = Millis(100_000);
-    let hot = Shape { throttled: true, ..SLOW };
-    (0..5).for_each(|_| world.window("m", hot));
-    assert_eq!(breaches(&world), [(Cause::Thermal, false)]);
-    assert_eq!(requests(&world), 0);
-}
-
-#[test]
-fn an_unanswered_request_is_asked_again_only_after_its_timeout() {
-    let mut world = World::new();
-    install(&mut world, 1);
-    world.now = Millis(100_000);
-    for _ in 0..19 {
-        world.window("m", SLOW);
-        world.tick(1000);
-    }
-    assert_eq!(requests(&world), 1);
-    for _ in 0..10 {
-        world.tick(1000);
-        world.window("m", SLOW);
-    }
-    assert_eq!(requests(&world), 2);
-}
-
-#[test]
 fn a_model_that_fails_in_probation_is_taken_back_and_never_taken_again() {
     let mut world = World::new();
     install(&mut world, 1);
@@ -159,6 +134,20 @@ fn a_worker_that_keeps_dying_in_probation_is_taken_back() {
     assert_eq!(active(&world), digest(2));
     world.feed(died());
     assert_eq!(active(&world), digest(1));
+}
+
+#[test]
+fn a_candidate_that_fails_every_mirrored_request_is_never_switched_to() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    world.feed(Event::Offer(offer("m", 2, 2)));
+    (0..4).for_each(|_| world.answer(0, None));
+    assert_eq!(state(&world), Some(InstallState::Shadow));
+    world.shadow_facts(ShadowFacts { failures: 10, ..ShadowFacts::default() });
+    assert!(refusal(&world).contains("failed 10 of 10 live requests"), "{}", refusal(&world));
+    assert_eq!(active(&world), digest(1));
+    world.feed(Event::Offer(offer("m", 3, 2)));
+    assert_eq!(state(&world), None, "and its digest is blocked");
 }
 
 #[test]
@@ -217,6 +206,38 @@ fn each_unfit_offer_is_refused_once_with_its_reason() {
         assert_eq!(world.reports.len(), told, "told twice");
     }
     assert_eq!(state(&world), None);
+}
+
+#[test]
+fn models_that_were_only_ever_refused_do_not_take_the_places_of_others() {
+    let mut world = World::new();
+    for (n, model) in (1..).zip(["bad-1", "bad-2", "bad-3"]) {
+        world.feed(Event::Offer(offer(model, n, n)));
+        (0..2).for_each(|_| world.answer(0, None));
+        world.answer(0, Some(FailureClass::Bundle));
+        assert!(world.core.durable().models[model].blocked.contains(&digest(n)));
+    }
+    install(&mut world, 9);
+    world.feed(Event::Offer(offer("n", 10, 10)));
+    world.feed(Event::Offer(offer("o", 11, 11)));
+    assert!(refusal(&world).contains("install.max_models of 2"));
+    world.feed(Event::Offer(offer("bad-1", 12, 12)));
+    assert!(refusal(&world).contains("install.max_models of 2"), "known, but not installed");
+}
+
+#[test]
+fn what_is_remembered_of_models_that_are_not_there_is_bounded_and_the_oldest_goes_first() {
+    let mut world = World::new();
+    let name = |n: u64| format!("bad-{n}");
+    for n in 1..=70 {
+        world.feed(Event::Offer(offer(&name(n), n, n)));
+        (0..2).for_each(|_| world.answer(0, None));
+        world.answer(0, Some(FailureClass::Bundle));
+    }
+    let models = &world.core.durable().models;
+    assert_eq!(models.len(), 64);
+    assert!(!models.contains_key(&name(6)) && models.contains_key(&name(7)));
+    world.check();
 }
 
 #[test]
@@ -301,30 +322,6 @@ fn an_install_that_stops_the_agent_over_and_over_is_given_up() {
     }
     assert!(refusal(&world).contains("install.max_restarts"));
     assert_eq!(active(&world), digest(1));
-}
-
-#[test]
-fn an_active_bundle_that_no_longer_loads_gives_way_to_the_one_before() {
-    let mut world = World::new();
-    install(&mut world, 1);
-    install(&mut world, 2);
-    world.crash();
-    world.answer(0, Some(FailureClass::Bundle));
-    assert_eq!(active(&world), digest(1));
-    world.answer(0, None);
-    assert!(world.core.ready());
-}
-
-#[test]
-fn a_damaged_only_bundle_may_be_fetched_anew() {
-    let mut world = World::new();
-    install(&mut world, 1);
-    world.crash();
-    world.answer(0, Some(FailureClass::Bundle));
-    assert!(!world.core.ready());
-    world.feed(Event::Offer(offer("m", 1, 1)));
-    reach_probation(&mut world);
-    assert!(world.core.ready());
 }
 
 #[test]

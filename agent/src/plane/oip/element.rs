@@ -31,25 +31,27 @@ impl fmt::Display for Scalar {
     }
 }
 
-/// The elements of a JSON tensor, flat or nested by row as they came.
+/// What the elements of a JSON tensor look like, flat or nested by row as they came. The elements
+/// themselves are read in a second pass, once their type is known, straight into their bytes: kept
+/// as anything else they would take many times what they took as text.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Elements {
-    scalars: Vec<Scalar>,
+pub struct Outline {
+    count: usize,
     /// The length at each level of nesting; one level is flat.
     nesting: Vec<usize>,
 }
 
-impl Elements {
-    /// How many there are.
+impl Outline {
+    /// How many elements there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.scalars.len()
+        self.count
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.scalars.is_empty()
+        self.count == 0
     }
 
     /// Whether they are flat, or nested as `shape` says.
@@ -63,20 +65,69 @@ impl Elements {
     pub fn nesting(&self) -> &[usize] {
         &self.nesting
     }
+}
 
-    /// The elements as little-endian bytes of `dtype`.
+/// Collects the elements of a JSON tensor as little-endian bytes of its type. Numbers are never
+/// rounded into an integer type and never wrap; floats take integers and are rounded to their own
+/// precision.
+#[derive(Debug)]
+pub struct Collector {
+    dtype: ElementType,
+    bytes: Vec<u8>,
+    places: usize,
+    /// The first element that is not of the type, with its place and value.
+    wrong: Option<String>,
+}
+
+impl Collector {
+    /// For so many elements of this type.
+    #[must_use]
+    pub fn new(dtype: ElementType, count: usize) -> Self {
+        let size = dtype.size().unwrap_or(0);
+        let bytes = Vec::with_capacity(count.saturating_mul(size));
+        Self { dtype, bytes, places: 0, wrong: None }
+    }
+
+    /// The bytes.
     ///
     /// # Errors
-    /// The first element that is not of that type, with its place and value. Numbers are never
-    /// rounded into an integer type and never wrap; floats take integers and are rounded to their
-    /// own precision.
-    pub fn to_bytes(&self, dtype: ElementType) -> Result<Vec<u8>, String> {
-        let mut bytes = Vec::with_capacity(self.len() * dtype.size().unwrap_or(0));
-        for (place, scalar) in self.scalars.iter().enumerate() {
-            put(&mut bytes, *scalar, dtype)
-                .ok_or_else(|| format!("element {place} is {scalar}, wanted {dtype}"))?;
+    /// The first element that is not of the type, with its place and value.
+    pub fn finish(self) -> Result<Vec<u8>, String> {
+        match self.wrong {
+            Some(wrong) => Err(wrong),
+            None => Ok(self.bytes),
         }
-        Ok(bytes)
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for &mut Collector {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        let mut nesting = Vec::new();
+        Level { sink: self, nesting: &mut nesting, depth: 0 }.deserialize(deserializer)?;
+        Ok(())
+    }
+}
+
+/// What elements go to, one by one.
+trait Sink {
+    fn put(&mut self, scalar: Scalar);
+}
+
+impl Sink for usize {
+    fn put(&mut self, _: Scalar) {
+        *self += 1;
+    }
+}
+
+impl Sink for Collector {
+    fn put(&mut self, scalar: Scalar) {
+        if self.wrong.is_none() && put(&mut self.bytes, scalar, self.dtype).is_none() {
+            let (place, dtype) = (self.places, self.dtype);
+            self.wrong = Some(format!("element {place} is {scalar}, wanted {dtype}"));
+        }
+        self.places += 1;
     }
 }
 
@@ -125,21 +176,23 @@ fn single(value: f64) -> Option<f32> {
     Some(value as f32).filter(|v| v.is_finite())
 }
 
-impl<'de> Deserialize<'de> for Elements {
+impl<'de> Deserialize<'de> for Outline {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut elements = Self::default();
-        Level { elements: &mut elements, depth: 0 }.deserialize(deserializer)?;
-        Ok(elements)
+        let Self { mut count, mut nesting } = Self::default();
+        let level = Level { sink: &mut count, nesting: &mut nesting, depth: 0 };
+        level.deserialize(deserializer)?;
+        Ok(Self { count, nesting })
     }
 }
 
 /// Reads one level of nesting: a scalar, or a list of them or of further levels.
-struct Level<'a> {
-    elements: &'a mut Elements,
+struct Level<'a, S> {
+    sink: &'a mut S,
+    nesting: &'a mut Vec<usize>,
     depth: usize,
 }
 
-impl<'de> DeserializeSeed<'de> for Level<'_> {
+impl<'de, S: Sink> DeserializeSeed<'de> for Level<'_, S> {
     type Value = bool;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
@@ -147,18 +200,18 @@ impl<'de> DeserializeSeed<'de> for Level<'_> {
     }
 }
 
-impl Level<'_> {
+impl<S: Sink> Level<'_, S> {
     fn scalar<E: Error>(self, scalar: Scalar) -> Result<bool, E> {
         if self.depth == 0 {
             return Err(E::custom("tensor data must be a list"));
         }
-        self.elements.scalars.push(scalar);
+        self.sink.put(scalar);
         Ok(false)
     }
 }
 
 /// The value says whether the level was a list.
-impl<'de> Visitor<'de> for Level<'_> {
+impl<'de, S: Sink> Visitor<'de> for Level<'_, S> {
     type Value = bool;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -194,18 +247,20 @@ impl<'de> Visitor<'de> for Level<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<bool, A::Error> {
-        let Self { elements, depth } = self;
+        let Self { sink, nesting, depth } = self;
         let mut length = 0;
         let mut lists = None;
-        while let Some(is_list) =
-            seq.next_element_seed(Level { elements: &mut *elements, depth: depth + 1 })?
-        {
+        while let Some(is_list) = seq.next_element_seed(Level {
+            sink: &mut *sink,
+            nesting: &mut *nesting,
+            depth: depth + 1,
+        })? {
             if lists.replace(is_list).is_some_and(|was| was != is_list) {
                 return Err(A::Error::custom("tensor data mixes lists and elements"));
             }
             length += 1;
         }
-        record(&mut elements.nesting, depth, length).map_err(A::Error::custom)?;
+        record(nesting, depth, length).map_err(A::Error::custom)?;
         Ok(true)
     }
 }
@@ -282,15 +337,23 @@ fn list<S: Serializer, T: Serialize, const N: usize>(
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Elements, String> {
+    fn parse(text: &str) -> Result<Outline, String> {
         serde_json::from_str(text).map_err(|e| e.to_string())
+    }
+
+    fn bytes(text: &str, dtype: ElementType) -> Result<Vec<u8>, String> {
+        let mut collector = Collector::new(dtype, parse(text)?.len());
+        collector.deserialize(&mut serde_json::Deserializer::from_str(text)).unwrap();
+        collector.finish()
     }
 
     #[test]
     fn flat_and_nested_data_hold_the_same_elements() {
         let flat = parse("[1, 2, 3, 4, 5, 6]").unwrap();
         let nested = parse("[[1, 2, 3], [4, 5, 6]]").unwrap();
-        assert_eq!(flat.to_bytes(ElementType::I16), nested.to_bytes(ElementType::I16));
+        let read = |text| bytes(text, ElementType::I16).unwrap();
+        assert_eq!(read("[1, 2, 3, 4, 5, 6]"), read("[[1, 2, 3], [4, 5, 6]]"));
+        assert_eq!((flat.len(), nested.len()), (6, 6));
         assert!(flat.fits(&[2, 3]) && nested.fits(&[2, 3]));
         assert!(!nested.fits(&[3, 2]));
     }
@@ -308,7 +371,7 @@ mod tests {
 
     #[test]
     fn an_element_of_another_type_is_named_with_its_place_and_value() {
-        let error = |text: &str, dtype| parse(text).unwrap().to_bytes(dtype).unwrap_err();
+        let error = |text: &str, dtype| bytes(text, dtype).unwrap_err();
         assert_eq!(error("[1, 2.5]", ElementType::I32), "element 1 is 2.5, wanted INT32");
         assert_eq!(error("[256]", ElementType::U8), "element 0 is 256, wanted UINT8");
         assert_eq!(error("[-1]", ElementType::U64), "element 0 is -1, wanted UINT64");
@@ -322,7 +385,7 @@ mod tests {
     #[test]
     fn the_extremes_of_every_type_survive() {
         let round = |text: &str, dtype| {
-            let bytes = parse(text).unwrap().to_bytes(dtype).unwrap();
+            let bytes = bytes(text, dtype).unwrap();
             let count = bytes.len() / dtype.size().unwrap();
             let tensor = Tensor::new(dtype, vec![count], bytes).unwrap();
             serde_json::to_string(&JsonElements(&tensor)).unwrap()

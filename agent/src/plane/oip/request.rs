@@ -4,14 +4,18 @@ use std::time::Duration;
 
 use runtime::{ElementType, IoSpec, Tensor};
 use serde::Deserialize;
+use serde::de::DeserializeSeed;
 use serde_json::{Map, Value};
 
-use super::element::{Elements, has_json};
+use self::member::{Inputs, Member};
+use super::element::{Collector, Outline, has_json};
 use super::error::OipError;
 use crate::plane::process::Interface;
 use crate::plane::protocol::{
     MAX_NAME_BYTES, MAX_RANK, MAX_TENSORS, NamedTensors, tensor_from_parts,
 };
+
+mod member;
 
 /// A decoded request.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,7 +60,7 @@ struct HeadInput {
     #[serde(default)]
     parameters: Option<Map<String, Value>>,
     #[serde(default)]
-    data: Option<Elements>,
+    data: Option<Outline>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -72,15 +76,27 @@ impl InferRequest {
     /// # Errors
     /// 400, naming the tensor, what was wanted and what came.
     pub fn decode(body: &[u8], header_length: Option<usize>) -> Result<Self, OipError> {
+        Self::decode_within(body, header_length, |_| Ok(()))
+    }
+
+    /// As [`Self::decode`]; `room` is told the bytes of all tensors before any of them is made, and
+    /// may refuse them.
+    ///
+    /// # Errors
+    /// As [`Self::decode`], or what `room` says.
+    pub fn decode_within(
+        body: &[u8],
+        header_length: Option<usize>,
+        room: impl FnOnce(usize) -> Result<(), OipError>,
+    ) -> Result<Self, OipError> {
         let length = header_length.unwrap_or(body.len());
-        let (head, mut rest) = body.split_at_checked(length).ok_or_else(|| {
+        let (json, mut rest) = body.split_at_checked(length).ok_or_else(|| {
             OipError::bad(format!(
                 "Inference-Header-Content-Length is {length}, the body has {} bytes",
                 body.len()
             ))
         })?;
-        let head: Head = serde_json::from_slice(head)
-            .map_err(|e| OipError::bad(format!("the request is not a valid JSON request: {e}")))?;
+        let head: Head = serde_json::from_slice(json).map_err(|e| not_json(&e))?;
         if head.inputs.len() > MAX_TENSORS {
             return Err(OipError::bad(format!(
                 "{} inputs, at most {MAX_TENSORS} are allowed",
@@ -90,10 +106,15 @@ impl InferRequest {
         let parameters = head.parameters.unwrap_or_default();
         let binary_outputs = flag(&parameters, "binary_data_output")?.unwrap_or(false);
         timeout_of(&parameters)?;
-        let inputs = head
-            .inputs
+        let plans: Vec<Plan> =
+            head.inputs.into_iter().map(HeadInput::plan).collect::<Result<_, _>>()?;
+        let total = plans.iter().map(|plan| plan.bytes);
+        room(total.fold(0, usize::saturating_add))?;
+        let elements = read_elements(json, &plans)?;
+        let inputs = plans
             .into_iter()
-            .map(|input| input.decode(&mut rest))
+            .zip(elements)
+            .map(|(plan, elements)| plan.tensor(elements, &mut rest))
             .collect::<Result<_, _>>()?;
         if !rest.is_empty() {
             return Err(OipError::bad(format!(
@@ -170,12 +191,21 @@ impl InferRequest {
     }
 }
 
+/// An input that is known to be sound but for its elements.
+struct Plan {
+    name: String,
+    dtype: ElementType,
+    shape: Vec<usize>,
+    /// How many elements stand in the JSON; none where they follow it as bytes.
+    elements: Option<usize>,
+    bytes: usize,
+}
+
 impl HeadInput {
-    /// Takes the input's bytes from the front of `rest` where it is a binary one.
-    fn decode(self, rest: &mut &[u8]) -> Result<(String, Tensor), OipError> {
+    fn plan(self) -> Result<Plan, OipError> {
         let Self { name, shape, datatype, parameters, data } = self;
         let parameters = parameters.unwrap_or_default();
-        let bad = |what: String| OipError::bad(format!("input `{}`: {what}", brief(&name)));
+        let bad = |what: String| bad_input(&name, &what);
         if name.len() > MAX_NAME_BYTES {
             return Err(bad(format!("a name of {} bytes", name.len())));
         }
@@ -190,14 +220,36 @@ impl HeadInput {
         }
         let shape = checked_shape(&shape).map_err(bad)?;
         let binary = size(&parameters, "binary_data_size").map_err(bad)?;
-        let bytes = match (binary, data) {
+        let (elements, bytes) = match (binary, data) {
             (Some(_), Some(_)) => {
                 return Err(bad("has both data and binary_data_size".to_owned()));
             }
             (None, None) => {
                 return Err(bad("has neither data nor binary_data_size".to_owned()));
             }
-            (Some(size), None) => {
+            (Some(size), None) => (None, size),
+            (None, Some(data)) => {
+                check_elements(&data, dtype, &shape).map_err(bad)?;
+                let bytes = data.len().saturating_mul(dtype.size().unwrap_or(0));
+                (Some(data.len()), bytes)
+            }
+        };
+        Ok(Plan { name, dtype, shape, elements, bytes })
+    }
+}
+
+impl Plan {
+    /// Takes the input's bytes from the front of `rest` where it is a binary one.
+    fn tensor(
+        self,
+        elements: Option<Collector>,
+        rest: &mut &[u8],
+    ) -> Result<(String, Tensor), OipError> {
+        let Self { name, dtype, shape, bytes: size, .. } = self;
+        let bad = |what: String| bad_input(&name, &what);
+        let bytes = match elements {
+            Some(elements) => elements.finish().map_err(bad)?,
+            None => {
                 let (front, tail) = rest.split_at_checked(size).ok_or_else(|| {
                     bad(format!(
                         "binary_data_size is {size}, {} bytes are left in the body",
@@ -207,11 +259,28 @@ impl HeadInput {
                 *rest = tail;
                 front.to_vec()
             }
-            (None, Some(data)) => from_elements(&data, dtype, &shape).map_err(bad)?,
         };
         let tensor = tensor_from_parts(&name, dtype, shape, bytes).map_err(OipError::bad)?;
         Ok((name, tensor))
     }
+}
+
+/// The second pass over the JSON: the elements of every input that has any there.
+fn read_elements(json: &[u8], plans: &[Plan]) -> Result<Vec<Option<Collector>>, OipError> {
+    let collector = |plan: &Plan| Some(Collector::new(plan.dtype, plan.elements?));
+    let mut collectors: Vec<_> = plans.iter().map(collector).collect();
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    let inputs = Member { name: "inputs", of: Inputs(&mut collectors) };
+    inputs.deserialize(&mut reader).map_err(|e| not_json(&e))?;
+    Ok(collectors)
+}
+
+fn not_json(error: &serde_json::Error) -> OipError {
+    OipError::bad(format!("the request is not a valid JSON request: {error}"))
+}
+
+fn bad_input(name: &str, what: &str) -> OipError {
+    OipError::bad(format!("input `{}`: {what}", brief(name)))
 }
 
 impl HeadOutput {
@@ -227,7 +296,7 @@ impl HeadOutput {
     }
 }
 
-fn from_elements(data: &Elements, dtype: ElementType, shape: &[usize]) -> Result<Vec<u8>, String> {
+fn check_elements(data: &Outline, dtype: ElementType, shape: &[usize]) -> Result<(), String> {
     if !has_json(dtype) {
         return Err(format!("{dtype} has no JSON form; send it with binary_data_size"));
     }
@@ -242,7 +311,7 @@ fn from_elements(data: &Elements, dtype: ElementType, shape: &[usize]) -> Result
     if !data.fits(shape) {
         return Err(format!("the data is nested as {:?}, the shape is {shape:?}", data.nesting()));
     }
-    data.to_bytes(dtype)
+    Ok(())
 }
 
 fn checked_shape(shape: &[i64]) -> Result<Vec<usize>, String> {

@@ -25,7 +25,7 @@ fn example() -> Vec<Message> {
             outputs: vec![port],
             engine_version: "ort 1.26.0".to_owned(),
         }),
-        Message::LoadFailed("no".to_owned()),
+        Message::LoadFailed(LoadFailure { fault: LoadFault::Model, error: "no".to_owned() }),
         Message::Ran { id: 9, compute_us: 1234, tensors },
         Message::Failed(Failure { id: 9, kind: FailureKind::Engine, error: "no".to_owned() }),
     ]

@@ -124,14 +124,36 @@ fn a_panic_in_the_engine_is_reported_and_ends_the_worker() {
 
 #[test]
 fn a_model_that_cannot_be_loaded_is_reported_and_ends_the_worker() {
-    for (model, reason) in [("rubbish", "`rubbish` is no model"), ("panic", "the engine panicked")]
-    {
+    for (model, fault, reason) in [
+        ("rubbish", LoadFault::Model, "`rubbish` is no model"),
+        ("panic", LoadFault::Device, "the engine panicked"),
+    ] {
         let mut rig = Rig::start(NoHook);
-        let Message::LoadFailed(error) = rig.load(model) else {
+        let Message::LoadFailed(failure) = rig.load(model) else {
             panic!("not a failure");
         };
-        assert!(error.contains(reason), "{error}");
+        assert!(failure.error.contains(reason), "{failure:?}");
+        assert_eq!(failure.fault, fault);
         assert_eq!(rig.end(), EXIT_LOAD);
+    }
+}
+
+#[test]
+fn neither_a_missing_engine_nor_a_missing_file_is_the_models_fault() {
+    let request = |engine: &str, ort_library: Option<&str>| LoadRequest {
+        model: "/nowhere/model.onnx".into(),
+        engine: engine.to_owned(),
+        threads: 1,
+        ort_library: ort_library.map(Into::into),
+    };
+    let wrong = [
+        request("none", None),
+        request("ort", Some("/nowhere/libonnxruntime.so")),
+        request("tract", None),
+    ];
+    for request in wrong {
+        let failure = load(&request).map(drop).unwrap_err();
+        assert_eq!(failure.fault, LoadFault::Device, "{failure:?}");
     }
 }
 
@@ -144,7 +166,7 @@ fn a_run_before_a_model_is_loaded_ends_the_worker() {
 
 #[test]
 fn hostile_frames_end_the_worker_with_the_protocols_exit_code() {
-    let answer = Message::LoadFailed(String::new()).encode().unwrap();
+    let answer = Message::LoadFailed(device(&"")).encode().unwrap();
     let frames: [&[u8]; 6] = [
         &[0, 0, 0, 0],
         &[255, 255, 255, 255, 1],

@@ -226,10 +226,11 @@ fn a_file_that_is_short_on_the_server_ends_the_attempt_instead_of_resuming_for_e
 fn a_bundle_over_the_limit_is_refused_after_its_manifest() {
     let fixture = fixture();
     let server = fixture.serve(Box::new(honest));
-    let limits = Limits { total_bytes: 1000, ..Limits::default() };
+    let limits = Limits { total_bytes: 1000, model_bytes: 1000, ..Limits::default() };
     let failure = fixture.fetch_with(&server.url, &limits, &AtomicBool::new(false)).unwrap_err();
     assert_eq!(failure.class, FailureClass::Bundle);
-    assert!(failure.reason.contains("limit"), "{}", failure.reason);
+    let key = "over the limit install.max_bundle_bytes of 1000";
+    assert!(failure.reason.contains(key), "{}", failure.reason);
     assert_eq!(server.asked.lock().unwrap().len(), 1);
 }
 

@@ -1,13 +1,14 @@
 //! The whole agent in one process: real journal, store, downloads, plane and worker processes; the
 //! engine and the broker are stand-ins.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bundle::{Bundle, Case, Draft, NamedTensor, SelfTest, Source, TensorSpec};
 use tokio::task::JoinHandle;
-use wire::{Header, InstallEvent, InstallOutcome, Offer, Topics};
+use wire::{Command, Header, InstallEvent, InstallOutcome, Offer, Topics};
 
 use super::super::download::tests::{Answer, honest, serve};
 use super::super::journal;
@@ -22,7 +23,14 @@ type Said = (String, Vec<u8>);
 #[derive(Debug, Clone)]
 struct Broker {
     said: Arc<Mutex<Vec<Said>>>,
+    retained: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
     link: mpsc::Sender<LinkEvent>,
+}
+
+impl Broker {
+    fn new(link: mpsc::Sender<LinkEvent>) -> Self {
+        Self { said: Arc::default(), retained: Arc::default(), link }
+    }
 }
 
 impl Publisher for Broker {
@@ -36,6 +44,9 @@ impl Publisher for Broker {
     }
 
     fn subscribe(&self, _: &str) -> Result<(), Busy> {
+        for (topic, payload) in self.retained.lock().unwrap().clone() {
+            let _ = self.link.try_send(LinkEvent::Message { topic, payload });
+        }
         Ok(())
     }
 
@@ -82,9 +93,15 @@ impl Device {
     }
 
     async fn start(&mut self) {
+        self.start_with(|_| ()).await;
+    }
+
+    async fn start_with(&mut self, change: impl FnOnce(&mut Driver)) {
         let (link_in, link) = mpsc::channel(4096);
-        let said = self.broker.take().map_or_else(Arc::default, |broker| broker.said);
-        let broker = Broker { said, link: link_in };
+        let broker = match self.broker.take() {
+            Some(broker) => Broker { link: link_in, ..broker },
+            None => Broker::new(link_in),
+        };
         let connect = |config: &Config, state: &StateDir, boot_id: &str| {
             let topics = Topics::new("espalier/v1", "d").unwrap();
             let spool = Spool::open(&state.spool(), config.spool_bytes)?;
@@ -92,6 +109,7 @@ impl Device {
         };
         let mut driver =
             Driver::start(self.config.clone(), Sources::default(), connect).await.unwrap();
+        change(&mut driver);
         self.events = Some(driver.installer.sender());
         self.running = Some(tokio::spawn(async move {
             driver.go_round().await;
@@ -128,11 +146,29 @@ impl Device {
             device_class: "any".into(),
             request_id: None,
         };
-        let message = LinkEvent::Message {
-            topic: "espalier/v1/d/d/dn/offer/double".into(),
-            payload: wire::encode(&offer),
+        let topic = "espalier/v1/d/d/dn/offer/double".to_owned();
+        let payload = wire::encode(&offer);
+        let broker = self.broker.as_ref().unwrap();
+        broker.retained.lock().unwrap().insert(topic.clone(), payload.clone());
+        broker.link.send(LinkEvent::Message { topic, payload }).await.unwrap();
+    }
+
+    async fn ping(&self, id: &str) {
+        let command = Command {
+            header: Header::of::<Command>(1, 1, "host"),
+            id: id.to_owned(),
+            kind: wire::CommandKind::Ping,
+            expires_ms: 0,
+            args: Value::Null,
         };
+        let topic = format!("espalier/v1/d/d/dn/cmd/ping/{id}");
+        let message = LinkEvent::Message { topic, payload: wire::encode(&command) };
         self.broker.as_ref().unwrap().link.send(message).await.unwrap();
+    }
+
+    fn said_on(&self, end: &str) -> bool {
+        let said = self.broker.as_ref().unwrap().said.lock().unwrap();
+        said.iter().any(|(topic, _)| topic.ends_with(end))
     }
 
     fn state_dir(&self) -> std::path::PathBuf {
@@ -162,6 +198,13 @@ impl Device {
         let installs = said.iter().filter(|(topic, _)| topic.ends_with("up/e/install"));
         let decoded = installs.map(|(_, payload)| wire::decode::<InstallEvent>(payload).unwrap());
         decoded.filter(|event| event.outcome != InstallOutcome::Progress).collect()
+    }
+
+    fn states(&self) -> Vec<String> {
+        let broker = self.broker.as_ref().unwrap();
+        let said = broker.said.lock().unwrap();
+        let states = said.iter().filter(|(topic, _)| topic.ends_with("up/state"));
+        states.map(|(_, payload)| String::from_utf8(payload.clone()).unwrap()).collect()
     }
 
     fn served(&self) -> String {
@@ -214,6 +257,14 @@ struct Traffic {
     stop: Arc<AtomicBool>,
     failed: Arc<AtomicU64>,
     answered: Arc<AtomicU64>,
+}
+
+/// Whether a request is answered.
+fn infer(address: &str, first: f32) -> bool {
+    let url = format!("http://{address}/v2/models/double/infer");
+    let input = json!({ "name": "x", "shape": [1, 2], "datatype": "FP32", "data": [first, 4.0] });
+    let body = json!({ "inputs": [input] }).to_string();
+    ureq::post(&url).content_type("application/json").send(body).is_ok()
 }
 
 fn traffic(address: &str) -> Traffic {
@@ -306,6 +357,52 @@ async fn unfit_bundles_are_rejected_with_their_reason_and_the_old_model_serves_o
     assert_eq!(traffic.failed.load(Ordering::Relaxed), 0);
     drop(traffic);
     device.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_committed_worker_that_cannot_come_back_gives_way_to_the_bundle_before() {
+    let mut device = installed(1).await;
+    let second = bundle(device.dir.path(), 2, "2.0");
+    let server = serve(&second.dir, Box::new(honest));
+    let busy = traffic(&device.address());
+    device.offer(&second, &server.url).await;
+    until("the second commit", || device.ends().len() > 1).await;
+    drop(busy);
+    let stored = device.state_dir().join("store").join(second.digest.hex());
+    std::fs::remove_file(stored.join("model.onnx")).unwrap();
+    let address = device.address();
+    let killed = tokio::task::spawn_blocking(move || infer(&address, crate::plane::ABORT));
+    assert!(!killed.await.unwrap(), "the worker answered");
+    until("the fall back", || device.served() == "1.0.1").await;
+    let address = device.address();
+    until("the first model serves", || infer(&address, 3.0)).await;
+    until("the device tells of both", || {
+        let states = device.states();
+        let degraded = states.iter().any(|state| state.contains("degraded"));
+        degraded && states.last().unwrap().contains("online")
+    })
+    .await;
+    device.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_costs_neither_an_offer_nor_a_command_nor_the_install_at_hand() {
+    // The first record is the offer's; after four of them the candidate has just been loaded.
+    for room in [0, 4] {
+        let mut device = Device::new();
+        device.start_with(|driver| driver.journal.room = Some(room)).await;
+        let first = bundle(device.dir.path(), 1, "2");
+        let server = serve(&first.dir, Box::new(honest));
+        device.offer(&first, &server.url).await;
+        if room == 0 {
+            device.ping("early").await;
+            until("the answer", || device.said_on("up/rs/early")).await;
+        }
+        until("the end", || !device.ends().is_empty()).await;
+        assert_eq!(device.ends()[0].outcome, InstallOutcome::Committed, "{:?}", device.ends());
+        assert_eq!(device.served(), "1.0.1", "after {room} records");
+        device.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,12 +8,37 @@ pub(crate) fn assets() -> PathBuf {
     folder.expect("ESPALIER_ASSETS is not set: run through `cargo xtask test`").into()
 }
 
+/// How many models each part of the folder holds; the parts of [`NODE_TESTS`] are its whole Debian package.
+const PARTS: &[(&str, usize)] = &[
+    ("magika.onnx", 1),
+    ("models", 11),
+    ("light", 9),
+    ("onnx-testdata/node", 932),
+    ("onnx-testdata/pytorch-converted", 82),
+    ("onnx-testdata/pytorch-operator", 35),
+    ("onnx-testdata/simple", 23),
+];
+
+/// The part of the folder with generated models of few nodes; all others are of real topologies.
+#[allow(dead_code)]
+pub(crate) const NODE_TESTS: &str = "onnx-testdata";
+
 /// Every model of the folder, sorted.
+///
+/// # Panics
+/// When it holds more or fewer than were counted: "every model" would mean something else.
 #[allow(dead_code)]
 pub(crate) fn models() -> Vec<PathBuf> {
+    let root = assets();
     let mut found = Vec::new();
-    collect(&assets(), &mut found);
+    collect(&root, &mut found);
     found.sort();
+    for (part, count) in PARTS {
+        let there = found.iter().filter(|path| path.starts_with(root.join(part))).count();
+        assert_eq!(there, *count, "models in {}", root.join(part).display());
+    }
+    let counted: usize = PARTS.iter().map(|(_, count)| count).sum();
+    assert_eq!(found.len(), counted, "models outside the counted parts of {}", root.display());
     found
 }
 

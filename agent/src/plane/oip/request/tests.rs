@@ -74,6 +74,26 @@ fn binary_tensors_follow_each_other_in_the_order_of_the_inputs() {
 }
 
 #[test]
+fn the_bytes_of_all_tensors_are_asked_for_before_any_is_made() {
+    let head = r#"{"inputs":[
+        {"data":[[1,2],[3,4]],"name":"a","shape":[2,2],"datatype":"FP64"},
+        {"name":"b","shape":[3],"datatype":"UINT8","parameters":{"binary_data_size":3}}]}"#;
+    let body = [head.as_bytes(), &[1, 2, 3]].concat();
+    let mut asked = None;
+    let request = InferRequest::decode_within(&body, Some(head.len()), |bytes| {
+        asked = Some(bytes);
+        Ok(())
+    });
+    assert_eq!(asked, Some(4 * 8 + 3));
+    let (_, a) = &request.unwrap().inputs[0];
+    assert_eq!(a.data.capacity(), 4 * 8, "nothing is kept beside the bytes themselves");
+    assert_eq!(a.to_f64_lossy().unwrap(), [1.0, 2.0, 3.0, 4.0]);
+    let refused =
+        InferRequest::decode_within(&body, Some(head.len()), |_| Err(OipError::too_large(7)));
+    assert_eq!(refused.unwrap_err().status(), StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[test]
 fn a_header_length_beyond_the_body_is_refused() {
     let error = InferRequest::decode(b"{}", Some(3)).unwrap_err();
     assert_eq!(error.message(), "Inference-Header-Content-Length is 3, the body has 2 bytes");

@@ -1,0 +1,101 @@
+//! The one function that turns the source and a plan into a model.
+//!
+//! The search times, screens and judges what [`apply`] gives, and a plan that was written down gives the same bytes
+//! again: nothing of a candidate is decided here.
+
+use graph::Model;
+
+use super::repair::Fitting;
+use super::shop::Source;
+use crate::error::CompressError;
+use crate::plan::{Plan, RefitStep, Refusal, Repair, RescaleStep};
+use crate::quantize;
+
+/// A model that a plan gave, and what its repairs came to.
+#[derive(Debug)]
+pub(crate) struct Applied {
+    pub(crate) model: Model,
+    /// The model before it became integer, where the plan says so.
+    pub(crate) float: Option<Model>,
+    /// Layers that became integer.
+    pub(crate) integer: Vec<String>,
+    pub(crate) rescales: Vec<RescaleStep>,
+    pub(crate) refits: Vec<RefitStep>,
+    pub(crate) refused: Vec<Refusal>,
+}
+
+/// Cuts, repairs and quantizes a copy of `source` as `plan` says. `fitting` is asked for by plans that repair.
+pub(crate) fn apply(
+    source: &Source,
+    plan: &Plan,
+    fitting: Option<Fitting<'_>>,
+) -> Result<Applied, CompressError> {
+    let digest = source.digest.to_string();
+    if plan.source_sha256 != digest {
+        return Err(wrong(format!(
+            "it is for the model {}, and {} is {digest}",
+            plan.source_sha256,
+            source.path.display()
+        )));
+    }
+    let mut made = Applied {
+        model: source.pruned(&plan.groups)?,
+        float: None,
+        integer: Vec::new(),
+        rescales: Vec::new(),
+        refits: Vec::new(),
+        refused: Vec::new(),
+    };
+    if let Some(repair) = &plan.repair {
+        let fitting = fitting.ok_or_else(|| {
+            wrong("it repairs, which takes the calibration samples it was fitted to".into())
+        })?;
+        made.repair(plan, repair, fitting)?;
+    }
+    if let Some(format) = plan.quantize {
+        let shapes = graph::infer(&made.model);
+        let quantized = quantize::quantize(&made.model, &shapes, format)
+            .map_err(|what| CompressError::Graph { stage: "quantize", what })?;
+        made.refused.extend(quantized.refused);
+        made.integer = quantized.sites;
+        made.float = Some(std::mem::replace(&mut made.model, quantized.model));
+    }
+    Ok(made)
+}
+
+impl Applied {
+    fn repair(
+        &mut self,
+        plan: &Plan,
+        repair: &Repair,
+        fitting: Fitting<'_>,
+    ) -> Result<(), CompressError> {
+        let shop = fitting.shop;
+        let (data, engine) = (shop.calibration.digest().to_string(), shop.job.engine.kind);
+        if (repair.data_sha256 != data) || (repair.hold_out_every != shop.hold_out_every) {
+            return Err(wrong(format!(
+                "its repairs are fitted to the samples {}, and {} is {data}",
+                repair.data_sha256,
+                shop.calibration.file().display()
+            )));
+        }
+        if repair.engine != engine {
+            return Err(wrong(format!(
+                "its repairs are fitted in {}, not in {engine}",
+                repair.engine
+            )));
+        }
+        let model = &mut self.model;
+        let (steps, refused) = fitting.rescale(model, &repair.rescale, repair.rescale_samples)?;
+        self.rescales = steps;
+        self.refused.extend(refused);
+        let (steps, refused) = fitting.refit(model, &plan.groups, &repair.refit, repair.samples)?;
+        self.refits = steps;
+        self.refused.extend(refused);
+        Ok(())
+    }
+}
+
+fn wrong(what: String) -> CompressError {
+    CompressError::Graph { stage: "plan", what }
+}
