@@ -50,6 +50,11 @@ impl Gram {
         }
     }
 
+    /// Inputs and outputs.
+    pub fn size(&self) -> (usize, usize) {
+        (self.k, self.m)
+    }
+
     /// Adds one row: activations `x`, what the pruned model computes (`z`) and what the original does (`y`).
     pub fn push_target(&mut self, x: &[f32], z: &[f32], y: &[f32]) {
         for (sum, y) in self.target_sums.iter_mut().zip(y) {
@@ -194,6 +199,76 @@ pub struct Solution {
     pub rows: u64,
     /// Said where the activations do not span every direction, or a ridge had to grow.
     pub note: Option<String>,
+}
+
+impl Solution {
+    /// The solutions of products that stand side by side, of the given inputs and outputs, as one. A product
+    /// without a solution keeps its weights.
+    ///
+    /// # Errors
+    /// No product has one: the reason of the first.
+    pub fn joined(
+        parts: Vec<Result<Self, String>>,
+        sizes: &[(usize, usize)],
+    ) -> Result<Self, String> {
+        if parts.len() == 1 {
+            return parts
+                .into_iter()
+                .next()
+                .unwrap_or_else(|| Err("there is nothing to fit".into()));
+        }
+        let inputs = sizes.first().map_or(0, |size| size.0);
+        let outputs: usize = sizes.iter().map(|size| size.1).sum();
+        let mut whole = Self {
+            fit: Fit { weight: vec![0.0; inputs * outputs], bias: Some(vec![0.0; outputs]) },
+            ridge: 0.0,
+            before: 0.0,
+            after: 0.0,
+            cross_validated: Some(0.0),
+            rows: 0,
+            note: None,
+        };
+        let (mut solved, mut why, mut first) = (0, None, 0);
+        for (part, (_, each)) in parts.into_iter().zip(sizes) {
+            match part {
+                Ok(part) => {
+                    whole.place(&part, first, *each, outputs);
+                    solved += 1;
+                }
+                Err(reason) => why = why.or(Some(reason)),
+            }
+            first += each;
+        }
+        if solved == 0 {
+            return Err(why.unwrap_or_else(|| "there is nothing to fit".into()));
+        }
+        if let Some(why) = why {
+            let left = format!(
+                "{} of {} groups keep their weights: {why}",
+                sizes.len() - solved,
+                sizes.len()
+            );
+            whole.note = Some(left);
+        }
+        Ok(whole)
+    }
+
+    fn place(&mut self, part: &Self, first: usize, each: usize, outputs: usize) {
+        for (input, row) in part.fit.weight.chunks_exact(each.max(1)).enumerate() {
+            let at = input * outputs + first;
+            self.fit.weight[at..at + each].copy_from_slice(row);
+        }
+        match (&mut self.fit.bias, &part.fit.bias) {
+            (Some(all), Some(own)) => all[first..first + each].copy_from_slice(own),
+            (all, _) => *all = None,
+        }
+        self.ridge = self.ridge.max(part.ridge);
+        self.before += part.before;
+        self.after += part.after;
+        self.cross_validated = self.cross_validated.zip(part.cross_validated).map(|(a, b)| a + b);
+        self.rows = self.rows.max(part.rows);
+        self.note = self.note.take().or_else(|| part.note.clone());
+    }
 }
 
 /// Fits on `folds`, with a bias correction if `with_bias`.
