@@ -266,7 +266,8 @@ pub fn compress(job: &CompressJob, progress: &dyn Progress) -> Result<Outcome, C
     } else {
         let (fit, judged) = select::split(shop.calibration.len());
         let screened = if hunt.shortlist.len() < 2 { 0..0 } else { fit..fit + judged };
-        let (original, refused) = observe::observe(&shop, &outputs, screened)?;
+        let (original, refused) =
+            observe::observe(&shop, &outputs, screened, observe::Reach::LastProducts)?;
         hunt.refuse_all(refused);
         let craft = select::Craft {
             shop: &shop,

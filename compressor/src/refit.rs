@@ -14,15 +14,21 @@
 //! folds of the calibration set. Only the Gram matrices XᵀX and XᵀR are kept, in f64, one pair per fold:
 //! memory does not grow with the samples.
 //!
-//! Not done: convolutions, and weights that are not constants.
+//! A convolution is the product of its windows with its weight, one for each group ([`Windows`]); where it has no bias
+//! it is given one, because the means of what was removed have to go somewhere.
+//!
+//! Not done: transposed convolutions, and weights that are not constants.
 
 mod ridge;
+mod windows;
 
 pub use ridge::{
     CROSS_VALIDATED_INPUTS, FOLDS, Fit, Gram, RIDGES, Solution, WIDE_RIDGE, solve, target_energy,
 };
 
-use graph::{Graph, Model, NodeId, Op, Tensor, ValueId};
+pub use windows::Windows;
+
+use graph::{ConvAttrs, Graph, Model, NodeId, Op, Tensor, ValueId};
 
 use crate::plan::Refusal;
 
@@ -33,7 +39,7 @@ pub const MAX_GRAM_BYTES: usize = 2 << 30;
 /// The most multiply-adds spent on one Gram matrix; it bounds the rows that are used.
 pub const MAX_GRAM_WORK: f64 = 4e10;
 
-/// A MatMul or Gemm that can be re-fitted.
+/// A MatMul, Gemm or Conv that can be re-fitted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Site {
     /// The node.
@@ -44,6 +50,8 @@ pub struct Site {
     pub input: ValueId,
     /// Its weight.
     pub weight: ValueId,
+    /// Of a convolution, whose weight lies outputs by windows.
+    pub conv: Option<ConvAttrs>,
     /// Whether the weight lies transposed (outputs by inputs).
     pub transposed: bool,
     /// Factor of the product (`alpha` of a Gemm).
@@ -56,59 +64,108 @@ pub struct Site {
     pub output: ValueId,
 }
 
+/// Where a convolution reads its bias.
+pub const CONV_BIAS: usize = 2;
+
+impl Site {
+    /// Products that are fitted apart: the groups of a convolution, else one.
+    pub fn groups(&self) -> usize {
+        self.conv.as_ref().map_or(1, |attrs| attrs.group.max(1))
+    }
+
+    /// Inputs of one product and outputs of all, for a weight of `dims`.
+    pub fn size(&self, dims: &[usize]) -> (usize, usize) {
+        let outputs = dims.get(usize::from(!self.transposed)).copied().unwrap_or(0);
+        match self.conv {
+            Some(_) => (dims.iter().skip(1).product(), outputs),
+            None => (dims.get(usize::from(self.transposed)).copied().unwrap_or(0), outputs),
+        }
+    }
+
+    /// Axis of the outputs in what it computes, of `rank` axes.
+    pub fn axis(&self, rank: usize) -> usize {
+        if self.conv.is_some() { 1 } else { rank.saturating_sub(1) }
+    }
+
+    /// Whether a fit may move the mean of what it computes.
+    pub fn takes_bias(&self) -> bool {
+        self.bias.is_some() || self.conv.is_some()
+    }
+}
+
 /// Whether `node` can be re-fitted, and how.
 ///
 /// # Errors
 /// The reason why it cannot.
 pub fn site(graph: &Graph, node: NodeId) -> Result<Site, String> {
     let n = graph.node(node);
-    let (alpha, beta, transposed) = match &n.op {
-        Op::MatMul => (1.0, 1.0, false),
-        Op::Gemm(g) if g.trans_a => return Err("its activations arrive transposed".into()),
-        Op::Gemm(g) => (f64::from(g.alpha), f64::from(g.beta), g.trans_b),
-        Op::Conv(_) | Op::ConvTranspose(_) => {
-            return Err("convolutions are not re-fitted".into());
-        }
-        _ => return Err(format!("{} is not re-fitted", n.op_type)),
-    };
     let slot = |at: usize| n.inputs.get(at).copied().flatten();
     let (Some(input), Some(weight)) = (slot(0), slot(1)) else {
         return Err("it lacks an input".into());
     };
-    let tensor = graph.constant(weight).ok_or("its second factor is no constant")?;
-    if graph.constant(input).is_some() {
-        return Err("its weight is the first factor".into());
-    }
-    if tensor.dims.len() != 2 || tensor.dtype != graph::DType::F32 {
-        return Err(format!(
-            "its weight is {:?} of dims {:?}; f32 matrices are re-fitted",
-            tensor.dtype, tensor.dims
-        ));
-    }
-    if alpha == 0.0 {
-        return Err("its alpha is zero".into());
-    }
-    let outputs = tensor.dims[usize::from(!transposed)];
-    let output = n.outputs.first().copied().flatten().ok_or("it has no output")?;
     let mut site = Site {
         node,
         label: label(graph, node),
         input,
         weight,
-        transposed,
-        alpha,
+        conv: None,
+        transposed: false,
+        alpha: 1.0,
         bias: None,
-        beta,
-        output,
+        beta: 1.0,
+        output: n.outputs.first().copied().flatten().ok_or("it has no output")?,
     };
-    if let Op::Gemm(_) = n.op {
-        site.bias =
-            slot(2).filter(|c| beta != 0.0 && is_row(graph, *c, outputs)).map(|c| (node, 2, c));
-    } else if let Some((add, at, bias)) = bias_add(graph, output, outputs) {
-        site.bias = Some((add, at, bias));
-        site.output = graph.node(add).outputs[0].unwrap_or(output);
+    match &n.op {
+        Op::MatMul => {}
+        Op::Gemm(g) if g.trans_a => return Err("its activations arrive transposed".into()),
+        Op::Gemm(g) => {
+            (site.alpha, site.beta) = (f64::from(g.alpha), f64::from(g.beta));
+            site.transposed = g.trans_b;
+        }
+        Op::Conv(attrs) => (site.conv, site.transposed) = (Some(attrs.clone()), true),
+        Op::ConvTranspose(_) => return Err("transposed convolutions are not re-fitted".into()),
+        _ => return Err(format!("{} is not re-fitted", n.op_type)),
     }
+    let tensor = graph.constant(weight).ok_or("its second factor is no constant")?;
+    if graph.constant(input).is_some() {
+        return Err("its weight is the first factor".into());
+    }
+    let fits = if site.conv.is_some() { tensor.dims.len() >= 3 } else { tensor.dims.len() == 2 };
+    if !fits || tensor.dtype != graph::DType::F32 {
+        return Err(format!(
+            "its weight is {:?} of dims {:?}; f32 matrices and filters are re-fitted",
+            tensor.dtype, tensor.dims
+        ));
+    }
+    if site.alpha == 0.0 {
+        return Err("its alpha is zero".into());
+    }
+    let (_, outputs) = site.size(&tensor.dims);
+    find_bias(graph, &mut site, outputs)?;
     Ok(site)
+}
+
+/// Finds the constant that a change of the mean goes into.
+fn find_bias(graph: &Graph, site: &mut Site, outputs: usize) -> Result<(), String> {
+    let n = graph.node(site.node);
+    let given = n.inputs.get(CONV_BIAS).copied().flatten();
+    match (&n.op, given) {
+        (Op::Conv(_), Some(bias)) if !is_row(graph, bias, outputs) => {
+            return Err("its bias is no f32 constant".into());
+        }
+        (Op::Conv(_), given) => site.bias = given.map(|bias| (site.node, CONV_BIAS, bias)),
+        (Op::Gemm(_), given) => {
+            let bias = given.filter(|c| site.beta != 0.0 && is_row(graph, *c, outputs));
+            site.bias = bias.map(|bias| (site.node, 2, bias));
+        }
+        _ => {
+            if let Some((add, at, bias)) = bias_add(graph, site.output, outputs) {
+                site.bias = Some((add, at, bias));
+                site.output = graph.node(add).outputs[0].unwrap_or(site.output);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The node's name, or its output's.
@@ -123,7 +180,7 @@ pub fn label(graph: &Graph, node: NodeId) -> String {
     }
 }
 
-/// The MatMul or Gemm nodes with constant weights from which the outputs are reached through nothing
+/// The MatMul, Gemm or Conv nodes with constant weights from which the outputs are reached through nothing
 /// but other kinds of nodes.
 pub fn heads(graph: &Graph) -> Vec<NodeId> {
     let mut heads = Vec::new();
@@ -188,30 +245,31 @@ pub fn corrected(
     let graph = &model.graph;
     let weight = graph.constant(site.weight).ok_or("its weight is gone")?;
     let mut values = weight.to_f32_vec().map_err(|e| e.to_string())?;
-    if values.len() != fit.weight.len() || weight.dims.len() != 2 {
+    let (inputs, outputs) = site.size(&weight.dims);
+    if values.len() != fit.weight.len() || inputs * outputs != values.len() {
         return Err(format!("its weight has dims {:?} now", weight.dims));
     }
-    let (rows, columns) = (weight.dims[0], weight.dims[1]);
     for (at, value) in values.iter_mut().enumerate() {
-        let from = if site.transposed { (at % columns) * rows + at / columns } else { at };
+        let from = if site.transposed { (at % inputs) * outputs + at / inputs } else { at };
         *value = (f64::from(*value) + fit.weight[from] / site.alpha) as f32;
     }
     let weight = Tensor::from_f32(weight.dims.clone(), &values).map_err(|e| e.to_string())?;
-    let bias = match (&site.bias, &fit.bias) {
-        (Some((_, _, value)), Some(correction)) => {
-            let old = graph.constant(*value).ok_or("its bias is gone")?;
-            let values: Vec<f32> = old
-                .to_f32_vec()
-                .map_err(|e| e.to_string())?
-                .iter()
-                .zip(correction)
-                .map(|(v, c)| (f64::from(*v) + c / site.beta) as f32)
-                .collect();
-            Some(Tensor::from_f32(old.dims.clone(), &values).map_err(|e| e.to_string())?)
-        }
-        _ => None,
-    };
+    let bias = fit.bias.as_deref().filter(|_| site.takes_bias());
+    let bias = bias.map(|correction| corrected_bias(graph, site, correction)).transpose()?;
     Ok((weight, bias))
+}
+
+/// The bias with `correction` added; of a convolution without one, the correction itself.
+fn corrected_bias(graph: &Graph, site: &Site, correction: &[f64]) -> Result<Tensor, String> {
+    let Some((_, _, value)) = site.bias else {
+        let values: Vec<f32> = correction.iter().map(|c| *c as f32).collect();
+        return Tensor::from_f32(vec![values.len()], &values).map_err(|e| e.to_string());
+    };
+    let old = graph.constant(value).ok_or("its bias is gone")?;
+    let values = old.to_f32_vec().map_err(|e| e.to_string())?;
+    let moved = values.iter().zip(correction);
+    let values: Vec<f32> = moved.map(|(v, c)| (f64::from(*v) + c / site.beta) as f32).collect();
+    Tensor::from_f32(old.dims.clone(), &values).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::{ControlFlow, Range};
 
-use graph::ValueId;
+use graph::{Op, Role, ValueId};
 use runtime::{ElementType, Tensor};
 
 use super::judge::split;
@@ -65,7 +65,7 @@ pub(crate) struct Target {
     pub(crate) site: Site,
     /// Every how-manieth row of each batch is kept; 0 before the first batch.
     pub(crate) stride: usize,
-    /// The last axis of what it computes.
+    /// The axis of its outputs in what it computes.
     pub(crate) axis: usize,
     /// Width of that axis.
     pub(crate) columns: usize,
@@ -104,8 +104,9 @@ pub(crate) fn observe(
     shop: &Shop<'_>,
     outputs: &[String],
     screened: Range<usize>,
+    reach: Reach,
 ) -> Result<(Original, Vec<Refusal>), CompressError> {
-    let (sites, mut refused) = sites(shop);
+    let (sites, mut refused) = sites(shop, reach);
     let targets = sites.into_iter().map(|site| Target::new(site, 0)).collect();
     let wanted = wanted(shop);
     let first = &wanted[..wanted.len().min(VALUES_PER_PASS)];
@@ -347,14 +348,16 @@ impl Pass {
         let tensor = self.tensor(batch, self.found.targets[at].site.output)?;
         let data = floats(tensor)?;
         let target = &mut self.found.targets[at];
-        target.axis = tensor.shape.len().saturating_sub(1);
-        target.columns = tensor.shape.last().copied().unwrap_or(1).max(1);
+        target.axis = target.site.axis(tensor.shape.len());
+        target.columns = tensor.shape.get(target.axis).copied().unwrap_or(1).max(1);
         if target.stride == 0 {
             let rows = data.len() / target.columns / batch.samples.len().max(1);
-            let inputs = width(shop, &target.site);
-            target.stride = stride(rows, shop.calibration.len(), inputs);
+            let (inputs, _) = size(shop, &target.site);
+            let wanted = stride(rows, shop.calibration.len(), inputs);
+            // One that shares a factor with the positions of a map would see some of its columns only.
+            target.stride = (wanted..).find(|s| coprime(*s, rows)).unwrap_or(wanted);
         }
-        let rows = sampled(&data, target.columns, target.stride);
+        let rows = rows_along(&data, &tensor.shape, target.axis, target.stride);
         target.bytes += rows.len() * 4;
         target.rows.push(rows);
         Ok(())
@@ -375,18 +378,35 @@ fn sums(shop: &Shop<'_>) -> Vec<Sum> {
     sums
 }
 
-/// Places that may be re-fitted in any candidate: consumers of any group, and the heads, in the graph's
-/// order; and those that cannot, with the reason.
-fn sites(shop: &Shop<'_>) -> (Vec<Site>, Vec<Refusal>) {
+/// Which places are re-fitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// All of them.
+    All,
+    /// The last few products, for a search that tries many candidates.
+    LastProducts,
+}
+
+/// Places that may be re-fitted in any candidate: consumers of any group, depthwise convolutions that its units pass
+/// through, and the heads, in the graph's order; and those that cannot, with the reason.
+fn sites(shop: &Shop<'_>, reach: Reach) -> (Vec<Site>, Vec<Refusal>) {
     let graph = &shop.source.model.graph;
     let mut wanted: HashSet<graph::NodeId> = refit::heads(graph).into_iter().collect();
     for group in &shop.source.grouping.groups {
         wanted.extend(group.consumers.iter().map(|c| c.node));
+        let passed = group.slices.iter().filter(|s| s.role == Role::Elementwise).map(|s| s.node);
+        wanted.extend(passed.filter(|node| matches!(graph.node(*node).op, Op::Conv(_))));
     }
     let (mut sites, mut refused) = (Vec::new(), Vec::new());
     for (node, _) in graph.nodes().filter(|(id, _)| wanted.contains(id)) {
         match refit::site(graph, node) {
-            Ok(site) if width(shop, &site) > MAX_INPUTS => refused.push(refit::refusal(
+            Ok(site) if reach == Reach::LastProducts && site.conv.is_some() => {
+                refused.push(refit::refusal(
+                    &site.label,
+                    "a search re-fits no convolutions; `espalier prune` does",
+                ))
+            }
+            Ok(site) if size(shop, &site).0 > MAX_INPUTS => refused.push(refit::refusal(
                 &site.label,
                 format!("it has more than MAX_INPUTS = {MAX_INPUTS} inputs"),
             )),
@@ -399,7 +419,8 @@ fn sites(shop: &Shop<'_>) -> (Vec<Site>, Vec<Refusal>) {
         }
     }
     // The last ones see the sum of all that was lost before them.
-    for extra in sites.drain(..sites.len().saturating_sub(MAX_SITES)) {
+    let most = if reach == Reach::All { usize::MAX } else { MAX_SITES };
+    for extra in sites.drain(..sites.len().saturating_sub(most)) {
         refused.push(refit::refusal(
             &extra.label,
             format!("only the last MAX_SITES = {MAX_SITES} consumers are re-fitted"),
@@ -408,18 +429,17 @@ fn sites(shop: &Shop<'_>) -> (Vec<Site>, Vec<Refusal>) {
     (sites, refused)
 }
 
-/// Inputs of a site's weight in the source.
-fn width(shop: &Shop<'_>, site: &Site) -> usize {
+/// Inputs of one product of a site, and outputs of all, in the source.
+fn size(shop: &Shop<'_>, site: &Site) -> (usize, usize) {
     let weight = shop.source.model.graph.constant(site.weight);
-    weight.map_or(0, |w| w.dims[usize::from(site.transposed)])
+    weight.map_or((0, 0), |w| site.size(&w.dims))
 }
 
-/// What the moments of a site take, all folds together.
+/// What the moments of a site take, all folds and groups together.
 fn gram_bytes(shop: &Shop<'_>, site: &Site) -> usize {
-    let inputs = width(shop, site);
-    let weight = shop.source.model.graph.constant(site.weight);
-    let outputs = weight.map_or(0, |w| w.dims[usize::from(!site.transposed)]);
-    refit::FOLDS * 8 * inputs.saturating_mul(inputs + outputs)
+    let (inputs, outputs) = size(shop, site);
+    let squares = site.groups().saturating_mul(inputs.saturating_mul(inputs));
+    refit::FOLDS * 8 * squares.saturating_add(inputs.saturating_mul(outputs))
 }
 
 fn too_large() -> String {
@@ -433,6 +453,25 @@ fn stride(rows_per_sample: usize, samples: usize, inputs: usize) -> usize {
     let affordable = (MAX_GRAM_WORK / (inputs.max(1) as f64).powi(2)).clamp(256.0, 1e6);
     let all = (rows_per_sample * samples) as f64;
     ((all / affordable).ceil() as usize).max(1)
+}
+
+/// Every `stride`-th row of a tensor: its elements along `axis` at one place of all others, in row-major order.
+pub(crate) fn rows_along(data: &[f32], shape: &[usize], axis: usize, stride: usize) -> Vec<f32> {
+    let columns = shape.get(axis).copied().unwrap_or(1).max(1);
+    let inner: usize = shape.iter().skip(axis + 1).product();
+    if inner <= 1 {
+        return sampled(data, columns, stride);
+    }
+    let rows = (0..data.len() / columns).step_by(stride.max(1));
+    let first = rows.map(|row| (row / inner) * columns * inner + row % inner);
+    first.flat_map(|first| (0..columns).map(move |c| data[first + c * inner])).collect()
+}
+
+fn coprime(mut a: usize, mut b: usize) -> bool {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a <= 1
 }
 
 pub(crate) fn sampled(data: &[f32], columns: usize, stride: usize) -> Vec<f32> {

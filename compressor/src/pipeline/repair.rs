@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use graph::{Cause, Edit, Model, NodeId, ValueId};
+use runtime::Tensor;
 
-use super::observe::{Original, Target, distinct, floats, output_of, sampled};
+use super::observe::{Original, Target, distinct, floats, output_of, rows_along};
 use super::shop::{Shop, Source, save};
 use crate::calibrate::observed;
 use crate::error::CompressError;
 use crate::plan::{GroupChoice, NodeRef, RefitSite, RefitStep, Refusal, RescaleStep};
-use crate::refit::{self, FOLDS, Gram, Site, Solution};
+use crate::refit::{self, FOLDS, Gram, Site, Solution, Windows};
 use crate::rescale::{self, Moments, Sum};
 
 /// A sum whose relative change is under this is left alone.
@@ -134,10 +135,11 @@ impl Fitting<'_> {
             Ok(folds) => folds,
             Err(why) => return Ok(Err(why)),
         };
-        let solved = refit::solve(&folds, site.bias.is_some());
+        let mut groups = folds;
+        let solved = solve_all(&mut groups, &site);
         Ok(solved.and_then(|solution| {
             write(model, &site, &solution)?;
-            Ok(step(&site, &folds, &solution))
+            Ok(step(&site, &groups, &solution))
         }))
     }
 
@@ -149,36 +151,119 @@ impl Fitting<'_> {
         target: &Target,
         left: &Left,
         samples: usize,
-    ) -> Result<Result<Vec<Gram>, String>, CompressError> {
+    ) -> Result<Result<Vec<Vec<Gram>>, String>, CompressError> {
         let shop = self.shop;
         let values = distinct([site.input, site.output]);
         let path = shop.work.join("fitted.onnx");
         save(&observed(model, &values)?, &path)?;
-        let mut folds: Vec<Gram> = Vec::new();
+        let mut moments: Vec<Vec<Gram>> = Vec::new();
         let (mut number, mut wrong) = (0, None);
         shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
             let (x, z) = (output_of(&batch, 0)?, output_of(&batch, values.len() - 1)?);
-            let k = x.shape.last().copied().unwrap_or(1).max(1);
-            let m = z.shape.last().copied().unwrap_or(1).max(1);
-            if folds.is_empty() {
-                folds = vec![Gram::new(k, m); FOLDS];
-            }
-            let x = sampled(&floats(x)?, k, target.stride);
-            let z = sampled(&floats(z)?, m, target.stride);
             let y = left.of_rows(target.rows.get(number).map_or(&[][..], Vec::as_slice));
-            if m != left.columns.len() || y.len() != z.len() || x.len() / k != z.len() / m {
-                wrong = Some("its rows in the narrowed model do not line up with the original's");
+            let rows =
+                Rows { site, x, z, y: &y, stride: target.stride, outputs: left.columns.len() };
+            if let Err(why) = rows.push(model, &mut moments, number % FOLDS) {
+                wrong = Some(why);
                 return Ok(ControlFlow::Break(()));
-            }
-            let fold = &mut folds[number % FOLDS];
-            for ((x, z), y) in x.chunks_exact(k).zip(z.chunks_exact(m)).zip(y.chunks_exact(m)) {
-                fold.push_target(x, z, y);
             }
             number += 1;
             Ok(ControlFlow::Continue(()))
         })?;
-        Ok(wrong.map_or(Ok(folds), |why| Err(why.to_owned())))
+        Ok(wrong.map_or(Ok(moments), Err))
     }
+}
+
+/// One batch of what a site reads (`x`) and computes (`z`) in the narrowed model, and of what it computed in the
+/// original (`y`, rows of `outputs`).
+struct Rows<'a> {
+    site: &'a Site,
+    x: &'a Tensor,
+    z: &'a Tensor,
+    y: &'a [f32],
+    stride: usize,
+    outputs: usize,
+}
+
+impl Rows<'_> {
+    /// Adds the batch to fold `fold` of every group's moments.
+    fn push(&self, model: &Model, moments: &mut Vec<Vec<Gram>>, fold: usize) -> Result<(), String> {
+        let weight = model.graph.constant(self.site.weight).ok_or("its weight is gone")?;
+        let (k, m) = self.site.size(&weight.dims);
+        let groups = self.site.groups();
+        let each = m / groups;
+        let axis = self.site.axis(self.z.shape.len());
+        let z = rows_along(&read(self.z)?, &self.z.shape, axis, self.stride);
+        let lines_up = m == self.outputs && self.y.len() == z.len() && each * groups == m;
+        if !lines_up || m == 0 {
+            return Err("its rows in the narrowed model do not line up with the original's".into());
+        }
+        if moments.is_empty() {
+            *moments = vec![vec![Gram::new(k, each); FOLDS]; groups];
+        }
+        let x = read(self.x)?;
+        let source = self.source(&weight.dims, &x)?;
+        let mut row = vec![0.0; k];
+        for (at, (z, y)) in z.chunks_exact(m).zip(self.y.chunks_exact(m)).enumerate() {
+            for (group, folds) in moments.iter_mut().enumerate() {
+                source.write(at * self.stride, group, &mut row)?;
+                let own = group * each..(group + 1) * each;
+                folds[fold].push_target(&row, &z[own.clone()], &y[own]);
+            }
+        }
+        Ok(())
+    }
+
+    fn source<'x>(&self, weight: &[usize], x: &'x [f32]) -> Result<Inputs<'x>, String> {
+        match &self.site.conv {
+            Some(attrs) => {
+                let windows = Windows::new(attrs, weight, &self.x.shape, &self.z.shape)?;
+                let each = self.x.shape.iter().skip(1).product();
+                Ok(Inputs::Windows { windows, x, each })
+            }
+            None => Ok(Inputs::Rows(x)),
+        }
+    }
+}
+
+/// Where the rows of a product's inputs come from.
+enum Inputs<'x> {
+    /// The last axis.
+    Rows(&'x [f32]),
+    /// The windows of a convolution over samples of `each` elements.
+    Windows { windows: Windows, x: &'x [f32], each: usize },
+}
+
+impl Inputs<'_> {
+    /// Writes row `at` of `group` to `row`.
+    fn write(&self, at: usize, group: usize, row: &mut [f32]) -> Result<(), String> {
+        let ended = || "it reads fewer rows than it computes".to_owned();
+        match self {
+            Self::Rows(x) => {
+                let from = at * row.len();
+                row.copy_from_slice(x.get(from..from + row.len()).ok_or_else(ended)?);
+            }
+            Self::Windows { windows, x, each } => {
+                let (sample, position) = (at / windows.positions(), at % windows.positions());
+                let sample = x.get(sample * each..(sample + 1) * each).ok_or_else(ended)?;
+                windows.write(sample, group, position, row);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read(tensor: &Tensor) -> Result<Vec<f32>, String> {
+    tensor.to_f32().map_err(|error| error.to_string())
+}
+
+/// The fits of all groups as one; groups that need none, or find none, keep their weights.
+fn solve_all(groups: &mut [Vec<Gram>], site: &Site) -> Result<Solution, String> {
+    let solved: Vec<Result<Solution, String>> =
+        groups.iter_mut().map(|folds| refit::solve(folds, site.takes_bias())).collect();
+    let sizes: Vec<(usize, usize)> =
+        groups.iter().map(|folds| folds.first().map_or((0, 0), Gram::size)).collect();
+    Solution::joined(solved, &sizes)
 }
 
 fn not_observed(label: &str) -> CompressError {
@@ -238,8 +323,9 @@ impl Left {
     }
 }
 
-fn step(site: &Site, folds: &[Gram], solution: &Solution) -> RefitStep {
-    let scale = refit::target_energy(folds).max(f64::MIN_POSITIVE);
+fn step(site: &Site, groups: &[Vec<Gram>], solution: &Solution) -> RefitStep {
+    let energy: f64 = groups.iter().map(|folds| refit::target_energy(folds)).sum();
+    let scale = energy.max(f64::MIN_POSITIVE);
     RefitStep {
         node: site.label.clone(),
         ridge: solution.ridge,
@@ -254,8 +340,7 @@ fn write(model: &mut Model, site: &Site, solution: &Solution) -> Result<(), Stri
     let (weight, bias) = refit::corrected(model, site, &solution.fit)?;
     let cause = Cause::new("refit", site.label.clone());
     let graph = &mut model.graph;
-    let mut replace = |node, slot, old: ValueId, tensor| -> Result<(), String> {
-        let name = format!("{}_refit", graph.value(old).name);
+    let mut replace = |node, slot, name: String, tensor| -> Result<(), String> {
         let added = graph::apply(graph, Edit::AddConstant { name, tensor }, &cause)
             .map_err(|e| e.to_string())?;
         let value = added.value().ok_or("the constant was not added")?;
@@ -263,11 +348,11 @@ fn write(model: &mut Model, site: &Site, solution: &Solution) -> Result<(), Stri
             .map(drop)
             .map_err(|e| e.to_string())
     };
-    replace(site.node, 1, site.weight, weight)?;
-    if let (Some((node, slot, value)), Some(bias)) = (site.bias, bias) {
-        replace(node, slot, value, bias)?;
-    }
-    Ok(())
+    replace(site.node, 1, format!("{}_refit", site.label), weight)?;
+    let Some(bias) = bias else { return Ok(()) };
+    let (node, slot) =
+        site.bias.map_or((site.node, refit::CONV_BIAS), |(node, slot, _)| (node, slot));
+    replace(node, slot, format!("{}_refit_bias", site.label), bias)
 }
 
 #[cfg(test)]

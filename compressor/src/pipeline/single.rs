@@ -73,7 +73,7 @@ pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, Co
     };
     let shell = shell(&job.source, data, &job.engine, job.seed);
     let shop = Shop::open_whole(&shell, progress)?;
-    let (original, seen) = observe::observe(&shop, &[], 0..0)?;
+    let (original, seen) = observe::observe(&shop, &[], 0..0, observe::Reach::All)?;
     let (mut plan, mut refused) = pruning(&shop.source, job, &original.deviations)?;
     if job.repair {
         refused.extend(seen);

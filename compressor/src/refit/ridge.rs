@@ -1,6 +1,8 @@
 //! Regularised least squares from second moments: accumulation, cross-validation, and the solution by
 //! Cholesky's factorisation in f64. Knows nothing of graphs.
 
+use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul};
+
 /// Folds of the cross-validation.
 pub const FOLDS: usize = 4;
 /// Ridges tried, as shares of the mean diagonal of XᵀX.
@@ -9,6 +11,9 @@ pub const RIDGES: [f64; 5] = [1e-3, 1e-2, 1e-1, 3e-1, 1.0];
 pub const CROSS_VALIDATED_INPUTS: usize = 1024;
 /// The ridge of consumers too wide for cross-validation.
 pub const WIDE_RIDGE: f64 = 1e-1;
+/// Rows gathered before they are multiplied: enough for the product to run at the speed of a matrix product.
+const BLOCK: usize = 128;
+
 /// Second moments of activations X and missing outputs R of one fold.
 #[derive(Debug, Clone)]
 pub struct Gram {
@@ -23,8 +28,8 @@ pub struct Gram {
     /// ‖Y‖² and the sums of Y, for relative residuals.
     target_squares: f64,
     target_sums: Vec<f64>,
-    /// Buffers of one row, so that a row costs no allocation.
-    row: (Vec<f64>, Vec<f64>),
+    /// Rows of X and of R that are not in the moments yet.
+    waiting: (Vec<f64>, Vec<f64>),
 }
 
 impl Gram {
@@ -41,42 +46,65 @@ impl Gram {
             sum_r: vec![0.0; m],
             target_squares: 0.0,
             target_sums: vec![0.0; m],
-            row: (vec![0.0; k], vec![0.0; m]),
+            waiting: (Vec::new(), Vec::new()),
         }
+    }
+
+    /// Inputs and outputs.
+    pub fn size(&self) -> (usize, usize) {
+        (self.k, self.m)
     }
 
     /// Adds one row: activations `x`, what the pruned model computes (`z`) and what the original does (`y`).
     pub fn push_target(&mut self, x: &[f32], z: &[f32], y: &[f32]) {
-        let (mut xs, mut rs) = std::mem::take(&mut self.row);
-        for (to, from) in xs.iter_mut().zip(x) {
-            *to = f64::from(*from);
-        }
-        for (to, (z, y)) in rs.iter_mut().zip(z.iter().zip(y)) {
-            *to = f64::from(*y) - f64::from(*z);
-        }
         for (sum, y) in self.target_sums.iter_mut().zip(y) {
             *sum += f64::from(*y);
             self.target_squares += f64::from(*y).powi(2);
         }
-        self.push(&xs, &rs);
-        self.row = (xs, rs);
+        let missing = z.iter().zip(y).map(|(z, y)| f64::from(*y) - f64::from(*z));
+        self.waiting.1.extend(missing);
+        self.waiting.0.extend(x.iter().map(|v| f64::from(*v)));
+        self.count_row();
     }
 
     /// Adds one row: `x` of `k` inputs, `r` of `m` missing outputs.
     pub fn push(&mut self, x: &[f64], r: &[f64]) {
+        self.waiting.0.extend_from_slice(x);
+        self.waiting.1.extend_from_slice(r);
+        self.count_row();
+    }
+
+    fn count_row(&mut self) {
         self.rows += 1;
-        for (i, &xi) in x.iter().enumerate() {
-            if xi == 0.0 {
-                continue;
-            }
-            self.sum_x[i] += xi;
-            axpy(xi, &x[..=i], &mut self.xtx[i * self.k..i * self.k + i + 1]);
-            axpy(xi, r, &mut self.xtr[i * self.m..(i + 1) * self.m]);
+        if self.waiting.1.len() >= BLOCK * self.m.max(1) {
+            self.settle();
         }
-        for (sum, &v) in self.sum_r.iter_mut().zip(r) {
-            *sum += v;
-            self.rtr += v * v;
+    }
+
+    /// Multiplies what waits into the moments; [`solve`] asks for it.
+    fn settle(&mut self) {
+        let (xs, rs) = std::mem::take(&mut self.waiting);
+        let rows = xs.len() / self.k.max(1);
+        for row in xs.chunks_exact(self.k.max(1)) {
+            axpy(1.0, row, &mut self.sum_x);
         }
+        for row in rs.chunks_exact(self.m.max(1)) {
+            axpy(1.0, row, &mut self.sum_r);
+            self.rtr += dot(row, row);
+        }
+        let views = (
+            ArrayView2::from_shape((rows, self.k), &xs),
+            ArrayView2::from_shape((rows, self.m), &rs),
+            ArrayViewMut2::from_shape((self.k, self.k), &mut self.xtx),
+            ArrayViewMut2::from_shape((self.k, self.m), &mut self.xtr),
+        );
+        if let (Ok(x), Ok(r), Ok(mut xtx), Ok(mut xtr)) = views {
+            general_mat_mul(1.0, &x.t(), &x, 1.0, &mut xtx);
+            general_mat_mul(1.0, &x.t(), &r, 1.0, &mut xtr);
+        }
+        self.waiting = (xs, rs);
+        self.waiting.0.clear();
+        self.waiting.1.clear();
     }
 
     fn add(&mut self, other: &Self, sign: f64) {
@@ -173,14 +201,85 @@ pub struct Solution {
     pub note: Option<String>,
 }
 
+impl Solution {
+    /// The solutions of products that stand side by side, of the given inputs and outputs, as one. A product
+    /// without a solution keeps its weights.
+    ///
+    /// # Errors
+    /// No product has one: the reason of the first.
+    pub fn joined(
+        parts: Vec<Result<Self, String>>,
+        sizes: &[(usize, usize)],
+    ) -> Result<Self, String> {
+        if parts.len() == 1 {
+            return parts
+                .into_iter()
+                .next()
+                .unwrap_or_else(|| Err("there is nothing to fit".into()));
+        }
+        let inputs = sizes.first().map_or(0, |size| size.0);
+        let outputs: usize = sizes.iter().map(|size| size.1).sum();
+        let mut whole = Self {
+            fit: Fit { weight: vec![0.0; inputs * outputs], bias: Some(vec![0.0; outputs]) },
+            ridge: 0.0,
+            before: 0.0,
+            after: 0.0,
+            cross_validated: Some(0.0),
+            rows: 0,
+            note: None,
+        };
+        let (mut solved, mut why, mut first) = (0, None, 0);
+        for (part, (_, each)) in parts.into_iter().zip(sizes) {
+            match part {
+                Ok(part) => {
+                    whole.place(&part, first, *each, outputs);
+                    solved += 1;
+                }
+                Err(reason) => why = why.or(Some(reason)),
+            }
+            first += each;
+        }
+        if solved == 0 {
+            return Err(why.unwrap_or_else(|| "there is nothing to fit".into()));
+        }
+        if let Some(why) = why {
+            let left = format!(
+                "{} of {} groups keep their weights: {why}",
+                sizes.len() - solved,
+                sizes.len()
+            );
+            whole.note = Some(left);
+        }
+        Ok(whole)
+    }
+
+    fn place(&mut self, part: &Self, first: usize, each: usize, outputs: usize) {
+        for (input, row) in part.fit.weight.chunks_exact(each.max(1)).enumerate() {
+            let at = input * outputs + first;
+            self.fit.weight[at..at + each].copy_from_slice(row);
+        }
+        match (&mut self.fit.bias, &part.fit.bias) {
+            (Some(all), Some(own)) => all[first..first + each].copy_from_slice(own),
+            (all, _) => *all = None,
+        }
+        self.ridge = self.ridge.max(part.ridge);
+        self.before += part.before;
+        self.after += part.after;
+        self.cross_validated = self.cross_validated.zip(part.cross_validated).map(|(a, b)| a + b);
+        self.rows = self.rows.max(part.rows);
+        self.note = self.note.take().or_else(|| part.note.clone());
+    }
+}
+
 /// Fits on `folds`, with a bias correction if `with_bias`.
 ///
 /// # Errors
 /// A sentence: nothing to fit, or no ridge helps on rows that were not fitted.
-pub fn solve(folds: &[Gram], with_bias: bool) -> Result<Solution, String> {
+pub fn solve(folds: &mut [Gram], with_bias: bool) -> Result<Solution, String> {
     if folds.is_empty() {
         return Err("there are no activations to fit".into());
     }
+    folds.iter_mut().for_each(Gram::settle);
     let total = Gram::total(folds);
     if total.rows == 0 {
         return Err("there are no activations to fit".into());

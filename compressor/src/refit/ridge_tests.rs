@@ -98,7 +98,7 @@ fn a_removed_redundant_unit_is_repaired_exactly() {
     for (i, d) in fit.weight.iter().enumerate() {
         assert!((d - w[i % 2]).abs() < 1e-6, "{:?}", fit.weight);
     }
-    let solution = solve(&folds_of(&x, &r), true).unwrap();
+    let solution = solve(&mut folds_of(&x, &r), true).unwrap();
     assert!(solution.after < 1e-4 * solution.before, "{solution:?}");
     assert!(solution.cross_validated.unwrap() < 1e-3 * solution.before);
 }
@@ -124,7 +124,7 @@ fn fewer_rows_than_inputs_are_said() {
     let x: Vec<Vec<f64>> =
         (0..8).map(|i| (0..16).map(|j| f64::from((i * j) % 5)).collect()).collect();
     let r: Vec<Vec<f64>> = x.iter().map(|x| vec![x[1] + 0.5 * x[2]]).collect();
-    let solution = solve(&folds_of(&x, &r), true).unwrap();
+    let solution = solve(&mut folds_of(&x, &r), true).unwrap();
     assert!(solution.note.unwrap().contains("8 rows for 16 inputs"));
 }
 
@@ -136,7 +136,7 @@ fn noise_that_no_weight_explains_is_refused() {
     let r: Vec<Vec<f64>> = (0..16)
         .map(|i| vec![if i % 2 == 0 { 1.0 } else { -1.0 } * f64::from((i * 31) % 11 - 5)])
         .collect();
-    match solve(&folds_of(&x, &r), true) {
+    match solve(&mut folds_of(&x, &r), true) {
         Err(why) => assert!(why.contains("no ridge"), "{why}"),
         Ok(solution) => assert!(solution.cross_validated.unwrap() < solution.before),
     }
@@ -145,17 +145,17 @@ fn noise_that_no_weight_explains_is_refused() {
 #[test]
 fn nothing_missing_and_nothing_seen_are_refused_by_name() {
     let gram = gram_of(&[vec![1.0], vec![2.0]], &[vec![0.0], vec![0.0]]);
-    assert!(solve(&[gram], true).unwrap_err().contains("already"));
-    assert!(solve(&[Gram::new(2, 2)], true).unwrap_err().contains("no activations"));
+    assert!(solve(&mut [gram], true).unwrap_err().contains("already"));
+    assert!(solve(&mut [Gram::new(2, 2)], true).unwrap_err().contains("no activations"));
     let bad = gram_of(&[vec![f64::NAN]], &[vec![1.0]]);
-    assert!(solve(&[bad], false).unwrap_err().contains("not finite"));
+    assert!(solve(&mut [bad], false).unwrap_err().contains("not finite"));
 }
 
 #[test]
 fn constant_activations_leave_the_bias_to_correct() {
     let x = vec![vec![2.0, 2.0]; 10];
     let r = vec![vec![3.0]; 10];
-    let solution = solve(&folds_of(&x, &r), true).unwrap();
+    let solution = solve(&mut folds_of(&x, &r), true).unwrap();
     assert!((solution.fit.bias.unwrap()[0] - 3.0).abs() < 1e-9);
     assert!(solution.after < 1e-9);
 }
