@@ -3,7 +3,7 @@
 //! [`Core::step`] is a pure function of the state, the time and an event; it performs no IO and reads
 //! no clock. Its invariants:
 //!
-//! - Durable state changes only through [`Core::record`], which journals what it applies, ahead of
+//! - Durable state changes only through `Core::record`, which journals what it applies, ahead of
 //!   every effect that relies on it. [`Core::recover`] applies the same records.
 //! - Once a model was committed there is always an active bundle: it is replaced only after the
 //!   replacement has loaded and passed its checks, and the bundle before it is kept.

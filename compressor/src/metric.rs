@@ -2,7 +2,7 @@
 //!
 //! A [`Meter`] takes one answer at a time and keeps at most two numbers of it, from which both the
 //! metric and each of its resamples are computed; answers themselves are not kept. Two meters over the
-//! same samples are compared by [`compare`], with the test that the metric allows.
+//! same samples are compared by [`compare()`], with the test that the metric allows.
 //!
 //! Classes come as an answer's largest element; texts as the rows of an answer, decoded greedily by
 //! [`text::Ctc`]. What no built-in metric says, a command can: [`external`].

@@ -58,7 +58,7 @@ impl AxisMoments {
 /// Deviations of activations, by value and axis.
 pub type Deviations = HashMap<(ValueId, usize), Vec<f64>>;
 
-/// Which activations, and along which axes, [`activation`] wants to know of `group`.
+/// Which activations, and along which axes, the activation score wants to know of `group`.
 pub fn wanted(graph: &Graph, group: &Group) -> Vec<(ValueId, usize)> {
     group
         .consumers

@@ -1,6 +1,6 @@
 //! The preprocessing file: TOML that says, for each input of the model, how it is made of a sample.
 //!
-//! Reading and doing are apart: [`Preprocess`] is data, and a [`Prepared`] feed applies it sample by
+//! Reading and doing are apart: [`Preprocess`] is data, and a prepared feed applies it sample by
 //! sample. Every sample is checked as it is made: its shape against the first one's, its numbers for NaN
 //! and infinity, and each against the input's element type.
 
