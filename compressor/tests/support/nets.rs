@@ -43,13 +43,19 @@ pub(crate) fn mlp(widths: &[usize]) -> Model {
 
 /// Writes `count` samples named `x`, each of shape `dims`.
 pub(crate) fn samples(path: &Path, count: usize, dims: &[usize], seed: u32) {
+    samples_of(path, "x", count, dims, seed);
+}
+
+/// Writes `count` samples for the input `name`, each of shape `dims`.
+pub(crate) fn samples_of(path: &Path, name: &str, count: usize, dims: &[usize], seed: u32) {
     let shape: Vec<usize> = [count].iter().chain(dims).copied().collect();
     let values = noise(shape.iter().product(), seed);
     let array = ndarray::ArrayD::from_shape_vec(shape, values).unwrap();
     let mut bytes = Vec::new();
     array.write_npy(&mut bytes).unwrap();
     let mut zip = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
-    zip.start_file("x.npy", zip::write::SimpleFileOptions::default()).unwrap();
+    let file = format!("{name}.npy");
+    zip.start_file(file, zip::write::SimpleFileOptions::default()).unwrap();
     zip.write_all(&bytes).unwrap();
     zip.finish().unwrap();
 }
