@@ -51,6 +51,10 @@ pub(crate) fn apply(
             wrong("it repairs, which takes the calibration samples it was fitted to".into())
         })?;
         made.repair(plan, repair, fitting)?;
+        // The weights before the repair would still count as parameters.
+        graph::Driver::default()
+            .run(&mut made.model, &[&graph::DeadCode])
+            .map_err(|error| CompressError::Graph { stage: "repair", what: error.to_string() })?;
     }
     if let Some(format) = plan.quantize {
         let shapes = graph::infer(&made.model);

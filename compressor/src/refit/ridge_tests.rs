@@ -43,6 +43,7 @@ fn gram_of(x: &[Vec<f64>], r: &[Vec<f64>]) -> Gram {
     for (x, r) in x.iter().zip(r) {
         gram.push(x, r);
     }
+    gram.settle();
     gram
 }
 
