@@ -1,5 +1,9 @@
 //! What a model costs: parameters, and multiply-accumulate operations of its products.
 
+mod exempt;
+
+pub use exempt::{Exempt, exempt};
+
 use crate::{Dim, Graph, Model, Node, Op, Origin, Shapes, ValueId};
 
 /// Elements of every constant, wherever it is: initializers, `Constant` nodes, bodies of control flow.
@@ -22,6 +26,15 @@ fn graph_params(graph: &Graph) -> u64 {
     let bodies =
         graph.nodes().flat_map(|(id, _)| graph.subgraphs(id)).map(|(_, body)| graph_params(body));
     own + bodies.sum::<u64>()
+}
+
+/// As [`params`], without the embeddings and final classifiers that [`exempt`] names.
+#[must_use]
+pub fn inner_params(model: &Model) -> u64 {
+    let exempt = exempt(&model.graph);
+    let tensors = exempt.keys().filter_map(|&value| model.graph.constant(value));
+    let left_out: u64 = tensors.map(|tensor| tensor.len() as u64).sum();
+    params(model).saturating_sub(left_out)
 }
 
 /// Multiply-accumulate operations of one run, where every free dimension is `free`.

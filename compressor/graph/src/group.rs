@@ -8,6 +8,7 @@
 mod atoms;
 mod collect;
 pub(crate) mod find;
+mod locked;
 pub(crate) mod sizes;
 
 pub use find::find;
@@ -144,6 +145,8 @@ pub struct Locked {
     pub by: LockedBy,
     /// Why, in words.
     pub why: String,
+    /// Elements of the constants whose units cannot go because of it. Several locks may hold the same ones.
+    pub holds: u64,
 }
 
 /// Everything found in one graph.

@@ -9,8 +9,9 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::atoms::{Sets, pairs, stripe};
 use super::collect::collect;
+use super::locked::locked;
 use super::sizes::{Read, Reader, reads};
-use super::{Grouping, Locked, LockedBy};
+use super::{Grouping, LockedBy};
 use crate::coupling::masked::{Fact, ZERO, transfer};
 use crate::coupling::{AxisRef, Coupling, Link, Port, PortInfo, Ports, Relation, coupling};
 use crate::shape_operand::{self, Kind};
@@ -109,17 +110,17 @@ pub(super) struct Search<'a> {
     pub(super) statements: Vec<Statement>,
     pub(super) axes: Vec<Axis>,
     ids: HashMap<(Owner, usize), usize>,
-    locks: Vec<Entry>,
+    pub(super) locks: Vec<Entry>,
     sizes_read: Vec<Read>,
     pub(super) statement_of: HashMap<NodeId, usize>,
     /// Constants, and what is computed from constants alone.
     pub(super) static_values: HashSet<ValueId>,
 }
 
-struct Entry {
-    axis: usize,
-    by: LockedBy,
-    why: String,
+pub(super) struct Entry {
+    pub(super) axis: usize,
+    pub(super) by: LockedBy,
+    pub(super) why: String,
 }
 
 impl<'a> Search<'a> {
@@ -605,39 +606,4 @@ impl Atoms {
             .filter(|&unit| merged.root(unit) == unit && !merged.is_locked(unit))
             .count()
     }
-}
-
-/// The locks that keep a weight's units from being pruned.
-fn locked(search: &Search<'_>, atoms: &mut Atoms) -> Vec<Locked> {
-    let mut produced = HashSet::new();
-    for (index, axis) in search.axes.iter().enumerate() {
-        if matches!(axis.owner, Owner::Use(..))
-            && search.role(axis) == Some(Role::Producer)
-            && axis.size > 1
-            && let Some(first) = atoms.first(index)
-        {
-            produced.extend((first..first + axis.size).map(|atom| atoms.sets.root(atom)));
-        }
-    }
-    let mut seen = HashSet::new();
-    let mut found = Vec::new();
-    for entry in &search.locks {
-        let axis = &search.axes[entry.axis];
-        let touches = match atoms.first(entry.axis) {
-            Some(first) => {
-                (first..first + axis.size).any(|atom| produced.contains(&atoms.sets.root(atom)))
-            }
-            None => search.role(axis) == Some(Role::Producer),
-        };
-        if touches && seen.insert((axis.value, axis.axis, entry.by, entry.why.clone())) {
-            found.push(Locked {
-                value: axis.value,
-                axis: axis.axis,
-                width: axis.size,
-                by: entry.by,
-                why: entry.why.clone(),
-            });
-        }
-    }
-    found
 }
