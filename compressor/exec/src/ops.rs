@@ -6,6 +6,8 @@ mod layout;
 mod norm;
 mod pool;
 mod reduce;
+mod resize;
+mod transposed;
 mod unary;
 mod window;
 
@@ -50,12 +52,10 @@ pub(crate) fn supported(node: &Node) -> std::result::Result<(), String> {
     match &node.op {
         Op::Pool(_) if second => Err("positions of maxima".to_owned()),
         Op::Opaque => Err("it is not understood".to_owned()),
-        Op::ConvTranspose(_)
-        | Op::DequantizeLinear { .. }
+        Op::DequantizeLinear { .. }
         | Op::QuantizeLinear { .. }
         | Op::DynamicQuantizeLinear
         | Op::MatMulInteger
-        | Op::Resize
         | Op::Recurrent(_)
         | Op::If
         | Op::Loop
@@ -72,6 +72,8 @@ pub(crate) fn run(cx: &Context<'_>) -> Result<Vec<Value>> {
         Op::Unary(op) => unary::unary(*op, cx),
         Op::Binary(op) => arithmetic::binary(*op, cx).map(one),
         Op::Conv(attrs) => contract::conv(attrs, cx).map(one),
+        Op::ConvTranspose(attrs) => transposed::conv_transpose(attrs, cx).map(one),
+        Op::Resize => resize::resize(cx).map(one),
         Op::Gemm(attrs) => contract::gemm(attrs, cx).map(one),
         Op::MatMul => contract::matmul(cx).map(one),
         Op::BatchNormalization { epsilon, .. } => norm::batch(*epsilon, cx).map(one),
@@ -100,12 +102,10 @@ pub(crate) fn run(cx: &Context<'_>) -> Result<Vec<Value>> {
         Op::ConstantOfShape => layout::filled(cx).map(one),
         Op::Range => layout::range(cx).map(one),
         Op::Constant => invalid("a Constant node whose tensor cannot be read"),
-        Op::ConvTranspose(_)
-        | Op::DequantizeLinear { .. }
+        Op::DequantizeLinear { .. }
         | Op::QuantizeLinear { .. }
         | Op::DynamicQuantizeLinear
         | Op::MatMulInteger
-        | Op::Resize
         | Op::Recurrent(_)
         | Op::If
         | Op::Loop

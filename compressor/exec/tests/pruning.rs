@@ -10,12 +10,15 @@
 #![allow(clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::print_stderr)]
 
 mod common;
+#[path = "common/compare.rs"]
+mod compare;
 #[path = "common/nets.rs"]
 mod nets;
 
 use std::collections::HashMap;
 
 use common::{assets, named};
+use compare::{difference, outputs};
 use exec::Executor;
 use graph::{Choice, DType, Grouping, Model, PrunePlan, Tensor, find, infer, mask, prune};
 use nets::{Block, Numbers, blocks, build};
@@ -36,25 +39,6 @@ fn plan(grouping: &Grouping, numbers: &mut Numbers) -> PrunePlan {
         Some(Choice { group: group.id, keep })
     });
     PrunePlan { choices: choices.collect() }
-}
-
-fn outputs(model: &Model, inputs: &HashMap<String, Tensor>) -> Vec<Vec<f64>> {
-    let executor = Executor::new(model).unwrap();
-    let found = executor
-        .run(inputs.clone(), model.graph.outputs())
-        .unwrap_or_else(|error| panic!("{error}"));
-    model.graph.outputs().iter().map(|output| found[output].to_f64_vec().unwrap()).collect()
-}
-
-/// The largest difference, relative to the largest output.
-fn difference(a: &[Vec<f64>], b: &[Vec<f64>]) -> f64 {
-    let pairs = || a.iter().zip(b).flat_map(|(a, b)| a.iter().zip(b));
-    assert!(a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.len() == b.len()));
-    let scale = pairs().fold(1e-3_f64, |top, (a, b)| top.max(a.abs()).max(b.abs()));
-    pairs().fold(
-        0.0_f64,
-        |top, (a, b)| if (a - b).is_nan() { f64::INFINITY } else { top.max((a - b).abs()) },
-    ) / scale
 }
 
 /// Checks one plan; how many units went.
@@ -132,6 +116,11 @@ fn every_block_passes_units_through() {
         (&[Block::ToSequence, Block::Attention { heads: 4 }], &[6, 4, 6]),
         (&[Block::ToSequence, Block::SharedWeight], &[6, 6, 6]),
         (&[Block::Divide], &[6]),
+        (&[Block::Cardinal, Block::Conv { out: 4, kernel: 1 }], &[3, 4]),
+        (&[Block::Deconv { groups: 1 }, Block::Activation(0)], &[6, 3]),
+        (&[Block::Deconv { groups: 2 }, Block::Activation(0)], &[3, 3]),
+        (&[Block::Deconv { groups: 99 }, Block::Activation(0)], &[6]),
+        (&[Block::Resize { how: 0 }, Block::Resize { how: 1 }, Block::Resize { how: 2 }], &[6]),
     ];
     for (blocks, wanted) in cases {
         let (mut found, mut wanted) = (widths(blocks), wanted.to_vec());

@@ -14,6 +14,7 @@ mod factor;
 mod layout;
 pub(crate) mod masked;
 mod reduce;
+mod resize;
 
 use factor::factors;
 pub(crate) use layout::{SliceAttrs, split_sizes, windows};
@@ -128,6 +129,8 @@ pub struct PortInfo {
     pub constant: bool,
     /// Its elements, where it is a small integer tensor whose values are all known.
     pub ints: Option<Vec<i64>>,
+    /// Its elements, where it is a small constant of floats.
+    pub floats: Option<Vec<f64>>,
     /// Its one value, where it is a constant whose elements are all equal.
     pub uniform: Option<f64>,
 }
@@ -293,18 +296,18 @@ fn stated(node: &Node, ports: &Ports) -> Result<Coupling, String> {
         Op::Slice { attrs } => layout::slice(attrs.as_ref(), ports),
         Op::Gather { axis } => layout::gather(*axis, ports),
         Op::Expand => Ok(layout::expand(ports)),
+        Op::Resize => resize::resize(node, ports),
         Op::Pad { pads, .. } => layout::pad(pads.as_deref(), ports),
         Op::Shape { .. } => Ok(layout::observed(ports)),
         Op::ConstantOfShape => Ok(layout::filled(ports)),
         Op::Constant => Ok(Coupling::default()),
+        Op::Lrn { .. } => Ok(reduce::local_response(&node.op_type, ports)),
         Op::Range
-        | Op::Lrn { .. }
         | Op::Size
         | Op::DequantizeLinear { .. }
         | Op::QuantizeLinear { .. }
         | Op::DynamicQuantizeLinear
         | Op::MatMulInteger
-        | Op::Resize
         | Op::Recurrent(_)
         | Op::If
         | Op::Loop

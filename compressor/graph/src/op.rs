@@ -3,6 +3,7 @@
 
 mod attrs;
 pub(crate) mod decode;
+pub(crate) mod resize;
 pub(crate) mod resolve;
 
 pub use decode::NEWEST_OPSET;
@@ -244,7 +245,8 @@ pub enum Op {
         axis: i64,
     },
     Expand,
-    /// Scales or sizes from the inputs; the interpolation stays in the attributes.
+    /// `Resize` and `Upsample`: scales or sizes from the inputs (`Upsample` before opset 9: from the attribute);
+    /// the interpolation stays in the attributes.
     Resize,
     /// Inputs `x, w, r, b, sequence lengths, initial states`.
     Recurrent(RecurrentAttrs),

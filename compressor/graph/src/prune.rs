@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::group::sizes::Reader;
 use crate::{
-    Cause, DeadCode, Dim, Driver, Edit, EditError, Group, GroupId, Grouping, Model, NodeId,
+    Cause, DeadCode, Dim, Driver, Edit, EditError, Group, GroupId, Grouping, Model, Node, NodeId,
     PassError, Role, Shapes, ValueId, apply, cost, infer,
 };
 use constants::Slicing;
@@ -129,6 +129,13 @@ impl Work {
     fn edit(&mut self, edit: Edit, cause: &Cause) -> Result<Option<ValueId>, PruneError> {
         self.edits.push(format!("{edit} ({cause})"));
         Ok(apply(&mut self.model.graph, edit, cause)?.value())
+    }
+
+    /// Adds a node of one output, named after it.
+    fn node(&mut self, node: Node, cause: &Cause) -> Result<ValueId, PruneError> {
+        let outputs = vec![node.name.clone()];
+        let value = self.edit(Edit::AddNode { node, outputs }, cause)?;
+        value.ok_or_else(|| PruneError::Stale("no node was added".to_owned()))
     }
 
     /// A constant of these integers.

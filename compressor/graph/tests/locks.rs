@@ -217,3 +217,38 @@ fn a_reshape_without_common_factors_locks() {
         mixed.1.locked
     );
 }
+
+/// `[N, 6]` as six channels of a plane of one, resized and summed up again.
+fn resized(coordinates: &str, scale: f32) -> (Model, Grouping) {
+    locked(|b, x| {
+        let (planes, row) = (ints(b, &[0, 6, 1, 1]), ints(b, &[0, -1]));
+        let x = b.node("Reshape", &[x, planes], []).unwrap();
+        let scales = Tensor::from_f32(vec![4], &[1.0, scale, 2.0, 2.0]).unwrap();
+        let scales = b.constant("scales", scales).unwrap();
+        let mode = AttributeValue::String(coordinates.to_owned().into());
+        let inputs = [Some(x), None, Some(scales)];
+        let attributes = [("coordinate_transformation_mode", mode)];
+        let y = b.nodes("Resize", &inputs, attributes, 1).unwrap()[0];
+        let y = b.node("GlobalAveragePool", &[y], []).unwrap();
+        let y = b.node("Reshape", &[y, row], []).unwrap();
+        let w = weight(b, 6 * scale as usize, 2);
+        b.node("MatMul", &[y, w], []).unwrap()
+    })
+}
+
+#[test]
+fn resize_passes_axes_that_keep_their_size_and_locks_the_others() {
+    assert_eq!(resized("half_pixel", 1.0).1.groups.len(), 1);
+    assert_locked(&resized("half_pixel", 2.0), "Resize", "interpolates");
+    assert_locked(&resized("tf_crop_and_resize", 1.0), "Resize", "tf_crop_and_resize");
+}
+
+#[test]
+fn local_response_normalisation_mixes_neighbours() {
+    let found = locked(|b, x| {
+        let size = [("size", AttributeValue::Int(3))];
+        let y = b.node("LRN", &[x], size).unwrap();
+        consume(b, y)
+    });
+    assert_locked(&found, "LRN", "neighbouring");
+}

@@ -6,31 +6,61 @@ use proptest::prelude::*;
 /// A stretch of a network. A block that does not fit where it stands is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Block {
-    Conv { out: usize, kernel: usize },
-    Grouped { groups: usize },
-    Depthwise { multiplier: usize },
+    Conv {
+        out: usize,
+        kernel: usize,
+    },
+    Grouped {
+        groups: usize,
+    },
+    Depthwise {
+        multiplier: usize,
+    },
     Activation(u8),
     BatchNorm,
     InstanceNorm,
     Scale,
     Residual,
-    Branches { out: usize },
-    Pool { max: bool },
+    Branches {
+        out: usize,
+    },
+    Pool {
+        max: bool,
+    },
     SplitSwap,
     SliceHalf,
-    Shuffle { groups: usize },
+    Shuffle {
+        groups: usize,
+    },
     SqueezeExcite,
     SumNorm,
     Gelu,
-    Flatten { dynamic: bool },
-    GlobalPool { max: bool },
-    Dense { out: usize, transposed: bool },
+    Flatten {
+        dynamic: bool,
+    },
+    GlobalPool {
+        max: bool,
+    },
+    Dense {
+        out: usize,
+        transposed: bool,
+    },
     Bias,
     Merge,
     ToSequence,
-    Attention { heads: usize },
+    Attention {
+        heads: usize,
+    },
     SharedWeight,
     Divide,
+    /// Groups of two channels.
+    Cardinal,
+    Deconv {
+        groups: usize,
+    },
+    Resize {
+        how: u8,
+    },
 }
 
 /// Short lists of blocks.
@@ -63,6 +93,9 @@ pub(crate) fn blocks() -> impl Strategy<Value = Vec<Block>> {
         prop_oneof![Just(2usize), Just(4)].prop_map(|heads| Block::Attention { heads }),
         Just(Block::SharedWeight),
         Just(Block::Divide),
+        Just(Block::Cardinal),
+        prop_oneof![Just(1usize), Just(2), Just(99)].prop_map(|groups| Block::Deconv { groups }),
+        (0u8..4).prop_map(|how| Block::Resize { how }),
     ];
     prop::collection::vec(block, 1..9)
 }
@@ -156,6 +189,11 @@ impl Net {
             (Block::Depthwise { multiplier }, 3) => {
                 self.conv(self.dims[0] * multiplier, 3, self.dims[0])
             }
+            (Block::Cardinal, 3) if self.dims[0].is_multiple_of(2) && self.dims[0] > 4 => {
+                self.conv(self.dims[0], 1, self.dims[0] / 2)
+            }
+            (Block::Deconv { groups }, 3) => self.deconv(groups),
+            (Block::Resize { how }, 3) if self.dims[1] < 9 => self.resize(how),
             (Block::Activation(which), _) => self.activation(which),
             (Block::BatchNorm, 3) => self.batch_norm(),
             (Block::InstanceNorm, 3) => {
@@ -234,6 +272,60 @@ impl Net {
         ];
         self.at = self.op("Conv", &[self.at, w, b], attributes);
         self.dims[0] = out;
+    }
+
+    /// Doubles no axis; as many groups as channels where there are fewer channels, one where they do not divide.
+    fn deconv(&mut self, groups: usize) {
+        let channels = self.dims[0];
+        let groups = match groups.min(channels) {
+            groups if channels.is_multiple_of(groups) => groups,
+            _ => 1,
+        };
+        let (per_out, per_in) = (if groups == channels { 2 } else { 3 }, channels / groups);
+        let w = self.weight(&[channels, per_out, 3, 3], per_in * 9);
+        let b = self.param(&[per_out * groups], 0.5, 0.0);
+        let attributes = [
+            ("group", AttributeValue::Int(groups as i64)),
+            ("pads", AttributeValue::Ints(vec![1; 4])),
+        ];
+        self.at = self.op("ConvTranspose", &[self.at, w, b], attributes);
+        self.dims[0] = per_out * groups;
+    }
+
+    /// By scales, by sizes of some axes, or by sizes computed from the shape in two ways.
+    fn resize(&mut self, how: u8) {
+        let x = self.at;
+        let [c, h, w] = self.dims[..] else { return };
+        let [h, w] = [h + 1, w + 2];
+        let mode = ["nearest", "linear", "cubic", "linear"][usize::from(how)];
+        let operands = match how {
+            0 => {
+                let scales = Tensor::from_f32(vec![4], &[1.0, 1.0, 2.0, 1.5]).unwrap();
+                (self.dims[1], self.dims[2]) = (self.dims[1] * 2, self.dims[2] * 3 / 2);
+                [None, Some(self.builder.constant("scales", scales).unwrap()), None]
+            }
+            1 => {
+                let shape = self.op("Shape", &[x], []);
+                let (zero, two) = (self.ints(&[0]), self.ints(&[2]));
+                let kept = self.op("Slice", &[shape, zero, two], []);
+                let rest = self.ints(&[h as i64, w as i64]);
+                let axis = [("axis", AttributeValue::Int(0))];
+                (self.dims[1], self.dims[2]) = (h, w);
+                [None, None, Some(self.op("Concat", &[kept, rest], axis))]
+            }
+            _ => {
+                let shape = self.op("Shape", &[x], []);
+                let zero = self.ints(&[0]);
+                let batch = self.op("Gather", &[shape, zero], []);
+                let rest = self.ints(&[c as i64, h as i64, w as i64]);
+                let axis = [("axis", AttributeValue::Int(0))];
+                (self.dims[1], self.dims[2]) = (h, w);
+                [None, None, Some(self.op("Concat", &[batch, rest], axis))]
+            }
+        };
+        let inputs = [vec![Some(x)], operands.to_vec()].concat();
+        let attributes = [("mode", AttributeValue::String(mode.into()))];
+        self.at = self.builder.nodes("Resize", &inputs, attributes, 1).unwrap()[0];
     }
 
     fn dense(&mut self, out: usize, transposed: bool) {

@@ -73,6 +73,14 @@ pub(crate) fn transfer(
             })
         }
         Op::Pool(attrs) => pool(attrs.kind, at(0)),
+        // Weights that add up to one, along other axes.
+        Op::Resize => {
+            if at(0) == Some(ZERO) {
+                ZERO
+            } else {
+                merge(at(0).into_iter()).worst(Fact::Finite)
+            }
+        }
         Op::Reduce { kind, .. } => reduce(*kind, at(0)),
         Op::Pad { mode, .. } => pad(mode, ports, at(0)),
         Op::Concat { .. } => merge(carriers.iter().map(|&(slot, axis)| fact(slot, axis))),

@@ -101,6 +101,22 @@ pub(super) fn softmax(
     Ok(coupling)
 }
 
+/// Each channel is divided by a function of the `size` channels around it: a removed one would bring others
+/// near.
+pub(super) fn local_response(op_type: &str, ports: &Ports) -> Coupling {
+    let mut coupling = Coupling::default();
+    for axis in 0..ports.rank(Port::In(0)).unwrap_or(0) {
+        if axis == 1 {
+            let why = format!("{op_type} divides by neighbouring channels");
+            coupling.lock(input(0, axis), why.clone());
+            coupling.lock(output(0, axis), why);
+        } else {
+            coupling.same(input(0, axis), output(0, axis));
+        }
+    }
+    coupling
+}
+
 /// The answer is a position on the axis.
 pub(super) fn arg_max(
     axis: i64,

@@ -13,7 +13,10 @@ use super::locked::locked;
 use super::sizes::{Read, Reader, reads};
 use super::{Grouping, LockedBy};
 use crate::coupling::masked::{Fact, ZERO, transfer};
-use crate::coupling::{AxisRef, Coupling, Link, Port, PortInfo, Ports, Relation, coupling};
+use crate::coupling::{
+    AxisRef, Coupling, Link, Port, PortInfo, Ports, Relation, coupling, normal_axis,
+};
+use crate::op::resize::SIZES;
 use crate::shape_operand::{self, Kind};
 use crate::{Dim, Graph, Model, NodeId, Op, Origin, Role, Shapes, Tensor, ValueId};
 
@@ -25,6 +28,9 @@ const MAX_ATOMS: usize = 1 << 26;
 
 /// Largest constant searched for being uniform, in elements.
 const MAX_UNIFORM: usize = 1 << 16;
+
+/// Largest constant read as floats, in elements: scales of a few axes.
+const MAX_FLOATS: usize = 1 << 6;
 
 /// Largest constant read as integers, in elements.
 const MAX_INTS: usize = 1 << 12;
@@ -309,9 +315,12 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Settles on a factor for every axis that a reshape merges or splits.
+    /// Settles on whole groups or parts of them for grouped convolutions, then on a factor for every axis that a
+    /// reshape merges or splits.
     fn choose(&mut self, atoms: &mut Atoms) {
-        for index in 0..self.statements.len() {
+        let (grouped, rest): (Vec<usize>, Vec<usize>) = (0..self.statements.len())
+            .partition(|&index| is_convolution(self.graph, self.statements[index].node));
+        for index in grouped.into_iter().chain(rest) {
             let statement = &self.statements[index];
             let (node, choices) = (statement.node, statement.coupling.choices.clone());
             let mut taken: Vec<AxisRef> = Vec::new();
@@ -325,6 +334,10 @@ impl<'a> Search<'a> {
                     atoms.join(link.relation, (a, b), &self.axes);
                     taken.extend([link.a, link.b]);
                     self.statements[index].links.push(*link);
+                    if is_convolution(self.graph, node) && takes_whole_groups(link) {
+                        // No sum reaches across groups.
+                        self.statements[index].coupling.contractions.clear();
+                    }
                 }
             }
             let left: BTreeSet<AxisRef> = choices
@@ -332,10 +345,13 @@ impl<'a> Search<'a> {
                 .flat_map(|link| [link.a, link.b])
                 .filter(|at| !taken.contains(at))
                 .collect();
-            let why = format!(
-                "{} merges or splits it, and no factor is free",
-                self.graph.node(node).op_type
-            );
+            let why = match is_convolution(self.graph, node) {
+                true => "Conv has groups, and neither these nor their channels are free".to_owned(),
+                false => format!(
+                    "{} merges or splits it, and no factor is free",
+                    self.graph.node(node).op_type
+                ),
+            };
             for axis in left.into_iter().filter_map(|at| self.id(node, at)).collect::<Vec<_>>() {
                 self.lock(axis, LockedBy::Node(node), why.clone());
                 atoms.lock(axis);
@@ -414,6 +430,14 @@ impl<'a> Search<'a> {
     }
 }
 
+fn is_convolution(graph: &Graph, node: NodeId) -> bool {
+    matches!(graph.node(node).op, Op::Conv(_) | Op::ConvTranspose(_))
+}
+
+fn takes_whole_groups(link: &Link) -> bool {
+    matches!((link.a.port, link.b.port), (Port::In(_), Port::Out(_)))
+}
+
 /// The constant that would replace the shape operand of `node`; an error says why there is none.
 fn rewritable(
     graph: &Graph,
@@ -426,6 +450,7 @@ fn rewritable(
         Op::Reshape { allow_zero } => Kind::Reshape { allow_zero: *allow_zero },
         Op::Expand => Kind::Expand,
         Op::ConstantOfShape => Kind::Filled,
+        Op::Resize => return open_sizes(graph, all_ports, node, ports),
         Op::Slice { .. } | Op::Split { .. } => {
             let known =
                 |info: &Option<PortInfo>| info.as_ref().is_none_or(|info| info.ints.is_some());
@@ -449,6 +474,44 @@ fn rewritable(
         .map_err(|why| {
             format!("the shape operand of {} cannot be rewritten: {why}", graph.node(node).op_type)
         })
+}
+
+/// Sizes of a `Resize` that are not written anew must not follow from what a pruning changes.
+fn open_sizes(
+    graph: &Graph,
+    all_ports: &HashMap<NodeId, Ports>,
+    node: NodeId,
+    ports: &Ports,
+) -> Result<(), String> {
+    let (false, Some(operand)) = (ports.ints(SIZES).is_some(), graph.node(node).input(SIZES))
+    else {
+        return Ok(());
+    };
+    let axes = match graph.node(node).attr_ints("axes") {
+        Some(axes) => axes.to_vec(),
+        None => (0..).take(ports.dims(Port::In(0)).map_or(0, <[Dim]>::len)).collect(),
+    };
+    let dims = ports.dims(Port::Out(0)).unwrap_or_default();
+    let size = |value: ValueId, axis: usize| {
+        let reads = all_ports.iter().find_map(|(&id, ports)| {
+            let slot = graph.node(id).inputs.iter().position(|&input| input == Some(value))?;
+            ports.dims(Port::In(slot))
+        });
+        reads.and_then(|dims| dims.get(axis).cloned())
+    };
+    for (index, &axis) in axes.iter().enumerate() {
+        let axis = normal_axis(axis, dims.len())?;
+        let still = || {
+            let at = (operand, index);
+            shape_operand::stands_still(graph, all_ports, &size, at, shape_operand::MAX_STEPS)
+        };
+        if dims[axis].fixed().is_none() && still() != Some(true) {
+            return Err(format!(
+                "its size on axis {axis} is computed in a way that is not followed"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn static_values(graph: &Graph) -> HashSet<ValueId> {
@@ -475,6 +538,7 @@ pub(crate) fn ports(graph: &Graph, shapes: &Shapes, readers: &Readers) -> HashMa
         dims: shapes.dims(value).map(<[Dim]>::to_vec),
         constant: false,
         ints: shapes.const_ints(value),
+        floats: None,
         uniform: None,
     };
     let mut found = HashMap::new();
@@ -498,13 +562,15 @@ pub(crate) fn ports(graph: &Graph, shapes: &Shapes, readers: &Readers) -> HashMa
 fn constant_info(tensor: &Tensor) -> PortInfo {
     let len: usize = tensor.dims.iter().product();
     let ints = (len <= MAX_INTS).then(|| tensor.to_i64_vec().ok()).flatten();
+    let small = tensor.dtype.is_float() && len <= MAX_FLOATS;
+    let floats = small.then(|| tensor.to_f64_vec().ok()).flatten();
     let uniform =
         (len <= MAX_UNIFORM).then(|| tensor.to_f32_vec().ok()).flatten().and_then(|values| {
             let first = *values.first()?;
             values.iter().all(|&value| value == first).then_some(f64::from(first))
         });
     let dims = tensor.dims.iter().map(|&size| Dim::Fixed(size)).collect();
-    PortInfo { dims: Some(dims), constant: true, ints, uniform }
+    PortInfo { dims: Some(dims), constant: true, ints, floats, uniform }
 }
 
 /// Every index of every class of axes.

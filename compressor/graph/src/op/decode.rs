@@ -379,6 +379,10 @@ fn shapes(node: &Node, opset: i64, attrs: &Attrs<'_>) -> Option<Op> {
             ]);
             Op::Resize
         }
+        "Upsample" if (7..10).contains(&opset) => {
+            attrs.ignore(&["mode", "scales"]);
+            Op::Resize
+        }
         "Shape" => {
             let end = node.attr("end").map(|_| attrs.int("end", 0));
             Op::Shape { start: attrs.int("start", 0), end }

@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::{PruneError, Removal, Work, cause};
+use super::{Gone, PruneError, Removal, Work, cause};
 use crate::coupling::{Port, Ports, normal_axis, split_sizes, windows};
 use crate::group::find::{Readers, ports};
+use crate::op::resize::SIZES;
 use crate::shape_operand::{self, Kind};
-use crate::{AttributeValue, Cause, Dim, Edit, Graph, GroupId, Node, NodeId, Op, Shapes, ValueId};
+use crate::{
+    Attribute, AttributeValue, Cause, Dim, Edit, Graph, GroupId, Node, NodeId, Op, Shapes, ValueId,
+};
 
 /// Rewrites what names an old size, node by node.
 /// `graph` is the unpruned one.
@@ -21,12 +24,24 @@ pub(super) fn fix_all(
         let Some(ports) = all_ports.get(&id) else { continue };
         let at = Place { id, node, ports, all: &all_ports, graph, removal, shapes };
         match &node.op {
-            Op::Conv(attrs) if attrs.group > 1 => at.conv_groups(work)?,
+            Op::Conv(attrs) if attrs.group > 1 => {
+                // The filters stay as deep as they are: whole groups went.
+                if at.gone(1, 1).is_none() {
+                    at.conv_groups(work, attrs.group)?;
+                }
+            }
+            Op::ConvTranspose(attrs) if attrs.group > 1 => {
+                let out = removal.gone(node.output(0), 1).is_some();
+                if out && at.gone(1, 1).is_none() {
+                    at.conv_groups(work, attrs.group)?;
+                }
+            }
             Op::Reshape { allow_zero } => {
                 at.shape(work, Kind::Reshape { allow_zero: *allow_zero }, 1)?
             }
             Op::Expand => at.shape(work, Kind::Expand, 1)?,
             Op::ConstantOfShape => at.shape(work, Kind::Filled, 0)?,
+            Op::Resize => at.resize(work)?,
             Op::Split { axis, sizes } => at.split(work, *axis, sizes.as_deref())?,
             Op::Slice { attrs } => at.slice(work, attrs.as_ref())?,
             _ => {}
@@ -56,17 +71,20 @@ impl Place<'_> {
         groups
     }
 
-    /// A depthwise convolution has as many groups as channels.
-    fn conv_groups(&self, work: &mut Work) -> Result<(), PruneError> {
-        let (Some(gone), Some(1)) = (
-            self.removal.gone(self.node.input(0), 1),
-            self.ports.size(crate::coupling::input(1, 1)),
-        ) else {
-            return Ok(());
-        };
+    /// What goes of an axis of input `slot`.
+    fn gone(&self, slot: usize, axis: usize) -> Option<&Gone> {
+        let value = self.node.input(slot)?;
+        let used = self.removal.uses.get(&(value, self.id, slot)).and_then(|axes| axes.get(&axis));
+        used.or_else(|| self.removal.gone(Some(value), axis))
+    }
+
+    /// Some of `groups` went, with all of their channels.
+    fn conv_groups(&self, work: &mut Work, groups: usize) -> Result<(), PruneError> {
         let channels = self.ports.size(crate::coupling::input(0, 1)).unwrap_or(0);
-        let left = to_int(channels.saturating_sub(gone.indices.len()))?;
-        self.set(work, "group", AttributeValue::Int(left), &gone.cause("one group a channel"))
+        let per_group = (channels / groups).max(1);
+        let Some(gone) = self.gone(0, 1) else { return Ok(()) };
+        let left = to_int(channels.saturating_sub(gone.indices.len()) / per_group)?;
+        self.set(work, "group", AttributeValue::Int(left), &gone.cause("fewer groups"))
     }
 
     fn shape(&self, work: &mut Work, kind: Kind, slot: usize) -> Result<(), PruneError> {
@@ -96,6 +114,29 @@ impl Place<'_> {
         }
         let cause = cause(&groups, "new sizes");
         self.feed(work, slot, &operand, &cause)
+    }
+
+    /// Sizes that are numbers are written anew; the others are taken from the old operand.
+    fn resize(&self, work: &mut Work) -> Result<(), PruneError> {
+        let (Some(operand), Some(out)) = (self.node.input(SIZES), self.node.output(0)) else {
+            return Ok(());
+        };
+        let groups = self.groups(Some(out));
+        let Some(dims) = self.removal.dims(self.shapes, out).filter(|_| !groups.is_empty()) else {
+            return Ok(());
+        };
+        let dims: Vec<Dim> = match self.node.attr_ints("axes") {
+            Some(axes) => axes
+                .iter()
+                .map(|&axis| normal_axis(axis, dims.len()).map(|axis| dims[axis].clone()))
+                .collect::<Result<_, _>>()
+                .map_err(PruneError::Stale)?,
+            None => dims,
+        };
+        let cause = cause(&groups, "new sizes");
+        let value = patched_vector(work, operand, &dims, &cause)?;
+        work.edit(Edit::ReplaceInput { node: self.id, slot: SIZES, value: Some(value) }, &cause)
+            .map(drop)
     }
 
     fn split(&self, work: &mut Work, axis: i64, sizes: Option<&[i64]>) -> Result<(), PruneError> {
@@ -206,6 +247,37 @@ fn patched(ints: &[i64], kind: Kind, to: &[Dim]) -> Result<Vec<i64>, PruneError>
         _ => Ok(size),
     });
     new.collect()
+}
+
+/// `operand` with the fixed `dims` written over it.
+fn patched_vector(
+    work: &mut Work,
+    operand: ValueId,
+    dims: &[Dim],
+    cause: &Cause,
+) -> Result<ValueId, PruneError> {
+    let mut parts = Vec::new();
+    let mut at = 0;
+    for run in dims.chunk_by(|a, b| a.fixed().is_some() == b.fixed().is_some()) {
+        let end = at + run.len();
+        let sizes = run.iter().filter_map(Dim::fixed).map(to_int).collect::<Result<Vec<_>, _>>()?;
+        parts.push(if sizes.is_empty() {
+            let bounds = [to_int(at)?, to_int(end)?, 0];
+            let bounds = bounds.map(|bound| work.ints(&[bound], cause));
+            let [start, end, axis] = bounds;
+            let inputs = vec![Some(operand), Some(start?), Some(end?), Some(axis?)];
+            work.node(Node::new("Slice", "open_sizes", inputs, Vec::new()), cause)?
+        } else {
+            work.ints(&sizes, cause)?
+        });
+        at = end;
+    }
+    if let [part] = parts[..] {
+        return Ok(part);
+    }
+    let axis = Attribute { name: "axis".to_owned(), value: AttributeValue::Int(0) };
+    let parts = parts.into_iter().map(Some).collect();
+    work.node(Node::new("Concat", "sizes", parts, vec![axis]), cause)
 }
 
 fn to_int(size: usize) -> Result<i64, PruneError> {
