@@ -79,6 +79,10 @@ pub(crate) fn run(cx: &Context<'_>) -> Result<Vec<Value>> {
         Op::BatchNormalization { epsilon, .. } => norm::batch(*epsilon, cx).map(one),
         Op::InstanceNormalization { epsilon } => norm::instance(*epsilon, cx).map(one),
         Op::LayerNormalization { axis, epsilon } => norm::layer(*axis, *epsilon, cx),
+        Op::RmsNormalization { axis, epsilon } => {
+            norm::root_mean_square(*axis, *epsilon, cx).map(one)
+        }
+        Op::GroupNormalization { groups, epsilon } => norm::group(*groups, *epsilon, cx).map(one),
         Op::Lrn { size } => norm::local_response(*size, cx).map(one),
         Op::Pool(attrs) => pool::pool(attrs, cx).map(one),
         Op::Reduce { kind, axes, keepdims, noop_with_empty_axes } => {

@@ -21,7 +21,7 @@ use common::{assets, named};
 use compare::{difference, outputs};
 use exec::Executor;
 use graph::{Choice, DType, Grouping, Model, PrunePlan, Tensor, find, infer, mask, prune};
-use nets::{Block, Numbers, blocks, build};
+use nets::{Block, NORMS, Numbers, blocks, build};
 use proptest::prelude::*;
 
 /// Keeps a random part of most groups.
@@ -70,8 +70,12 @@ fn cases() -> u32 {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
     #[test]
-    fn masked_equals_pruned_on_random_networks(blocks in blocks(), seed in 1u64..1_000_000) {
-        let model = build(&blocks, seed, 17);
+    fn masked_equals_pruned_on_random_networks(
+        blocks in blocks(),
+        seed in 1u64..1_000_000,
+        opset in prop_oneof![Just(17i64), Just(18), Just(23)],
+    ) {
+        let model = build(&blocks, seed, opset);
         if let Err(why) = check(&model, seed, &images()) {
             prop_assert!(false, "{}", why);
         }
@@ -120,6 +124,9 @@ fn every_block_passes_units_through() {
         (&[Block::Deconv { groups: 1 }, Block::Activation(0)], &[6, 3]),
         (&[Block::Deconv { groups: 2 }, Block::Activation(0)], &[3, 3]),
         (&[Block::Deconv { groups: 99 }, Block::Activation(0)], &[6]),
+        (&[Block::GroupNorm { how: 1 }], &[3]),
+        (&[Block::GroupNorm { how: 2 }], &[3]),
+        (&[Block::Centred { sum: true }, Block::Centred { sum: false }], &[6]),
         (&[Block::Resize { how: 0 }, Block::Resize { how: 1 }, Block::Resize { how: 2 }], &[6]),
     ];
     for (blocks, wanted) in cases {
@@ -127,6 +134,28 @@ fn every_block_passes_units_through() {
         found.sort_unstable();
         wanted.sort_unstable();
         assert_eq!(found, wanted, "{blocks:?}");
+    }
+}
+
+/// Masks and prunes every group of networks of one norm each, behind a convolution and behind a dense layer.
+#[test]
+fn every_norm_over_the_width_shrinks() {
+    for opset in [17, 23] {
+        for how in 0..NORMS {
+            for before in [&[][..], &[Block::ToSequence, Block::Dense { out: 8, transposed: true }]]
+            {
+                let blocks = [before, &[Block::Norm { how }, Block::Activation(0)]].concat();
+                let model = build(&blocks, 3, opset);
+                let grouping = find(&model, &infer(&model));
+                let groups = grouping.groups.len();
+                assert_eq!(groups, 1 + before.len() / 2, "{blocks:?}: {:#?}", grouping.locked);
+                for seed in 1..4 {
+                    if let Err(why) = check(&model, seed, &images()) {
+                        panic!("{blocks:?} at {opset}: {why}");
+                    }
+                }
+            }
+        }
     }
 }
 

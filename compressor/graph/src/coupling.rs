@@ -13,6 +13,7 @@ mod elementwise;
 mod factor;
 mod layout;
 pub(crate) mod masked;
+mod norm;
 mod reduce;
 mod resize;
 
@@ -100,6 +101,33 @@ pub struct Contraction {
     pub weight: AxisRef,
 }
 
+/// How an axis is folded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FoldKind {
+    /// Added up: removed units that were not zero have to be added.
+    Sum,
+    /// Averaged: the count changes, and removed units that were not zero have to be added.
+    Mean,
+    /// Standardised by its own mean and variance, over the input's first operand and the output's axis alike:
+    /// removed units that were zero are put back for the node alone.
+    Standardised,
+    /// Divided by its own root mean square: epsilon and scale take up the new count.
+    RootMeanSquare,
+}
+
+/// An axis of input 0 that is folded, together with `beside`, which lie on the same input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fold {
+    /// The axis.
+    pub at: AxisRef,
+    /// How.
+    pub kind: FoldKind,
+    /// The other axes that are folded with it.
+    pub beside: Vec<usize>,
+    /// Whether the axis stays as one of size 1, or whole.
+    pub keeps_rank: bool,
+}
+
 /// What one node says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Coupling {
@@ -112,8 +140,10 @@ pub struct Coupling {
     pub locks: Vec<Lock>,
     /// Axes multiplied and summed together (each has its [`Link`] too).
     pub contractions: Vec<Contraction>,
-    /// Axes summed over: safe to prune only where masked units are exactly zero.
+    /// Axes folded as if by a sum: safe to prune only where masked units are exactly zero.
     pub sums: Vec<AxisRef>,
+    /// Axes folded such that what the removed units held can be made up for.
+    pub folds: Vec<Fold>,
     /// Output axes that no input carries (the new axes of `Expand`): resized at will.
     pub fresh: Vec<AxisRef>,
     /// What a constant at `(input slot, axis)` does for the units of that axis.
@@ -222,6 +252,7 @@ impl Coupling {
         self.links.iter().chain(&self.choices).any(|link| link.a == at || link.b == at)
             || self.locks.iter().any(|lock| lock.at == at)
             || self.sums.contains(&at)
+            || self.folds.iter().any(|fold| fold.at == at)
             || self.fresh.contains(&at)
     }
 }
@@ -273,8 +304,10 @@ fn stated(node: &Node, ports: &Ports) -> Result<Coupling, String> {
         Op::Unary(_) => Ok(elementwise::unary(ports)),
         Op::Binary(op) => Ok(elementwise::binary(*op, ports)),
         Op::BatchNormalization { training, .. } => elementwise::batch_norm(*training, ports),
-        Op::InstanceNormalization { .. } => Ok(elementwise::instance_norm(ports)),
-        Op::LayerNormalization { axis, .. } => elementwise::layer_norm(*axis, ports),
+        Op::InstanceNormalization { .. } => Ok(norm::instance(ports)),
+        Op::LayerNormalization { axis, .. } => norm::width(FoldKind::Standardised, *axis, ports),
+        Op::RmsNormalization { axis, .. } => norm::width(FoldKind::RootMeanSquare, *axis, ports),
+        Op::GroupNormalization { groups, .. } => norm::group(*groups, ports),
         Op::Conv(attrs) => contract::conv(attrs, ports),
         Op::ConvTranspose(attrs) => contract::conv_transpose(attrs, ports),
         Op::Gemm(attrs) => contract::gemm(attrs, ports),

@@ -8,6 +8,7 @@
 mod atoms;
 mod collect;
 pub(crate) mod find;
+pub(crate) mod folds;
 mod locked;
 pub(crate) mod sizes;
 
@@ -150,7 +151,7 @@ pub struct Locked {
 }
 
 /// Everything found in one graph.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Grouping {
     /// What can be pruned; `groups[i].id == GroupId(i)`.
     pub groups: Vec<Group>,
@@ -158,6 +159,8 @@ pub struct Grouping {
     pub locked: Vec<Locked>,
     /// Where the sizes of axes are read; a pruning rewrites these operands.
     pub(crate) sizes_read: Vec<sizes::Read>,
+    /// What nodes need that fold an axis which shrinks.
+    pub(crate) corrections: Vec<folds::Correction>,
 }
 
 impl Grouping {

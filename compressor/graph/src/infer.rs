@@ -276,6 +276,7 @@ fn rule(context: &Context<'_>) -> Option<Vec<Inferred>> {
         Op::Binary(op) => elementwise::binary(context, *op),
         Op::Softmax { .. } | Op::Lrn { .. } | Op::InstanceNormalization { .. } => context.like(0),
         Op::BatchNormalization { .. } => elementwise::batch_normalization(context),
+        Op::RmsNormalization { .. } | Op::GroupNormalization { .. } => context.like(0),
         Op::LayerNormalization { axis, .. } => elementwise::layer_normalization(context, *axis),
         Op::DequantizeLinear { .. } => elementwise::dequantize(context),
         Op::QuantizeLinear { .. } => elementwise::quantize(context),

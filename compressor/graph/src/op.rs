@@ -190,6 +190,17 @@ pub enum Op {
         axis: i64,
         epsilon: f32,
     },
+    /// `RMSNormalization`, or `SimplifiedLayerNormalization` as ONNX Runtime writes it: divides by the root mean
+    /// square of axes `axis..`. Inputs `x, scale`.
+    RmsNormalization {
+        axis: i64,
+        epsilon: f32,
+    },
+    /// Inputs `x, scale, bias`; normalises groups of channels, spatial axes included.
+    GroupNormalization {
+        groups: usize,
+        epsilon: f32,
+    },
     Pool(PoolAttrs),
     /// Local response normalisation over axis 1.
     Lrn {

@@ -4,6 +4,7 @@
 //! exactly the slices that a pruning removes, but for [`crate::Role::Divisor`].
 
 mod constants;
+mod corrections;
 mod operands;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -93,6 +94,7 @@ pub fn prune(
     let shapes = infer(model);
     constants::apply_all(&mut work, &removal, Slicing::Remove)?;
     operands::fix_all(&mut work, &model.graph, &removal, &shapes)?;
+    corrections::apply_all(&mut work, &model.graph, grouping, &removal, &shapes)?;
     correct_types(&mut work, &removal)?;
     if !work.edits.is_empty() {
         Driver::default().run(&mut work.model, &[&DeadCode])?;

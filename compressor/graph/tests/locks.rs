@@ -70,7 +70,7 @@ fn an_output_of_the_model_keeps_its_width() {
 
 #[test]
 fn folds_that_need_every_unit_lock() {
-    for op in ["ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd"] {
+    for op in ["ReduceMax", "ReduceMin", "ReduceProd"] {
         let found =
             locked(|b, x| b.node(op, &[x], [("axes", AttributeValue::Ints(vec![1]))]).unwrap());
         assert_locked(&found, op, "folds this axis");
@@ -88,10 +88,11 @@ fn softmax_layer_norm_and_arg_max_lock_their_axis() {
     let norm = locked(|b, x| {
         let ones = Tensor::from_f32(vec![WIDTH], &[1.0; WIDTH]).unwrap();
         let scale = b.constant("scale", ones).unwrap();
+        let x = b.node("Sigmoid", &[x], []).unwrap();
         let y = b.node("LayerNormalization", &[x, scale], axis(-1)).unwrap();
         consume(b, y)
     });
-    assert_locked(&norm, "LayerNormalization", "averages");
+    assert_locked(&norm, "LayerNormalization", "not exactly zero");
 }
 
 #[test]
@@ -105,17 +106,39 @@ fn a_sum_tolerates_silent_units_and_locks_loud_ones() {
         sum(b, y)
     });
     assert_eq!(silent.groups.len(), 1);
+    let (_, same) = locked(|b, x| {
+        let y = b.node("Sigmoid", &[x], []).unwrap();
+        let one = b.constant("one", Tensor::from_f32(vec![], &[1.0]).unwrap()).unwrap();
+        let y = b.node("Add", &[y, one], []).unwrap();
+        sum(b, y)
+    });
+    assert_eq!(same.groups.len(), 1, "what every masked unit holds can be added");
     let loud = locked(|b, x| {
         let y = b.node("Sigmoid", &[x], []).unwrap();
-        sum(b, y)
+        let axes = ints(b, &[1]);
+        b.node("ReduceL2", &[y, axes], []).unwrap()
     });
-    assert_locked(&loud, "ReduceSum", "not exactly zero");
-    let shifted = locked(|b, x| {
-        let one = b.constant("one", Tensor::from_f32(vec![], &[1.0]).unwrap()).unwrap();
-        let y = b.node("Add", &[x, one], []).unwrap();
-        sum(b, y)
+    assert_locked(&loud, "ReduceL2", "not exactly zero");
+    let apart = locked(|b, x| {
+        let loud = b.node("Sigmoid", &[x], []).unwrap();
+        let turned = b.node("Transpose", &[loud], []).unwrap();
+        b.node("ReduceMean", &[turned], [("axes", AttributeValue::Ints(vec![0]))]).unwrap()
     });
-    assert_locked(&shifted, "ReduceSum", "not exactly zero");
+    assert_locked(&apart, "ReduceMean", "not exactly zero");
+}
+
+#[test]
+fn a_mean_over_integers_or_several_axes_locks() {
+    let along = locked(|b, x| {
+        let y = b.node("Sigmoid", &[x], []).unwrap();
+        b.node("ReduceMean", &[y], [("axes", AttributeValue::Ints(vec![0, 1]))]).unwrap()
+    });
+    assert_locked(&along, "ReduceMean", "along with other axes");
+    let integers = locked(|b, x| {
+        let y = b.node("Cast", &[x], [("to", AttributeValue::Int(7))]).unwrap();
+        b.node("ReduceMean", &[y], [("axes", AttributeValue::Ints(vec![1]))]).unwrap()
+    });
+    assert_locked(&integers, "ReduceMean", "integers");
 }
 
 #[test]

@@ -61,7 +61,21 @@ pub(crate) enum Block {
     Resize {
         how: u8,
     },
+    /// Over the channels of an image, or the width of a sequence.
+    Norm {
+        how: u8,
+    },
+    GroupNorm {
+        how: u8,
+    },
+    /// A mean or a sum over the units where they are not zero.
+    Centred {
+        sum: bool,
+    },
 }
+
+/// Ways to write a norm over the width.
+pub(crate) const NORMS: u8 = 8;
 
 /// Short lists of blocks.
 pub(crate) fn blocks() -> impl Strategy<Value = Vec<Block>> {
@@ -96,6 +110,9 @@ pub(crate) fn blocks() -> impl Strategy<Value = Vec<Block>> {
         Just(Block::Cardinal),
         prop_oneof![Just(1usize), Just(2), Just(99)].prop_map(|groups| Block::Deconv { groups }),
         (0u8..4).prop_map(|how| Block::Resize { how }),
+        (0u8..NORMS).prop_map(|how| Block::Norm { how }),
+        (0u8..3).prop_map(|how| Block::GroupNorm { how }),
+        any::<bool>().prop_map(|sum| Block::Centred { sum }),
     ];
     prop::collection::vec(block, 1..9)
 }
@@ -127,6 +144,7 @@ struct Net {
     builder: Builder,
     numbers: Numbers,
     at: ValueId,
+    opset: i64,
     /// Without the batch: `[C, H, W]`, `[L, D]` or `[F]`.
     dims: Vec<usize>,
 }
@@ -136,7 +154,7 @@ pub(crate) fn build(blocks: &[Block], seed: u64, opset: i64) -> Model {
     let mut builder = Builder::new(opset);
     let shape = [Dim::Symbol("N".into()), Dim::Fixed(4), Dim::Fixed(4), Dim::Fixed(4)];
     let at = builder.input("x", DType::F32, shape.to_vec());
-    let mut net = Net { builder, numbers: Numbers::new(seed), at, dims: vec![4, 4, 4] };
+    let mut net = Net { builder, numbers: Numbers::new(seed), at, opset, dims: vec![4, 4, 4] };
     net.conv(6, 3, 1);
     for block in blocks {
         net.block(*block);
@@ -194,6 +212,9 @@ impl Net {
             }
             (Block::Deconv { groups }, 3) => self.deconv(groups),
             (Block::Resize { how }, 3) if self.dims[1] < 9 => self.resize(how),
+            (Block::Norm { how }, _) => self.norm(how),
+            (Block::GroupNorm { how }, 3) => self.group_norm(how),
+            (Block::Centred { sum }, _) => self.centred(sum),
             (Block::Activation(which), _) => self.activation(which),
             (Block::BatchNorm, 3) => self.batch_norm(),
             (Block::InstanceNorm, 3) => {
@@ -458,6 +479,143 @@ impl Net {
         self.at = self.op("Div", &[centred, deviation], []);
         self.broadcast("Mul", 0.5, 1.0);
         self.broadcast("Add", 0.5, 0.0);
+    }
+
+    /// The axis of the units.
+    fn width_axis(&self) -> i64 {
+        if self.dims.len() == 3 { 1 } else { -1 }
+    }
+
+    fn reduce(&mut self, op: &str, x: ValueId, axis: i64) -> ValueId {
+        if op == "ReduceSum" || self.opset >= 18 {
+            let axes = self.ints(&[axis]);
+            return self.op(op, &[x, axes], []);
+        }
+        self.op(op, &[x], [("axes", AttributeValue::Ints(vec![axis]))])
+    }
+
+    /// A layer norm or root-mean-square norm, as an operator or in one of its decompositions.
+    fn norm(&mut self, how: u8) {
+        let width = self.dims[if self.dims.len() == 3 { 0 } else { self.dims.len() - 1 }];
+        match how {
+            0 | 1 => {
+                self.native_norm(if how == 0 { "LayerNormalization" } else { "RMSNormalization" })
+            }
+            _ => {
+                self.decomposed_norm(how, width);
+                self.broadcast("Mul", 0.5, 1.0);
+                self.broadcast("Add", 0.5, 0.0);
+            }
+        }
+    }
+
+    /// Over the last axis; the channels of an image are turned there and back.
+    fn native_norm(&mut self, op: &str) {
+        let image = self.dims.len() == 3;
+        let turn = |net: &mut Self, perm: [i64; 4]| {
+            if image {
+                net.at =
+                    net.op("Transpose", &[net.at], [("perm", AttributeValue::Ints(perm.to_vec()))]);
+            }
+        };
+        let width = if image { self.dims[0] } else { *self.dims.last().unwrap() };
+        turn(self, [0, 2, 3, 1]);
+        let (scale, bias) = (self.param(&[width], 0.5, 1.0), self.param(&[width], 0.5, 0.0));
+        let epsilon = [("epsilon", AttributeValue::Float(1e-2))];
+        self.at = match op {
+            "RMSNormalization" if self.opset < 23 => {
+                self.op("SimplifiedLayerNormalization", &[self.at, scale], epsilon)
+            }
+            "RMSNormalization" => self.op(op, &[self.at, scale], epsilon),
+            _ => self.op(op, &[self.at, scale, bias], epsilon),
+        };
+        turn(self, [0, 3, 1, 2]);
+    }
+
+    fn decomposed_norm(&mut self, how: u8, width: usize) {
+        let (axis, x) = (self.width_axis(), self.at);
+        let mean = |net: &mut Self, x: ValueId, how: u8| match how {
+            4 => {
+                let sum = net.reduce("ReduceSum", x, axis);
+                let count = net.scalar(1.0 / width as f32);
+                net.op("Mul", &[sum, count], [])
+            }
+            5 => {
+                let sum = net.reduce("ReduceSum", x, axis);
+                let count = net.scalar(width as f32);
+                net.op("Div", &[sum, count], [])
+            }
+            _ => net.reduce("ReduceMean", x, axis),
+        };
+        let centred = match how {
+            7 => x,
+            _ => {
+                let mean = mean(self, x, how);
+                self.op("Sub", &[x, mean], [])
+            }
+        };
+        let square = match how {
+            3 | 5 => self.op("Mul", &[centred, centred], []),
+            _ => {
+                let two = self.scalar(2.0);
+                self.op("Pow", &[centred, two], [])
+            }
+        };
+        let variance = mean(self, square, how);
+        let epsilon = self.scalar(1e-2);
+        let variance = self.op("Add", &[variance, epsilon], []);
+        let deviation = self.op("Sqrt", &[variance], []);
+        self.at = match how {
+            6 => {
+                let inverse = self.op("Reciprocal", &[deviation], []);
+                self.op("Mul", &[centred, inverse], [])
+            }
+            _ => self.op("Div", &[centred, deviation], []),
+        };
+    }
+
+    /// As an operator, or as an instance norm of reshaped groups, with the shape as constants or from `Shape`.
+    fn group_norm(&mut self, how: u8) {
+        let c = self.dims[0];
+        let Some(groups) = [3, 2, 5].into_iter().find(|&g| c.is_multiple_of(g) && c > g) else {
+            return;
+        };
+        if how == 0 {
+            if self.opset < 18 {
+                return;
+            }
+            let params = if self.opset < 21 { groups } else { c };
+            let (scale, bias) = (self.param(&[params], 0.5, 1.0), self.param(&[params], 0.5, 0.0));
+            let attributes = [("num_groups", AttributeValue::Int(groups as i64))];
+            self.at = self.op("GroupNormalization", &[self.at, scale, bias], attributes);
+            return;
+        }
+        let x = self.at;
+        let target = self.ints(&[0, groups as i64, -1]);
+        let grouped = self.op("Reshape", &[x, target], []);
+        let (scale, bias) = (self.param(&[groups], 0.0, 1.0), self.param(&[groups], 0.0, 0.0));
+        let y = self.op("InstanceNormalization", &[grouped, scale, bias], []);
+        let back = match how {
+            1 => self.op("Shape", &[x], []),
+            _ => {
+                let back: Vec<i64> = self.dims.iter().map(|&size| size as i64).collect();
+                self.ints(&[&[-1], back.as_slice()].concat())
+            }
+        };
+        self.at = self.op("Reshape", &[y, back], []);
+        self.broadcast("Mul", 0.5, 1.0);
+        self.broadcast("Add", 0.5, 0.0);
+    }
+
+    /// `x` plus what a fold over `sigmoid(x) − 1` gives: no unit is zero there.
+    fn centred(&mut self, sum: bool) {
+        let x = self.at;
+        let one = self.scalar(1.0);
+        let gate = self.op("Sigmoid", &[x], []);
+        let loud = self.op("Sub", &[gate, one], []);
+        let fold =
+            self.reduce(if sum { "ReduceSum" } else { "ReduceMean" }, loud, self.width_axis());
+        self.at = self.op("Mul", &[x, fold], []);
     }
 
     fn gelu(&mut self) {

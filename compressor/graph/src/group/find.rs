@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::atoms::{Sets, pairs, stripe};
 use super::collect::collect;
+use super::folds::{Correction, settle};
 use super::locked::locked;
 use super::sizes::{Read, Reader, reads};
 use super::{Grouping, LockedBy};
@@ -18,7 +19,7 @@ use crate::coupling::{
 };
 use crate::op::resize::SIZES;
 use crate::shape_operand::{self, Kind};
-use crate::{Dim, Graph, Model, NodeId, Op, Origin, Role, Shapes, Tensor, ValueId};
+use crate::{DType, Dim, Graph, Model, NodeId, Op, Origin, Role, Shapes, Tensor, ValueId};
 
 /// Axes wider than this stay as they are.
 const MAX_AXIS: usize = 1 << 18;
@@ -43,9 +44,10 @@ pub fn find(model: &Model, shapes: &Shapes) -> Grouping {
     search.lock_sizes();
     let mut atoms = Atoms::new(&search);
     search.choose(&mut atoms);
-    search.lock_loud_sums(&mut atoms);
+    let corrections = search.lock_loud_sums(&mut atoms);
     let locked = locked(&search, &mut atoms);
-    Grouping { groups: collect(&search, &mut atoms), locked, sizes_read: search.sizes_read }
+    let groups = collect(&search, &mut atoms);
+    Grouping { groups, locked, sizes_read: search.sizes_read, corrections }
 }
 
 /// Who reads each value.
@@ -111,6 +113,7 @@ pub(super) struct Statement {
 
 pub(super) struct Search<'a> {
     pub(super) graph: &'a Graph,
+    shapes: &'a Shapes,
     pub(super) readers: Readers,
     pub(super) ports: HashMap<NodeId, Ports>,
     pub(super) statements: Vec<Statement>,
@@ -134,6 +137,7 @@ impl<'a> Search<'a> {
         let readers = Readers::new(graph);
         let mut search = Self {
             graph,
+            shapes,
             ports: ports(graph, shapes, &readers),
             readers,
             statements: Vec::new(),
@@ -360,9 +364,9 @@ impl<'a> Search<'a> {
     }
 
     /// Locks axes that are summed over where masked units would be heard.
-    fn lock_loud_sums(&mut self, atoms: &mut Atoms) {
+    fn lock_loud_sums(&mut self, atoms: &mut Atoms) -> Vec<Correction> {
         let facts = self.facts();
-        let mut entries = Vec::new();
+        let (corrections, mut entries) = settle(self, atoms, &facts);
         for statement in &self.statements {
             let op = &self.graph.node(statement.node).op_type;
             let at = |at: AxisRef| self.id(statement.node, at).map(|axis| (axis, facts[axis]));
@@ -392,6 +396,17 @@ impl<'a> Search<'a> {
             self.lock(axis, LockedBy::Node(node), why);
             atoms.lock(axis);
         }
+        corrections
+    }
+
+    /// Whether the elements of `value` are floats.
+    pub(super) fn is_float(&self, value: ValueId) -> bool {
+        self.shapes.dtype(value).is_some_and(DType::is_float)
+    }
+
+    /// Size of an axis of a node, where it is known.
+    pub(super) fn size(&self, node: NodeId, at: AxisRef) -> Option<usize> {
+        self.ports.get(&node)?.size(at)
     }
 
     /// What a masked unit leaves on every axis.
@@ -628,6 +643,12 @@ impl Atoms {
     /// The first atom of an axis; `None` where it is too wide to follow.
     pub(super) fn first(&self, axis: usize) -> Option<usize> {
         self.ranges[self.class_of[axis]].map(|(first, _)| first)
+    }
+
+    /// Whether no index of an axis can go.
+    pub(super) fn is_locked(&mut self, axis: usize, search: &Search<'_>) -> bool {
+        let Some(first) = self.first(axis) else { return true };
+        (first..first + search.axes[axis].size).all(|atom| self.sets.is_locked(atom))
     }
 
     fn lock(&mut self, axis: usize) {

@@ -273,6 +273,18 @@ fn layers(node: &Node, opset: i64, attrs: &Attrs<'_>) -> Option<Op> {
                 epsilon: attrs.float("epsilon", 1e-5),
             }
         }
+        "RMSNormalization" | "SimplifiedLayerNormalization" => {
+            attrs.only_int("stash_type", 1, 1);
+            Op::RmsNormalization {
+                axis: attrs.int("axis", -1),
+                epsilon: attrs.float("epsilon", 1e-5),
+            }
+        }
+        "GroupNormalization" => {
+            attrs.only_int("stash_type", 1, 1);
+            let groups = usize::try_from(attrs.int("num_groups", 0)).unwrap_or(0);
+            Op::GroupNormalization { groups, epsilon: attrs.float("epsilon", 1e-5) }
+        }
         "Softmax" | "LogSoftmax" => {
             let flat = opset < 13;
             let axis = attrs.int("axis", if flat { 1 } else { -1 });
@@ -491,7 +503,8 @@ fn arity(op: &Op) -> (usize, usize) {
         Op::Binary(_) | Op::MatMul | Op::Gather { .. } | Op::Expand | Op::Reshape { .. } => (2, 2),
         Op::Conv(_) | Op::ConvTranspose(_) | Op::Gemm(_) => (2, 3),
         Op::BatchNormalization { .. } => (5, 5),
-        Op::InstanceNormalization { .. } => (3, 3),
+        Op::InstanceNormalization { .. } | Op::GroupNormalization { .. } => (3, 3),
+        Op::RmsNormalization { .. } => (2, 2),
         Op::LayerNormalization { .. } => (2, 3),
         Op::Reduce { .. } | Op::Squeeze { .. } | Op::Split { .. } => (1, 2),
         Op::Unsqueeze { axes: Some(_) } | Op::Slice { attrs: Some(_) } => (1, 1),

@@ -42,6 +42,7 @@ pub(super) fn fix_all(
             Op::Expand => at.shape(work, Kind::Expand, 1)?,
             Op::ConstantOfShape => at.shape(work, Kind::Filled, 0)?,
             Op::Resize => at.resize(work)?,
+            Op::GroupNormalization { groups, .. } => at.norm_groups(work, *groups)?,
             Op::Split { axis, sizes } => at.split(work, *axis, sizes.as_deref())?,
             Op::Slice { attrs } => at.slice(work, attrs.as_ref())?,
             _ => {}
@@ -85,6 +86,15 @@ impl Place<'_> {
         let Some(gone) = self.gone(0, 1) else { return Ok(()) };
         let left = to_int(channels.saturating_sub(gone.indices.len()) / per_group)?;
         self.set(work, "group", AttributeValue::Int(left), &gone.cause("fewer groups"))
+    }
+
+    /// Whole groups of a norm went.
+    fn norm_groups(&self, work: &mut Work, groups: usize) -> Result<(), PruneError> {
+        let channels = self.ports.size(crate::coupling::input(0, 1)).unwrap_or(0);
+        let per_group = (channels / groups.max(1)).max(1);
+        let Some(gone) = self.gone(0, 1) else { return Ok(()) };
+        let left = to_int(channels.saturating_sub(gone.indices.len()) / per_group)?;
+        self.set(work, "num_groups", AttributeValue::Int(left), &gone.cause("fewer groups"))
     }
 
     fn shape(&self, work: &mut Work, kind: Kind, slot: usize) -> Result<(), PruneError> {
@@ -280,6 +290,6 @@ fn patched_vector(
     work.node(Node::new("Concat", "sizes", parts, vec![axis]), cause)
 }
 
-fn to_int(size: usize) -> Result<i64, PruneError> {
+pub(super) fn to_int(size: usize) -> Result<i64, PruneError> {
     i64::try_from(size).map_err(|_| PruneError::Stale(format!("size {size} overflows")))
 }
