@@ -17,14 +17,14 @@ use assets::assets;
 /// Locks shown of each model.
 const SHOWN: usize = 12;
 
-/// Shares that must go when half of every group is removed, in percent of the parameters that are neither
-/// embeddings nor final classifiers.
+/// Shares that go when half of every group is removed, in percent of the parameters that are neither embeddings
+/// nor final classifiers. What was reached must stay.
 const GOALS: &[(&str, f64)] = &[
-    ("magika.onnx", 40.0),
-    ("models/ppocr_rec.onnx", 60.0),
-    ("models/ppocr_det.onnx", 60.0),
-    ("models/ppocr_cls.onnx", 60.0),
-    ("models/minilm.onnx", 25.0),
+    ("magika.onnx", 70.0),
+    ("models/ppocr_rec.onnx", 72.0),
+    ("models/ppocr_det.onnx", 73.0),
+    ("models/ppocr_cls.onnx", 69.0),
+    ("models/minilm.onnx", 49.0),
 ];
 
 /// Every other unit of every group.
@@ -65,6 +65,8 @@ fn half_of_every_group_takes_most_of_the_real_models() {
             cost::inner_params(&model),
             cost::params(&model),
         );
+        let widths: Vec<usize> = grouping.groups.iter().map(|group| group.width).collect();
+        println!("  widths {widths:?}");
         show_locks(&model, &grouping);
         if share < goal {
             missed.push(format!("{name}: {share:.1} % of {goal} %"));

@@ -250,11 +250,14 @@ impl<'a> Search<'a> {
         for (axis, by, why) in entries {
             self.lock(axis, by, why);
         }
-        let wide = (0..self.axes.len())
-            .filter(|&axis| self.axes[axis].size > MAX_AXIS)
-            .collect::<Vec<_>>();
-        for axis in wide {
-            self.lock(axis, LockedBy::Limit, format!("wider than {MAX_AXIS}"));
+        for axis in 0..self.axes.len() {
+            match self.axes[axis].size {
+                1 => self.lock(axis, LockedBy::Limit, "an axis of size 1 cannot shrink"),
+                size if size > MAX_AXIS => {
+                    self.lock(axis, LockedBy::Limit, format!("wider than {MAX_AXIS}"));
+                }
+                _ => {}
+            }
         }
     }
 
