@@ -21,7 +21,7 @@ use common::{assets, named};
 use compare::{difference, outputs};
 use exec::Executor;
 use graph::{Choice, DType, Grouping, Model, PrunePlan, Tensor, find, infer, mask, prune};
-use nets::{Block, NORMS, Numbers, blocks, build};
+use nets::{Block, HOWS, NORMS, Numbers, blocks, build, build_quantized, quantized_blocks};
 use proptest::prelude::*;
 
 /// Keeps a random part of most groups.
@@ -82,6 +82,48 @@ proptest! {
     }
 }
 
+fn coarse_images() -> HashMap<String, Tensor> {
+    named("x", Numbers::coarse(7).tensor(&[2, 4, 4, 4], 2.0, 0.2))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
+    #[test]
+    fn masked_equals_pruned_on_random_quantized_networks(
+        blocks in quantized_blocks(),
+        seed in 1u64..1_000_000,
+    ) {
+        let model = build_quantized(&blocks, seed);
+        if let Err(why) = check(&model, seed, &coarse_images()) {
+            prop_assert!(false, "{}", why);
+        }
+    }
+}
+
+/// Every way to quantize passes the units through, of images and of sequences.
+#[test]
+fn quantized_layers_are_pruned_through() {
+    for how in 0..HOWS {
+        for (before, dense) in [(&[][..], false), (&[Block::ToSequence], true)] {
+            let blocks = [before, &[Block::Quantized { how }, Block::Activation(0)]].concat();
+            let model = build_quantized(&blocks, 3);
+            let grouping = find(&model, &infer(&model));
+            let layer = !matches!((how, dense), (0, _) | (3, false));
+            let widths: Vec<usize> = grouping.groups.iter().map(|group| group.width).collect();
+            assert_eq!(
+                widths,
+                vec![6; 1 + usize::from(layer)],
+                "{blocks:?}: {:#?}",
+                grouping.locked
+            );
+            for seed in 1..4 {
+                check(&model, seed, &coarse_images())
+                    .unwrap_or_else(|why| panic!("{blocks:?}: {why}"));
+            }
+        }
+    }
+}
+
 /// Widths of the groups of a network of these blocks.
 fn widths(blocks: &[Block]) -> Vec<usize> {
     let model = build(blocks, 1, 17);
@@ -119,6 +161,14 @@ fn every_block_passes_units_through() {
         (&[Block::ToSequence, Block::Dense { out: 8, transposed: true }, Block::Merge], &[6, 8]),
         (&[Block::ToSequence, Block::Attention { heads: 4 }], &[6, 4, 6]),
         (&[Block::ToSequence, Block::SharedWeight], &[6, 6, 6]),
+        (&[Block::ToSequence, Block::GroupedQuery { groups: 3 }], &[6, 3, 6]),
+        (&[Block::ToSequence, Block::FusedAttention { how: 0 }], &[6, 4, 6]),
+        (&[Block::ToSequence, Block::FusedAttention { how: 1 }], &[6, 4, 6]),
+        (&[Block::ToSequence, Block::FusedAttention { how: 2 }], &[6, 4, 6]),
+        (&[Block::ToSequence, Block::Gated { fused: true }], &[6, 4, 6]),
+        (&[Block::ToSequence, Block::Gated { fused: false }], &[6, 4, 6]),
+        (&[Block::ToSequence, Block::Einsum { how: 0 }, Block::Einsum { how: 1 }], &[6, 6]),
+        (&[Block::Einsum { how: 0 }], &[6, 6]),
         (&[Block::Divide], &[6]),
         (&[Block::Cardinal, Block::Conv { out: 4, kernel: 1 }], &[3, 4]),
         (&[Block::Deconv { groups: 1 }, Block::Activation(0)], &[6, 3]),

@@ -61,8 +61,9 @@ pub fn node_macs(graph: &Graph, shapes: &Shapes, node: &Node, free: u64) -> Opti
         |dims: &[u64]| dims.iter().fold(1_u64, |product, &size| product.saturating_mul(size));
     match &node.op {
         // Every output element sums one filter.
-        Op::Conv(_) => {
-            let (out, weight) = (dims(node.output(0))?, dims(node.input(1))?);
+        Op::Conv(_) | Op::ConvInteger(_) | Op::QLinearConv(_) => {
+            let weights = if matches!(node.op, Op::QLinearConv(_)) { 3 } else { 1 };
+            let (out, weight) = (dims(node.output(0))?, dims(node.input(weights))?);
             Some(volume(&out).saturating_mul(volume(weight.get(1..)?)))
         }
         // Every input element is multiplied by one filter.
@@ -74,7 +75,16 @@ pub fn node_macs(graph: &Graph, shapes: &Shapes, node: &Node, free: u64) -> Opti
             let (out, a) = (dims(node.output(0))?, dims(node.input(0))?);
             Some(volume(&out).saturating_mul(*a.get(usize::from(!attrs.trans_a))?))
         }
-        Op::MatMul | Op::MatMulInteger => {
+        // A product of all letters, as if nothing were shared between more than two factors.
+        Op::Einsum(equation) => {
+            let size = |letter: &char| {
+                let axes = equation.axes(*letter);
+                axes.filter_map(|(slot, axis)| dims(node.input(slot))?.get(axis).copied()).max()
+            };
+            let sizes: Vec<u64> = equation.letters().iter().map(size).collect::<Option<_>>()?;
+            Some(volume(&sizes))
+        }
+        Op::MatMul | Op::MatMulInteger | Op::QLinearMatMul => {
             let (out, a) = (dims(node.output(0))?, dims(node.input(0))?);
             Some(volume(&out).saturating_mul(*a.last()?))
         }

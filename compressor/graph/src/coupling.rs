@@ -9,11 +9,13 @@
 //! that an operator nobody thought about is a barrier and never a silent hole.
 
 mod contract;
+mod einsum;
 mod elementwise;
 mod factor;
 mod layout;
 pub(crate) mod masked;
 mod norm;
+pub(crate) mod quantized;
 mod reduce;
 mod resize;
 
@@ -282,7 +284,8 @@ pub fn coupling(node: &Node, ports: &Ports) -> Coupling {
 
 /// A second output that the families below do not speak of.
 fn extra_output(node: &Node, ports: &Ports) -> Option<usize> {
-    if matches!(node.op, Op::Split { .. }) {
+    // The scale and the zero point of the latter are scalars.
+    if matches!(node.op, Op::Split { .. } | Op::DynamicQuantizeLinear) {
         return None;
     }
     (1..ports.outputs.len()).find(|&slot| ports.outputs[slot].is_some())
@@ -308,10 +311,19 @@ fn stated(node: &Node, ports: &Ports) -> Result<Coupling, String> {
         Op::LayerNormalization { axis, .. } => norm::width(FoldKind::Standardised, *axis, ports),
         Op::RmsNormalization { axis, .. } => norm::width(FoldKind::RootMeanSquare, *axis, ports),
         Op::GroupNormalization { groups, .. } => norm::group(*groups, ports),
-        Op::Conv(attrs) => contract::conv(attrs, ports),
+        Op::Conv(attrs) => contract::conv(attrs, ports, contract::CONV),
         Op::ConvTranspose(attrs) => contract::conv_transpose(attrs, ports),
         Op::Gemm(attrs) => contract::gemm(attrs, ports),
-        Op::MatMul => contract::matmul(ports),
+        Op::MatMul => contract::matmul(ports, (0, 1)),
+        Op::Einsum(equation) => einsum::einsum(equation, ports),
+        Op::DequantizeLinear { axis } | Op::QuantizeLinear { axis } => {
+            quantized::linear(*axis, ports)
+        }
+        Op::DynamicQuantizeLinear => Ok(elementwise::unary(ports)),
+        Op::MatMulInteger => quantized::matmul_integer(ports),
+        Op::QLinearMatMul => quantized::qlinear_matmul(ports),
+        Op::ConvInteger(attrs) => quantized::conv_integer(attrs, ports),
+        Op::QLinearConv(attrs) => quantized::qlinear_conv(attrs, ports),
         Op::Pool(_) => Ok(reduce::pool(&node.op_type, ports)),
         Op::Reduce { kind, axes, keepdims, noop_with_empty_axes } => {
             let spec =
@@ -335,16 +347,9 @@ fn stated(node: &Node, ports: &Ports) -> Result<Coupling, String> {
         Op::ConstantOfShape => Ok(layout::filled(ports)),
         Op::Constant => Ok(Coupling::default()),
         Op::Lrn { .. } => Ok(reduce::local_response(&node.op_type, ports)),
-        Op::Range
-        | Op::Size
-        | Op::DequantizeLinear { .. }
-        | Op::QuantizeLinear { .. }
-        | Op::DynamicQuantizeLinear
-        | Op::MatMulInteger
-        | Op::Recurrent(_)
-        | Op::If
-        | Op::Loop
-        | Op::Scan => Err(format!("{} is not pruned through", node.op_type)),
+        Op::Range | Op::Size | Op::Recurrent(_) | Op::If | Op::Loop | Op::Scan => {
+            Err(format!("{} is not pruned through", node.op_type))
+        }
         Op::Opaque => Err(format!("{} is not understood", node.op_type)),
     }
 }

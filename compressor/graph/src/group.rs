@@ -65,8 +65,8 @@ pub enum Role {
     Consumer,
     /// Acts on each unit alone: scales, shifts, norm parameters.
     Elementwise,
-    /// Acts on each unit alone by dividing (divisors, variances): sliced by a pruning, left as it is by a
-    /// mask, because a zero there would not be finite.
+    /// Acts on each unit alone by dividing (divisors, variances), or says what zero is (quantization parameters):
+    /// sliced by a pruning, left as it is by a mask.
     Divisor,
 }
 

@@ -281,11 +281,15 @@ fn rule(context: &Context<'_>) -> Option<Vec<Inferred>> {
         Op::DequantizeLinear { .. } => elementwise::dequantize(context),
         Op::QuantizeLinear { .. } => elementwise::quantize(context),
         Op::DynamicQuantizeLinear => elementwise::dynamic_quantize(context),
-        Op::Conv(attrs) => layers::conv(context, attrs),
+        Op::Conv(attrs) => layers::conv(context, attrs, 1, context.dtype(0)?),
         Op::ConvTranspose(attrs) => layers::conv_transpose(context, attrs),
         Op::Gemm(attrs) => layers::gemm(context, attrs),
-        Op::MatMul => layers::matmul(context, context.dtype(0)?),
-        Op::MatMulInteger => layers::matmul(context, DType::I32),
+        Op::MatMul => layers::matmul(context, (0, 1), context.dtype(0)?),
+        Op::MatMulInteger => layers::matmul(context, (0, 1), DType::I32),
+        Op::QLinearMatMul => layers::matmul(context, (0, 3), context.dtype(7)?),
+        Op::ConvInteger(attrs) => layers::conv(context, attrs, 1, DType::I32),
+        Op::QLinearConv(attrs) => layers::conv(context, attrs, 3, context.dtype(7)?),
+        Op::Einsum(equation) => layers::einsum(context, equation),
         Op::Pool(attrs) => layers::pool(context, attrs),
         Op::Reduce { kind, axes, keepdims, noop_with_empty_axes } => {
             layers::reduce(context, *kind, axes.as_deref(), *keepdims, *noop_with_empty_axes)

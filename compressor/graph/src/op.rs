@@ -3,10 +3,12 @@
 
 mod attrs;
 pub(crate) mod decode;
+mod einsum;
 pub(crate) mod resize;
 pub(crate) mod resolve;
 
 pub use decode::NEWEST_OPSET;
+pub use einsum::EinsumEquation;
 
 /// Elementwise functions of one input that keep shape and index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,6 +178,7 @@ pub enum Op {
     ConvTranspose(ConvAttrs),
     Gemm(GemmAttrs),
     MatMul,
+    Einsum(EinsumEquation),
     /// Inputs `x, scale, bias, mean, var`; channel axis 1.
     BatchNormalization {
         epsilon: f32,
@@ -283,6 +286,12 @@ pub enum Op {
     },
     DynamicQuantizeLinear,
     MatMulInteger,
+    /// Inputs `x, w, x zero point, w zero point`.
+    ConvInteger(ConvAttrs),
+    /// Inputs `x, w, bias` with scale and zero point behind `x` and `w`, those of the output before the bias.
+    QLinearConv(ConvAttrs),
+    /// Inputs `a, b, y`, each with scale and zero point; `y` itself is the output.
+    QLinearMatMul,
     /// Bodies stay in the attributes.
     If,
     Loop,

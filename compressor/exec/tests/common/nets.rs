@@ -1,7 +1,15 @@
 //! Random networks for properties: a list of blocks, built with weights from a seed.
 
+#[path = "nets/attention.rs"]
+mod attention;
+#[path = "nets/norms.rs"]
+mod norms;
+#[path = "nets/quantized.rs"]
+mod quantized;
+
 use graph::{AttributeValue, Builder, DType, Dim, Model, Tensor, ValueId};
 use proptest::prelude::*;
+pub(crate) use quantized::{HOWS, build_quantized, quantized_blocks};
 
 /// A stretch of a network. A block that does not fit where it stands is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +80,22 @@ pub(crate) enum Block {
     Centred {
         sum: bool,
     },
+    GroupedQuery {
+        groups: usize,
+    },
+    FusedAttention {
+        how: u8,
+    },
+    Gated {
+        fused: bool,
+    },
+    Einsum {
+        how: u8,
+    },
+    /// A quantized layer, with its activations brought to a grid.
+    Quantized {
+        how: u8,
+    },
 }
 
 /// Ways to write a norm over the width.
@@ -113,29 +137,45 @@ pub(crate) fn blocks() -> impl Strategy<Value = Vec<Block>> {
         (0u8..NORMS).prop_map(|how| Block::Norm { how }),
         (0u8..3).prop_map(|how| Block::GroupNorm { how }),
         any::<bool>().prop_map(|sum| Block::Centred { sum }),
+        (2usize..4).prop_map(|groups| Block::GroupedQuery { groups }),
+        (0u8..3).prop_map(|how| Block::FusedAttention { how }),
+        any::<bool>().prop_map(|fused| Block::Gated { fused }),
+        (0u8..2).prop_map(|how| Block::Einsum { how }),
     ];
     prop::collection::vec(block, 1..9)
 }
 
 /// Numbers from a seed.
-pub(crate) struct Numbers(u64);
+pub(crate) struct Numbers {
+    state: u64,
+    /// Whether tensors hold multiples of 1/8 only.
+    coarse: bool,
+}
 
 impl Numbers {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, coarse: false }
+    }
+
+    /// Tensors of multiples of 1/8.
+    pub(crate) fn coarse(seed: u64) -> Self {
+        Self { coarse: true, ..Self::new(seed) }
     }
 
     /// Uniform in −1..1.
     pub(crate) fn next(&mut self) -> f32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        ((self.0 >> 40) as f32 / (1u64 << 23) as f32) - 1.0
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        ((self.state >> 40) as f32 / (1u64 << 23) as f32) - 1.0
     }
 
     pub(crate) fn tensor(&mut self, dims: &[usize], scale: f32, shift: f32) -> Tensor {
-        let values: Vec<f32> =
-            (0..dims.iter().product::<usize>()).map(|_| self.next() * scale + shift).collect();
+        let number = |numbers: &mut Self| {
+            let number = numbers.next() * scale + shift;
+            if numbers.coarse { (number * 8.0).round() / 8.0 } else { number }
+        };
+        let values: Vec<f32> = (0..dims.iter().product::<usize>()).map(|_| number(self)).collect();
         Tensor::from_f32(dims.to_vec(), &values).unwrap()
     }
 }
@@ -276,6 +316,11 @@ impl Net {
                 self.dims.reverse();
             }
             (Block::Attention { heads }, 2) => self.attention(heads),
+            (Block::GroupedQuery { groups }, 2) => self.grouped_query(groups),
+            (Block::FusedAttention { how }, 2) => self.fused_attention(how),
+            (Block::Gated { fused }, 1..=2) => self.gated(fused),
+            (Block::Einsum { how }, _) => self.einsum(how),
+            (Block::Quantized { how }, _) => self.quantized(how),
             (Block::SharedWeight, 1..=2) => self.shared_weight(),
             _ => {}
         }
@@ -378,13 +423,6 @@ impl Net {
         self.at = self.op(op, &[self.at], []);
     }
 
-    fn batch_norm(&mut self) {
-        let c = self.dims[0];
-        let (scale, bias) = (self.param(&[c], 0.5, 1.0), self.param(&[c], 0.5, 0.0));
-        let (mean, var) = (self.param(&[c], 0.5, 0.0), self.param(&[c], 0.4, 1.0));
-        self.at = self.op("BatchNormalization", &[self.at, scale, bias, mean, var], []);
-    }
-
     /// With a constant that varies along the channels only.
     fn broadcast(&mut self, op: &str, scale: f32, shift: f32) {
         let dims = match self.dims.as_slice() {
@@ -457,167 +495,6 @@ impl Net {
         self.dims = dims;
     }
 
-    /// A layer norm over the channels, from sums and a constant count, as some exporters decompose it.
-    fn sum_norm(&mut self) {
-        let (axis, width) =
-            if self.dims.len() == 3 { (1, self.dims[0]) } else { (-1, *self.dims.last().unwrap()) };
-        let axes = self.ints(&[axis]);
-        let (count, epsilon) = (self.scalar(1.0 / width as f32), self.scalar(1e-3));
-        let x = self.at;
-        let sum = self.op("ReduceSum", &[x, axes], []);
-        let mean = self.op("Mul", &[sum, count], []);
-        let square = self.op("Mul", &[x, x], []);
-        let squares = self.op("ReduceSum", &[square, axes], []);
-        let power = self.op("Mul", &[squares, count], []);
-        let mean_square = self.op("Mul", &[mean, mean], []);
-        let variance = self.op("Sub", &[power, mean_square], []);
-        let zero = self.scalar(0.0);
-        let variance = self.op("Max", &[variance, zero], []);
-        let variance = self.op("Add", &[variance, epsilon], []);
-        let deviation = self.op("Sqrt", &[variance], []);
-        let centred = self.op("Sub", &[x, mean], []);
-        self.at = self.op("Div", &[centred, deviation], []);
-        self.broadcast("Mul", 0.5, 1.0);
-        self.broadcast("Add", 0.5, 0.0);
-    }
-
-    /// The axis of the units.
-    fn width_axis(&self) -> i64 {
-        if self.dims.len() == 3 { 1 } else { -1 }
-    }
-
-    fn reduce(&mut self, op: &str, x: ValueId, axis: i64) -> ValueId {
-        if op == "ReduceSum" || self.opset >= 18 {
-            let axes = self.ints(&[axis]);
-            return self.op(op, &[x, axes], []);
-        }
-        self.op(op, &[x], [("axes", AttributeValue::Ints(vec![axis]))])
-    }
-
-    /// A layer norm or root-mean-square norm, as an operator or in one of its decompositions.
-    fn norm(&mut self, how: u8) {
-        let width = self.dims[if self.dims.len() == 3 { 0 } else { self.dims.len() - 1 }];
-        match how {
-            0 | 1 => {
-                self.native_norm(if how == 0 { "LayerNormalization" } else { "RMSNormalization" })
-            }
-            _ => {
-                self.decomposed_norm(how, width);
-                self.broadcast("Mul", 0.5, 1.0);
-                self.broadcast("Add", 0.5, 0.0);
-            }
-        }
-    }
-
-    /// Over the last axis; the channels of an image are turned there and back.
-    fn native_norm(&mut self, op: &str) {
-        let image = self.dims.len() == 3;
-        let turn = |net: &mut Self, perm: [i64; 4]| {
-            if image {
-                net.at =
-                    net.op("Transpose", &[net.at], [("perm", AttributeValue::Ints(perm.to_vec()))]);
-            }
-        };
-        let width = if image { self.dims[0] } else { *self.dims.last().unwrap() };
-        turn(self, [0, 2, 3, 1]);
-        let (scale, bias) = (self.param(&[width], 0.5, 1.0), self.param(&[width], 0.5, 0.0));
-        let epsilon = [("epsilon", AttributeValue::Float(1e-2))];
-        self.at = match op {
-            "RMSNormalization" if self.opset < 23 => {
-                self.op("SimplifiedLayerNormalization", &[self.at, scale], epsilon)
-            }
-            "RMSNormalization" => self.op(op, &[self.at, scale], epsilon),
-            _ => self.op(op, &[self.at, scale, bias], epsilon),
-        };
-        turn(self, [0, 3, 1, 2]);
-    }
-
-    fn decomposed_norm(&mut self, how: u8, width: usize) {
-        let (axis, x) = (self.width_axis(), self.at);
-        let mean = |net: &mut Self, x: ValueId, how: u8| match how {
-            4 => {
-                let sum = net.reduce("ReduceSum", x, axis);
-                let count = net.scalar(1.0 / width as f32);
-                net.op("Mul", &[sum, count], [])
-            }
-            5 => {
-                let sum = net.reduce("ReduceSum", x, axis);
-                let count = net.scalar(width as f32);
-                net.op("Div", &[sum, count], [])
-            }
-            _ => net.reduce("ReduceMean", x, axis),
-        };
-        let centred = match how {
-            7 => x,
-            _ => {
-                let mean = mean(self, x, how);
-                self.op("Sub", &[x, mean], [])
-            }
-        };
-        let square = match how {
-            3 | 5 => self.op("Mul", &[centred, centred], []),
-            _ => {
-                let two = self.scalar(2.0);
-                self.op("Pow", &[centred, two], [])
-            }
-        };
-        let variance = mean(self, square, how);
-        let epsilon = self.scalar(1e-2);
-        let variance = self.op("Add", &[variance, epsilon], []);
-        let deviation = self.op("Sqrt", &[variance], []);
-        self.at = match how {
-            6 => {
-                let inverse = self.op("Reciprocal", &[deviation], []);
-                self.op("Mul", &[centred, inverse], [])
-            }
-            _ => self.op("Div", &[centred, deviation], []),
-        };
-    }
-
-    /// As an operator, or as an instance norm of reshaped groups, with the shape as constants or from `Shape`.
-    fn group_norm(&mut self, how: u8) {
-        let c = self.dims[0];
-        let Some(groups) = [3, 2, 5].into_iter().find(|&g| c.is_multiple_of(g) && c > g) else {
-            return;
-        };
-        if how == 0 {
-            if self.opset < 18 {
-                return;
-            }
-            let params = if self.opset < 21 { groups } else { c };
-            let (scale, bias) = (self.param(&[params], 0.5, 1.0), self.param(&[params], 0.5, 0.0));
-            let attributes = [("num_groups", AttributeValue::Int(groups as i64))];
-            self.at = self.op("GroupNormalization", &[self.at, scale, bias], attributes);
-            return;
-        }
-        let x = self.at;
-        let target = self.ints(&[0, groups as i64, -1]);
-        let grouped = self.op("Reshape", &[x, target], []);
-        let (scale, bias) = (self.param(&[groups], 0.0, 1.0), self.param(&[groups], 0.0, 0.0));
-        let y = self.op("InstanceNormalization", &[grouped, scale, bias], []);
-        let back = match how {
-            1 => self.op("Shape", &[x], []),
-            _ => {
-                let back: Vec<i64> = self.dims.iter().map(|&size| size as i64).collect();
-                self.ints(&[&[-1], back.as_slice()].concat())
-            }
-        };
-        self.at = self.op("Reshape", &[y, back], []);
-        self.broadcast("Mul", 0.5, 1.0);
-        self.broadcast("Add", 0.5, 0.0);
-    }
-
-    /// `x` plus what a fold over `sigmoid(x) − 1` gives: no unit is zero there.
-    fn centred(&mut self, sum: bool) {
-        let x = self.at;
-        let one = self.scalar(1.0);
-        let gate = self.op("Sigmoid", &[x], []);
-        let loud = self.op("Sub", &[gate, one], []);
-        let fold =
-            self.reduce(if sum { "ReduceSum" } else { "ReduceMean" }, loud, self.width_axis());
-        self.at = self.op("Mul", &[x, fold], []);
-    }
-
     fn gelu(&mut self) {
         let x = self.at;
         let (root, one, half) = (self.scalar(0.7), self.scalar(1.0), self.scalar(0.5));
@@ -648,29 +525,6 @@ impl Net {
         let target = self.ints(&target);
         self.at = self.op("Reshape", &[self.at, target], []);
         self.dims = dims;
-    }
-
-    fn attention(&mut self, heads: usize) {
-        let [length, width] = self.dims[..] else { return };
-        let each = 3;
-        let turned = |net: &mut Self, perm: [i64; 4]| {
-            let w = net.weight(&[width, heads * each], width);
-            let x = net.op("MatMul", &[net.at, w], []);
-            let split = net.ints(&[0, length as i64, heads as i64, each as i64]);
-            let x = net.op("Reshape", &[x, split], []);
-            net.op("Transpose", &[x], [("perm", AttributeValue::Ints(perm.to_vec()))])
-        };
-        let (q, k) = (turned(self, [0, 2, 1, 3]), turned(self, [0, 2, 3, 1]));
-        let v = turned(self, [0, 2, 1, 3]);
-        let scores = self.op("MatMul", &[q, k], []);
-        let weights = self.op("Softmax", &[scores], [("axis", AttributeValue::Int(-1))]);
-        let mixed = self.op("MatMul", &[weights, v], []);
-        let mixed =
-            self.op("Transpose", &[mixed], [("perm", AttributeValue::Ints(vec![0, 2, 1, 3]))]);
-        let merged = self.ints(&[0, 0, -1]);
-        self.at = self.op("Reshape", &[mixed, merged], []);
-        self.dims = vec![length, heads * each];
-        self.dense(width, false);
     }
 
     /// One initializer, read by two products whose units may go separate ways.

@@ -56,33 +56,51 @@ impl Groups {
     }
 }
 
+/// Inputs of a convolution.
+#[derive(Clone, Copy)]
+pub(super) struct Operands {
+    pub(super) op: &'static str,
+    pub(super) weight: usize,
+    pub(super) bias: usize,
+}
+
+/// Those of `Conv`.
+pub(super) const CONV: Operands = Operands { op: "Conv", weight: 1, bias: 2 };
+
 /// Input `[N, C, …]`, weight `[O, C / group, …]`, bias `[O]`.
 ///
 /// A depthwise convolution (`C == group`) keeps channels apart and loses groups; of other grouped ones either
 /// whole groups go or the same channels of every group.
-pub(super) fn conv(attrs: &ConvAttrs, ports: &Ports) -> Result<Coupling, String> {
+pub(super) fn conv(
+    attrs: &ConvAttrs,
+    ports: &Ports,
+    operands: Operands,
+) -> Result<Coupling, String> {
+    let Operands { op, weight, bias } = operands;
     let mut coupling = Coupling::default();
     coupling.same(input(0, 0), output(0, 0));
-    coupling.same(input(1, 0), output(0, 1));
-    if ports.has(2) {
-        coupling.same(input(2, 0), output(0, 1));
+    coupling.same(input(weight, 0), output(0, 1));
+    if ports.has(bias) {
+        coupling.same(input(bias, 0), output(0, 1));
     }
-    let (channels, out) = channel_counts("Conv", ports, input(1, 0))?;
-    let groups = Groups::new("Conv", attrs.group, channels, out)?;
+    let (channels, out) = channel_counts(op, ports, input(weight, 0))?;
+    let groups = Groups::new(op, attrs.group, channels, out)?;
     let weight_role = if groups.are_channels() { Role::Elementwise } else { Role::Producer };
-    coupling.role(1, 0, weight_role);
-    coupling.role(2, 0, weight_role);
+    coupling.role(weight, 0, weight_role);
+    coupling.role(bias, 0, weight_role);
     if groups.count == 1 {
-        coupling.contract(input(0, 1), input(1, 1));
-        coupling.role(1, 1, Role::Consumer);
+        coupling.contract(input(0, 1), input(weight, 1));
+        coupling.role(weight, 1, Role::Consumer);
     } else if groups.are_channels() {
         depthwise(&mut coupling, groups, input(0, 1));
     } else {
-        coupling.contractions.push(super::Contraction { data: input(0, 1), weight: input(1, 1) });
-        coupling.role(1, 1, Role::Consumer);
-        groups.choose(&mut coupling, (input(0, 1), input(1, 1)), (output(0, 1), output(0, 1)));
+        let pair = super::Contraction { data: input(0, 1), weight: input(weight, 1) };
+        coupling.contractions.push(pair);
+        coupling.role(weight, 1, Role::Consumer);
+        groups.choose(&mut coupling, (input(0, 1), input(weight, 1)), (output(0, 1), output(0, 1)));
     }
-    lock_spatial(&mut coupling, ports, "Conv slides over this axis");
+    let slides = [Port::In(0), Port::In(weight), Port::Out(0)];
+    lock_spatial(&mut coupling, ports, slides, &format!("{op} slides over this axis"));
     Ok(coupling)
 }
 
@@ -124,12 +142,13 @@ pub(super) fn conv_transpose(attrs: &ConvAttrs, ports: &Ports) -> Result<Couplin
         coupling.same(input(2, 0), output(0, 1));
         coupling.role(2, 0, Role::Producer);
     }
-    lock_spatial(&mut coupling, ports, "ConvTranspose slides over this axis");
+    let slides = [Port::In(0), Port::In(1), Port::Out(0)];
+    lock_spatial(&mut coupling, ports, slides, "ConvTranspose slides over this axis");
     Ok(coupling)
 }
 
-fn lock_spatial(coupling: &mut Coupling, ports: &Ports, why: &str) {
-    for port in [Port::In(0), Port::In(1), Port::Out(0)] {
+fn lock_spatial(coupling: &mut Coupling, ports: &Ports, slides: [Port; 3], why: &str) {
+    for port in slides {
         for axis in 2..ports.rank(port).unwrap_or(0) {
             coupling.lock(AxisRef { port, axis }, why);
         }
@@ -155,10 +174,11 @@ pub(super) fn gemm(attrs: &GemmAttrs, ports: &Ports) -> Result<Coupling, String>
 }
 
 /// Batched, with broadcasting of the leading axes; operands of rank 1 are row and column.
-pub(super) fn matmul(ports: &Ports) -> Result<Coupling, String> {
+/// The factors are the inputs `left` and `right`.
+pub(super) fn matmul(ports: &Ports, (left, right): (usize, usize)) -> Result<Coupling, String> {
     let rank =
         |port| ports.rank(port).filter(|&rank| rank > 0).ok_or("MatMul with a scalar operand");
-    let (a, b) = (rank(Port::In(0))?, rank(Port::In(1))?);
+    let (a, b) = (rank(Port::In(left))?, rank(Port::In(right))?);
     let out = ports.rank(Port::Out(0)).unwrap_or(0);
     let (has_m, has_n) = (a >= 2, b >= 2);
     let batch = out
@@ -167,18 +187,18 @@ pub(super) fn matmul(ports: &Ports) -> Result<Coupling, String> {
         .ok_or("MatMul: operand and output ranks disagree")?;
     let mut coupling = Coupling::default();
     let (a_k, b_k) = (a - 1, b.saturating_sub(2));
-    coupling.contract(input(0, a_k), input(1, b_k));
-    coupling.role(0, a_k, Role::Consumer);
-    coupling.role(1, b_k, Role::Consumer);
+    coupling.contract(input(left, a_k), input(right, b_k));
+    coupling.role(left, a_k, Role::Consumer);
+    coupling.role(right, b_k, Role::Consumer);
     if has_m {
-        coupling.same(input(0, a - 2), output(0, batch));
-        coupling.role(0, a - 2, Role::Producer);
+        coupling.same(input(left, a - 2), output(0, batch));
+        coupling.role(left, a - 2, Role::Producer);
     }
     if has_n {
-        coupling.same(input(1, b - 1), output(0, out - 1));
-        coupling.role(1, b - 1, Role::Producer);
+        coupling.same(input(right, b - 1), output(0, out - 1));
+        coupling.role(right, b - 1, Role::Producer);
     }
-    for (slot, leading) in [(0, a.saturating_sub(2)), (1, b.saturating_sub(2))] {
+    for (slot, leading) in [(left, a.saturating_sub(2)), (right, b.saturating_sub(2))] {
         for axis in 0..leading {
             batch_axis(&mut coupling, ports, slot, axis, batch - leading + axis);
         }

@@ -8,8 +8,9 @@
 //! Exact non-zero values are followed too: the variance of a masked channel is 0, plus epsilon, rooted and
 //! inverted it is a large but finite number, and only knowing it shows that.
 
+use super::quantized::zero_point_of;
 use super::{AxisRef, Link, Port, PortInfo, Ports};
-use crate::{BinaryOp, Node, Op, PoolKind, ReduceKind, UnaryOp};
+use crate::{BinaryOp, Node, Op, PoolKind, ReduceKind, UnaryOp, ValueId};
 
 /// What stands at the indices of a masked unit.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -19,6 +20,8 @@ pub(crate) enum Fact {
     /// Finite, and the same for all masked units: what the elementwise nodes on the way make of exact values and of
     /// values that do not have the axis.
     Common,
+    /// Exactly zero, quantized: the zero point that this value holds.
+    ZeroPoint(ValueId),
     /// Something finite, given that the unmasked model's values are.
     Finite,
     /// Possibly an infinity or NaN.
@@ -96,6 +99,22 @@ fn combined(
     match &node.op {
         Op::Conv(_) | Op::ConvTranspose(_) if out.axis == 1 => {
             affine(&[at(0), at(1)], ports, 2, at(2))
+        }
+        Op::DequantizeLinear { .. } | Op::MatMulInteger | Op::Einsum(_) => {
+            product(node, ports, &carriers, fact)
+        }
+        Op::ConvInteger(_) | Op::QLinearConv(_) if out.axis == 1 => {
+            let bias = if matches!(node.op, Op::QLinearConv(_)) { at(8) } else { None };
+            let biased = matches!(node.op, Op::QLinearConv(_)) && ports.has(8);
+            match product(node, ports, &carriers, fact) {
+                ZERO if biased && bias != Some(ZERO) => Fact::Finite,
+                fact => requantized(node, ports, fact),
+            }
+        }
+        Op::QLinearMatMul => requantized(node, ports, product(node, ports, &carriers, fact)),
+        Op::QuantizeLinear { .. } if at(0) == Some(ZERO) => zero_point(node, ports, 2),
+        Op::DynamicQuantizeLinear if at(0) == Some(ZERO) => {
+            node.output(2).map_or(Fact::Finite, Fact::ZeroPoint)
         }
         Op::Gemm(_) => affine(&[at(0), at(1)], ports, 2, at(2)),
         Op::MatMul => affine(&[at(0), at(1)], ports, 2, None),
@@ -179,6 +198,57 @@ fn carriers_of_params(
     links.iter().any(|link| (link.a, link.b) == (data, params)).then(|| fact(slot, 0))
 }
 
+/// Whether a masked unit on an axis of input `slot` is exactly zero as the node reads it.
+pub(crate) fn is_silent(node: &Node, ports: &Ports, slot: usize, fact: Fact) -> bool {
+    let Some(point) = zero_point_of(&node.op, slot) else { return fact == ZERO };
+    let Some(info) = ports.get(Port::In(point)) else { return fact == ZERO };
+    // A mask writes the zero point into constants.
+    let masked = || ports.get(Port::In(slot)).is_some_and(|info| info.constant) && fact == ZERO;
+    let same = match fact {
+        Fact::Exact(value) => info.uniform == Some(value),
+        Fact::ZeroPoint(value) => node.input(point) == Some(value),
+        Fact::Common | Fact::Finite | Fact::Wild => false,
+    };
+    same || masked()
+}
+
+/// A product (of one factor, perhaps): zero where a factor is.
+fn product(
+    node: &Node,
+    ports: &Ports,
+    carriers: &[(usize, usize)],
+    fact: &dyn Fn(usize, usize) -> Fact,
+) -> Fact {
+    let facts = || carriers.iter().map(|&(slot, axis)| (slot, fact(slot, axis)));
+    if facts().any(|(_, fact)| fact == Fact::Wild) {
+        return Fact::Wild;
+    }
+    if facts().any(|(slot, fact)| is_silent(node, ports, slot, fact)) {
+        return ZERO;
+    }
+    Fact::Finite
+}
+
+/// What stands for zero where input `slot` is the zero point.
+fn zero_point(node: &Node, ports: &Ports, slot: usize) -> Fact {
+    match (ports.get(Port::In(slot)), node.input(slot)) {
+        (None, _) => ZERO,
+        (Some(PortInfo { uniform: Some(value), .. }), _) => Fact::Exact(*value),
+        (Some(PortInfo { dims: Some(dims), .. }), Some(value)) if dims.is_empty() => {
+            Fact::ZeroPoint(value)
+        }
+        _ => Fact::Finite,
+    }
+}
+
+/// An integer sum brought to the scale and zero point of the output, where the operator does that.
+fn requantized(node: &Node, ports: &Ports, sum: Fact) -> Fact {
+    match (&node.op, sum) {
+        (Op::QLinearConv(_) | Op::QLinearMatMul, ZERO) => zero_point(node, ports, 7),
+        (_, sum) => sum,
+    }
+}
+
 /// What is normalised over the width: finite because of epsilon, and silent with its scale and its bias.
 fn width_norm(
     axis: i64,
@@ -215,6 +285,9 @@ fn affine(factors: &[Option<Fact>], ports: &Ports, bias_slot: usize, bias: Optio
 }
 
 fn unary(op: UnaryOp, node: &Node, ports: &Ports, x: Fact) -> Fact {
+    if let Fact::ZeroPoint(_) = x {
+        return if op == UnaryOp::Identity { x } else { Fact::Finite };
+    }
     let Fact::Exact(value) = x else {
         let partial = matches!(op, UnaryOp::Log | UnaryOp::Sqrt | UnaryOp::Reciprocal);
         return if partial { Fact::Wild } else { x };

@@ -13,7 +13,8 @@ use super::folds::{Correction, settle};
 use super::locked::locked;
 use super::sizes::{Read, Reader, reads};
 use super::{Grouping, LockedBy};
-use crate::coupling::masked::{Fact, ZERO, transfer};
+use crate::coupling::masked::{Fact, ZERO, is_silent, transfer};
+use crate::coupling::quantized::zero_point_of;
 use crate::coupling::{
     AxisRef, Coupling, Link, Port, PortInfo, Ports, Relation, coupling, normal_axis,
 };
@@ -251,6 +252,9 @@ impl<'a> Search<'a> {
             self.lock(axis, by, why);
         }
         for axis in 0..self.axes.len() {
+            if let Some(why) = self.unsliceable(axis) {
+                self.lock(axis, LockedBy::Limit, why);
+            }
             match self.axes[axis].size {
                 1 => self.lock(axis, LockedBy::Limit, "an axis of size 1 cannot shrink"),
                 size if size > MAX_AXIS => {
@@ -259,6 +263,13 @@ impl<'a> Search<'a> {
                 _ => {}
             }
         }
+    }
+
+    /// Why a constant cannot be sliced.
+    fn unsliceable(&self, axis: usize) -> Option<String> {
+        let Owner::Use(..) = self.axes[axis].owner else { return None };
+        let dtype = self.shapes.dtype(self.axes[axis].value)?;
+        dtype.size().is_none().then(|| format!("elements of {dtype:?} are not whole bytes"))
     }
 
     /// Inputs, outputs and what control-flow bodies capture keep their shapes.
@@ -383,9 +394,15 @@ impl<'a> Search<'a> {
                 let Some(((data, x), (weight, w))) = at(pair.data).zip(at(pair.weight)) else {
                     continue;
                 };
+                let node = self.graph.node(statement.node);
+                let ports = &self.ports[&statement.node];
+                let silent = |at: AxisRef, fact: Fact| match at.port {
+                    Port::In(slot) => is_silent(node, ports, slot, fact),
+                    Port::Out(_) => false,
+                };
                 let why = match (x, w) {
                     (Fact::Wild, _) | (_, Fact::Wild) => "a masked unit might not be finite",
-                    _ if x != ZERO && w != ZERO => {
+                    _ if !silent(pair.data, x) && !silent(pair.weight, w) => {
                         "neither factor of a masked unit is exactly zero"
                     }
                     _ => continue,
@@ -412,11 +429,20 @@ impl<'a> Search<'a> {
         self.ports.get(&node)?.size(at)
     }
 
+    /// Whether a mask can write what the node reads as zero: a zero point must be a constant.
+    fn can_be_silenced(&self, node: NodeId, slot: usize) -> bool {
+        let point = zero_point_of(&self.graph.node(node).op, slot);
+        let info = point.and_then(|point| self.ports.get(&node)?.get(Port::In(point)));
+        info.is_none_or(|info| info.constant)
+    }
+
     /// What a masked unit leaves on every axis.
     fn facts(&self) -> Vec<Fact> {
         let mut facts = vec![Fact::Finite; self.axes.len()];
         for (axis, fact) in self.axes.iter().zip(&mut facts) {
-            if let Owner::Use(..) = axis.owner {
+            if let Owner::Use(node, slot) = axis.owner
+                && self.can_be_silenced(node, slot)
+            {
                 *fact = ZERO;
             }
         }
@@ -449,7 +475,10 @@ impl<'a> Search<'a> {
 }
 
 fn is_convolution(graph: &Graph, node: NodeId) -> bool {
-    matches!(graph.node(node).op, Op::Conv(_) | Op::ConvTranspose(_))
+    matches!(
+        graph.node(node).op,
+        Op::Conv(_) | Op::ConvTranspose(_) | Op::ConvInteger(_) | Op::QLinearConv(_)
+    )
 }
 
 fn takes_whole_groups(link: &Link) -> bool {

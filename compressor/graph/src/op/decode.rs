@@ -4,8 +4,8 @@
 
 use super::attrs::Attrs;
 use crate::{
-    BinaryOp, ConvAttrs, GemmAttrs, Graph, Node, Op, PoolAttrs, PoolKind, RecurrentAttrs,
-    RecurrentKind, ReduceKind, UnaryOp,
+    BinaryOp, ConvAttrs, EinsumEquation, GemmAttrs, Graph, Node, Op, PoolAttrs, PoolKind,
+    RecurrentAttrs, RecurrentKind, ReduceKind, UnaryOp,
 };
 
 /// The newest `ai.onnx` operator set whose operators are decoded; those of a newer one are opaque.
@@ -261,6 +261,7 @@ fn layers(node: &Node, opset: i64, attrs: &Attrs<'_>) -> Option<Op> {
         "ConvTranspose" => Op::ConvTranspose(conv(attrs, true)),
         "Gemm" => gemm(opset, attrs),
         "MatMul" => Op::MatMul,
+        "Einsum" => einsum(node, attrs),
         "BatchNormalization" => batch_normalization(node, opset, attrs),
         "InstanceNormalization" => {
             attrs.ignore(&["consumed_inputs"]);
@@ -323,6 +324,17 @@ fn recurrent(kind: RecurrentKind, attrs: &Attrs<'_>) -> RecurrentAttrs {
         directions: if bidirectional { 2 } else { 1 },
         batch_first: attrs.flag("layout", false),
     }
+}
+
+fn einsum(node: &Node, attrs: &Attrs<'_>) -> Op {
+    let equation = EinsumEquation::parse(&attrs.string("equation", "")).unwrap_or_else(|why| {
+        attrs.refuse(why);
+        EinsumEquation { inputs: Vec::new(), output: Vec::new() }
+    });
+    if equation.inputs.len() != node.inputs.len() {
+        attrs.refuse(format!("{} terms for {} inputs", equation.inputs.len(), node.inputs.len()));
+    }
+    Op::Einsum(equation)
 }
 
 fn gemm(opset: i64, attrs: &Attrs<'_>) -> Op {
@@ -422,6 +434,9 @@ fn quantized(node: &Node, attrs: &Attrs<'_>) -> Option<Op> {
         "QuantizeLinear" => Op::QuantizeLinear { axis: attrs.int("axis", 1) },
         "DynamicQuantizeLinear" => Op::DynamicQuantizeLinear,
         "MatMulInteger" => Op::MatMulInteger,
+        "ConvInteger" => Op::ConvInteger(conv(attrs, false)),
+        "QLinearConv" => Op::QLinearConv(conv(attrs, false)),
+        "QLinearMatMul" => Op::QLinearMatMul,
         _ => return None,
     })
 }
@@ -517,7 +532,10 @@ fn arity(op: &Op) -> (usize, usize) {
         Op::ConstantOfShape | Op::DynamicQuantizeLinear | Op::If => (1, 1),
         Op::Range => (3, 3),
         Op::DequantizeLinear { .. } | Op::QuantizeLinear { .. } => (2, 3),
-        Op::MatMulInteger => (2, 4),
+        Op::MatMulInteger | Op::ConvInteger(_) => (2, 4),
+        Op::QLinearConv(_) => (8, 9),
+        Op::QLinearMatMul => (8, 8),
+        Op::Einsum(_) => (1, any),
         Op::Resize => (1, 4),
         Op::Recurrent(_) => (3, 8),
         Op::Loop | Op::Scan | Op::Opaque => (0, any),

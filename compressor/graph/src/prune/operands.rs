@@ -24,9 +24,12 @@ pub(super) fn fix_all(
         let Some(ports) = all_ports.get(&id) else { continue };
         let at = Place { id, node, ports, all: &all_ports, graph, removal, shapes };
         match &node.op {
-            Op::Conv(attrs) if attrs.group > 1 => {
+            Op::Conv(attrs) | Op::ConvInteger(attrs) | Op::QLinearConv(attrs)
+                if attrs.group > 1 =>
+            {
+                let weights = if matches!(node.op, Op::QLinearConv(_)) { 3 } else { 1 };
                 // The filters stay as deep as they are: whole groups went.
-                if at.gone(1, 1).is_none() {
+                if at.gone(weights, 1).is_none() {
                     at.conv_groups(work, attrs.group)?;
                 }
             }
