@@ -137,7 +137,7 @@ fn every_block_passes_units_through() {
         (&[Block::Conv { out: 8, kernel: 3 }], &[6, 8]),
         (&[Block::Depthwise { multiplier: 1 }, Block::Conv { out: 4, kernel: 1 }], &[6, 4]),
         (&[Block::Depthwise { multiplier: 2 }, Block::Conv { out: 4, kernel: 1 }], &[6, 4]),
-        (&[Block::Grouped { groups: 2 }, Block::Conv { out: 4, kernel: 1 }], &[3, 4, 4]),
+        (&[Block::Grouped { groups: 2 }, Block::Conv { out: 4, kernel: 1 }], &[2, 3, 4, 4]),
         (
             &[
                 Block::Activation(2),
@@ -155,27 +155,28 @@ fn every_block_passes_units_through() {
         (&[Block::SliceHalf], &[3, 3]),
         (&[Block::SqueezeExcite], &[6, 4]),
         (&[Block::Gelu, Block::SumNorm, Block::Gelu], &[6]),
-        (&[Block::Shuffle { groups: 2 }], &[2]),
+        (&[Block::Shuffle { groups: 2 }], &[2, 3]),
         (&[Block::Flatten { dynamic: true }, Block::Dense { out: 8, transposed: true }], &[6, 8]),
         (&[Block::GlobalPool { max: true }, Block::Dense { out: 8, transposed: false }], &[6, 8]),
         (&[Block::ToSequence, Block::Dense { out: 8, transposed: true }, Block::Merge], &[6, 8]),
-        (&[Block::ToSequence, Block::Attention { heads: 4 }], &[6, 4, 6]),
+        (&[Block::ToSequence, Block::Attention { heads: 4 }], &[6, 4, 3, 3, 6]),
         (&[Block::ToSequence, Block::SharedWeight], &[6, 6, 6]),
-        (&[Block::ToSequence, Block::GroupedQuery { groups: 3 }], &[6, 3, 6]),
-        (&[Block::ToSequence, Block::FusedAttention { how: 0 }], &[6, 4, 6]),
-        (&[Block::ToSequence, Block::FusedAttention { how: 1 }], &[6, 4, 6]),
-        (&[Block::ToSequence, Block::FusedAttention { how: 2 }], &[6, 4, 6]),
+        (&[Block::ToSequence, Block::GroupedQuery { groups: 3 }], &[6, 3, 3, 3, 6]),
+        (&[Block::ToSequence, Block::FusedAttention { how: 0 }], &[6, 4, 3, 3, 6]),
+        (&[Block::ToSequence, Block::FusedAttention { how: 1 }], &[6, 4, 3, 6]),
+        (&[Block::ToSequence, Block::FusedAttention { how: 2 }], &[6, 4, 3, 6]),
         (&[Block::ToSequence, Block::Gated { fused: true }], &[6, 4, 6]),
         (&[Block::ToSequence, Block::Gated { fused: false }], &[6, 4, 6]),
         (&[Block::ToSequence, Block::Einsum { how: 0 }, Block::Einsum { how: 1 }], &[6, 6]),
         (&[Block::Einsum { how: 0 }], &[6, 6]),
         (&[Block::Divide], &[6]),
-        (&[Block::Cardinal, Block::Conv { out: 4, kernel: 1 }], &[3, 4]),
+        (&[Block::Cardinal, Block::Conv { out: 4, kernel: 1 }], &[3, 2, 2, 4]),
         (&[Block::Deconv { groups: 1 }, Block::Activation(0)], &[6, 3]),
-        (&[Block::Deconv { groups: 2 }, Block::Activation(0)], &[3, 3]),
+        (&[Block::Deconv { groups: 2 }, Block::Activation(0)], &[2, 3, 3]),
         (&[Block::Deconv { groups: 99 }, Block::Activation(0)], &[6]),
-        (&[Block::GroupNorm { how: 1 }], &[3]),
-        (&[Block::GroupNorm { how: 2 }], &[3]),
+        (&[Block::GroupNorm { how: 1 }], &[2, 3]),
+        (&[Block::GroupNorm { how: 2 }], &[2, 3]),
+        (&[Block::Widened], &[6, 3]),
         (&[Block::Centred { sum: true }, Block::Centred { sum: false }], &[6]),
         (&[Block::Resize { how: 0 }, Block::Resize { how: 1 }, Block::Resize { how: 2 }], &[6]),
     ];
@@ -184,6 +185,39 @@ fn every_block_passes_units_through() {
         found.sort_unstable();
         wanted.sort_unstable();
         assert_eq!(found, wanted, "{blocks:?}");
+    }
+}
+
+/// A group norm as exporters write it, where height and width are only known at run time.
+#[test]
+fn whole_groups_of_a_group_norm_go_without_knowing_the_image() {
+    let mut builder = graph::Builder::new(17);
+    let mut numbers = Numbers::new(5);
+    let sizes = ["N", "H", "W"].map(|name| graph::Dim::Symbol(name.into()));
+    let [n, h, w] = sizes;
+    let x = builder.input("x", DType::F32, vec![n, graph::Dim::Fixed(4), h, w]);
+    let mut weight = |builder: &mut graph::Builder, dims: &[usize]| {
+        builder.constant("w", numbers.tensor(dims, 0.6, 0.2)).unwrap()
+    };
+    let first = weight(&mut builder, &[6, 4, 1, 1]);
+    let y = builder.node("Conv", &[x, first], []).unwrap();
+    let target = builder.constant("t", Tensor::from_i64(vec![3], &[0, 3, -1]).unwrap()).unwrap();
+    let grouped = builder.node("Reshape", &[y, target], []).unwrap();
+    let (scale, bias) = (weight(&mut builder, &[3]), weight(&mut builder, &[3]));
+    let normed = builder.node("InstanceNormalization", &[grouped, scale, bias], []).unwrap();
+    let shape = builder.node("Shape", &[y], []).unwrap();
+    let back = builder.node("Reshape", &[normed, shape], []).unwrap();
+    let scale = weight(&mut builder, &[1, 6, 1, 1]);
+    let scaled = builder.node("Mul", &[back, scale], []).unwrap();
+    let last = weight(&mut builder, &[2, 6, 1, 1]);
+    let out = builder.node("Conv", &[scaled, last], []).unwrap();
+    let model = builder.finish(&[out]).unwrap();
+    let grouping = find(&model, &infer(&model));
+    let widths: Vec<usize> = grouping.groups.iter().map(|group| group.width).collect();
+    assert_eq!(widths, [3], "{:#?}", grouping.locked);
+    let inputs = named("x", Numbers::new(9).tensor(&[2, 4, 3, 5], 1.0, 0.1));
+    for seed in 1..5 {
+        check(&model, seed, &inputs).unwrap();
     }
 }
 

@@ -20,7 +20,7 @@ mod reduce;
 mod resize;
 
 use factor::factors;
-pub(crate) use layout::{SliceAttrs, split_sizes, windows};
+pub(crate) use layout::{SliceAttrs, pad_amounts, split_sizes, windows};
 
 use crate::{Dim, Node, Op, Role};
 
@@ -342,7 +342,7 @@ fn stated(node: &Node, ports: &Ports) -> Result<Coupling, String> {
         Op::Gather { axis } => layout::gather(*axis, ports),
         Op::Expand => Ok(layout::expand(ports)),
         Op::Resize => resize::resize(node, ports),
-        Op::Pad { pads, .. } => layout::pad(pads.as_deref(), ports),
+        Op::Pad { mode, pads } => layout::pad(mode, pads.as_deref(), ports),
         Op::Shape { .. } => Ok(layout::observed(ports)),
         Op::ConstantOfShape => Ok(layout::filled(ports)),
         Op::Constant => Ok(Coupling::default()),

@@ -5,6 +5,7 @@
 //! be kept. What cannot be removed is not silently absent: [`Grouping::locked`] names the axis, the node
 //! that stands in the way, and why.
 
+mod alternatives;
 mod atoms;
 mod collect;
 pub(crate) mod find;

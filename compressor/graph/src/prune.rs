@@ -57,6 +57,14 @@ pub enum PruneError {
     /// Nothing would be left.
     #[error("the plan keeps no unit of group {0:?}")]
     Nothing(GroupId),
+    /// Two groups that share an axis would leave nothing of it.
+    #[error("the plan leaves nothing of axis {axis} of `{value}`")]
+    Empty {
+        /// The constant.
+        value: String,
+        /// Its axis.
+        axis: usize,
+    },
     /// Units that are not ascending or do not exist.
     #[error("the plan keeps units of group {group:?} that are not ascending numbers below {width}")]
     Units {
@@ -194,6 +202,7 @@ impl Removal {
                 removal.add(model, group, &units)?;
             }
         }
+        removal.leaves_something(model)?;
         for read in &grouping.sizes_read {
             if let (Some(gone), Reader::Operand(node)) =
                 (removal.values.get(&(read.value, read.axis)), &read.by)
@@ -224,6 +233,19 @@ impl Removal {
         for (value, axis, map) in &group.values {
             let gone = self.values.entry((*value, *axis)).or_default();
             gone.extend(group.id, units.iter().flat_map(|&unit| map.unit(unit)));
+        }
+        Ok(())
+    }
+
+    fn leaves_something(&self, model: &Model) -> Result<(), PruneError> {
+        for ((value, ..), axes) in &self.uses {
+            let Some(tensor) = model.graph.constant(*value) else { continue };
+            for (&axis, gone) in axes {
+                if tensor.dims.get(axis).is_some_and(|&size| gone.indices.len() >= size) {
+                    let value = model.graph.value(*value).name.clone();
+                    return Err(PruneError::Empty { value, axis });
+                }
+            }
         }
         Ok(())
     }

@@ -120,7 +120,8 @@ fn transformer_blocks_give_up_heads_and_inner_widths_but_not_a_stream_that_is_an
     let grouping = find(&model, &infer(&model));
     let mut widths: Vec<usize> = grouping.groups.iter().map(|group| group.width).collect();
     widths.sort_unstable();
-    assert_eq!(widths, [12, 12, 12, 1536, 1536, 1536], "{:#?}", grouping.locked);
+    let heads = [12; 3].iter().chain(&[32; 6]).chain(&[1536; 3]);
+    assert!(widths.iter().eq(heads), "{widths:?} {:#?}", grouping.locked);
     let heads = grouping.groups.iter().find(|group| group.width == 12).unwrap();
     assert!(heads.slices.iter().all(|slice| slice.map.per_unit() == 32));
     assert_eq!(heads.producers.len(), 3, "query, key and value");

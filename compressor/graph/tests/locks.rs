@@ -267,6 +267,98 @@ fn resize_passes_axes_that_keep_their_size_and_locks_the_others() {
 }
 
 #[test]
+fn an_equation_sums_over_silent_units_only() {
+    let equation = |text: &str| [("equation", AttributeValue::String(text.to_owned().into()))];
+    let (_, silent) = locked(|b, x| b.node("Einsum", &[x], equation("nd->n")).unwrap());
+    assert_eq!(silent.groups.len(), 1);
+    let loud = locked(|b, x| {
+        let x = b.node("Sigmoid", &[x], []).unwrap();
+        b.node("Einsum", &[x], equation("nd->n")).unwrap()
+    });
+    assert_locked(&loud, "Einsum", "not exactly zero");
+    let both = locked(|b, x| {
+        let x = b.node("Sigmoid", &[x], []).unwrap();
+        b.node("Einsum", &[x, x], equation("nd,md->nm")).unwrap()
+    });
+    assert_locked(&both, "Einsum", "neither factor");
+    let diagonal = locked(|b, x| b.node("Einsum", &[x], equation("...d->...d")).unwrap());
+    assert_locked(&diagonal, "Einsum", "not understood");
+}
+
+fn scalar(builder: &mut Builder, dtype: DType, value: f64) -> ValueId {
+    builder.constant("s", Tensor::from_f64_as(dtype, vec![], &[value]).unwrap()).unwrap()
+}
+
+/// A quantized product over the units, which `quantized` and `zero` make of them.
+fn integer_product(
+    rest: impl FnOnce(&mut Builder, ValueId, ValueId) -> (ValueId, ValueId),
+) -> (Model, Grouping) {
+    locked(|b, x| {
+        let scale = scalar(b, DType::F32, 0.5);
+        let (q, zero) = rest(b, x, scale);
+        let turned = b.node("Transpose", &[q], []).unwrap();
+        b.node("MatMulInteger", &[q, turned, zero, zero], []).unwrap()
+    })
+}
+
+#[test]
+fn a_masked_unit_is_silent_where_it_is_the_zero_point_that_is_read() {
+    let (_, same) = integer_product(|b, x, scale| {
+        let zero = scalar(b, DType::U8, 9.0);
+        (b.node("QuantizeLinear", &[x, scale, zero], []).unwrap(), zero)
+    });
+    assert_eq!(same.groups.len(), 1, "{:#?}", same.locked);
+    let (_, dynamic) = integer_product(|b, x, _| {
+        let parts = b.nodes("DynamicQuantizeLinear", &[Some(x)], [], 3).unwrap();
+        (parts[0], parts[2])
+    });
+    assert_eq!(dynamic.groups.len(), 1, "{:#?}", dynamic.locked);
+    let other = integer_product(|b, x, scale| {
+        let (zero, other) = (scalar(b, DType::U8, 9.0), scalar(b, DType::U8, 8.0));
+        (b.node("QuantizeLinear", &[x, scale, zero], []).unwrap(), other)
+    });
+    assert_locked(&other, "MatMulInteger", "neither factor");
+    let loud = integer_product(|b, x, scale| {
+        let (x, zero) = (b.node("Sigmoid", &[x], []).unwrap(), scalar(b, DType::U8, 9.0));
+        (b.node("QuantizeLinear", &[x, scale, zero], []).unwrap(), zero)
+    });
+    assert_locked(&loud, "MatMulInteger", "neither factor");
+}
+
+#[test]
+fn a_norm_with_computed_parameters_locks() {
+    let found = locked(|b, x| {
+        let axes = ints(b, &[0]);
+        let scale = b.node("ReduceMax", &[x], [("axes", AttributeValue::Ints(vec![0]))]).unwrap();
+        let scale = b.node("Squeeze", &[scale, axes], []).unwrap();
+        let y = b.node("LayerNormalization", &[x, scale], axis(-1)).unwrap();
+        consume(b, y)
+    });
+    assert_locked(&found, "LayerNormalization", "computed");
+}
+
+#[test]
+fn an_axis_of_size_one_is_said_to_be_one() {
+    let mut builder = Builder::new(17);
+    let x = builder.input("x", DType::F32, vec![Dim::Symbol("N".into()), Dim::Fixed(3)]);
+    let (first, second) = (weight(&mut builder, 3, 2), weight(&mut builder, 1, 2));
+    let y = builder.node("MatMul", &[x, first], []).unwrap();
+    let (start, end, axes) =
+        (ints(&mut builder, &[0]), ints(&mut builder, &[1]), ints(&mut builder, &[1]));
+    let y = builder.node("Slice", &[y, start, end, axes], []).unwrap();
+    let out = builder.node("MatMul", &[y, second], []).unwrap();
+    let model = builder.finish(&[out]).unwrap();
+    let grouping = find(&model, &infer(&model));
+    assert!(grouping.groups.is_empty());
+    assert!(
+        grouping
+            .locked
+            .iter()
+            .any(|lock| lock.by == LockedBy::Limit && lock.why.contains("size 1"))
+    );
+}
+
+#[test]
 fn local_response_normalisation_mixes_neighbours() {
     let found = locked(|b, x| {
         let size = [("size", AttributeValue::Int(3))];

@@ -92,6 +92,8 @@ pub(crate) enum Block {
     Einsum {
         how: u8,
     },
+    /// A shortcut that is padded to more channels.
+    Widened,
     /// A quantized layer, with its activations brought to a grid.
     Quantized {
         how: u8,
@@ -141,6 +143,7 @@ pub(crate) fn blocks() -> impl Strategy<Value = Vec<Block>> {
         (0u8..3).prop_map(|how| Block::FusedAttention { how }),
         any::<bool>().prop_map(|fused| Block::Gated { fused }),
         (0u8..2).prop_map(|how| Block::Einsum { how }),
+        Just(Block::Widened),
     ];
     prop::collection::vec(block, 1..9)
 }
@@ -320,6 +323,7 @@ impl Net {
             (Block::FusedAttention { how }, 2) => self.fused_attention(how),
             (Block::Gated { fused }, 1..=2) => self.gated(fused),
             (Block::Einsum { how }, _) => self.einsum(how),
+            (Block::Widened, 3) => self.widened(),
             (Block::Quantized { how }, _) => self.quantized(how),
             (Block::SharedWeight, 1..=2) => self.shared_weight(),
             _ => {}
@@ -438,6 +442,14 @@ impl Net {
         let before = self.at;
         branch(self);
         self.at = self.op("Add", &[before, self.at], []);
+    }
+
+    fn widened(&mut self) {
+        let before = self.at;
+        self.conv(self.dims[0] + 3, 3, 1);
+        let pads = self.ints(&[0, 1, 0, 0, 0, 2, 0, 0]);
+        let padded = self.op("Pad", &[before, pads], []);
+        self.at = self.op("Add", &[padded, self.at], []);
     }
 
     fn branches(&mut self, out: usize) {

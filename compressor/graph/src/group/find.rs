@@ -7,7 +7,8 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::atoms::{Sets, pairs, stripe};
+use super::alternatives;
+use super::atoms::{Atoms, pairs};
 use super::collect::collect;
 use super::folds::{Correction, settle};
 use super::locked::locked;
@@ -15,18 +16,13 @@ use super::sizes::{Read, Reader, reads};
 use super::{Grouping, LockedBy};
 use crate::coupling::masked::{Fact, ZERO, is_silent, transfer};
 use crate::coupling::quantized::zero_point_of;
-use crate::coupling::{
-    AxisRef, Coupling, Link, Port, PortInfo, Ports, Relation, coupling, normal_axis,
-};
+use crate::coupling::{AxisRef, Coupling, Link, Port, PortInfo, Ports, coupling, normal_axis};
 use crate::op::resize::SIZES;
 use crate::shape_operand::{self, Kind};
 use crate::{DType, Dim, Graph, Model, NodeId, Op, Origin, Role, Shapes, Tensor, ValueId};
 
 /// Axes wider than this stay as they are.
-const MAX_AXIS: usize = 1 << 18;
-
-/// Indices followed in all; further axes are locked.
-const MAX_ATOMS: usize = 1 << 26;
+pub(super) const MAX_AXIS: usize = 1 << 18;
 
 /// Largest constant searched for being uniform, in elements.
 const MAX_UNIFORM: usize = 1 << 16;
@@ -38,17 +34,37 @@ const MAX_FLOATS: usize = 1 << 6;
 const MAX_INTS: usize = 1 << 12;
 
 /// Finds every group of the main graph, and what stands in the way of the rest.
+///
+/// Where a reshape merges axes of which more than one could shrink (heads and the width of a head), or a grouped
+/// convolution could lose groups or parts of all groups, there are groups for the one and groups for the other; a
+/// plan may use both.
 pub fn find(model: &Model, shapes: &Shapes) -> Grouping {
+    let first = search(model, shapes, Prefer::First);
+    if !first.1 {
+        return first.0;
+    }
+    alternatives::join(&model.graph, first.0, search(model, shapes, Prefer::Last).0)
+}
+
+/// Which of several choices is tried first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Prefer {
+    First,
+    Last,
+}
+
+/// The groups with one preference, and whether there was a choice.
+fn search(model: &Model, shapes: &Shapes, prefer: Prefer) -> (Grouping, bool) {
     let mut search = Search::new(&model.graph, shapes);
     search.lock_ends();
     search.lock_operands();
     search.lock_sizes();
     let mut atoms = Atoms::new(&search);
-    search.choose(&mut atoms);
+    let chose = search.choose(&mut atoms, prefer);
     let corrections = search.lock_loud_sums(&mut atoms);
     let locked = locked(&search, &mut atoms);
     let groups = collect(&search, &mut atoms);
-    Grouping { groups, locked, sizes_read: search.sizes_read, corrections }
+    (Grouping { groups, locked, sizes_read: search.sizes_read, corrections }, chose)
 }
 
 /// Who reads each value.
@@ -335,12 +351,18 @@ impl<'a> Search<'a> {
 
     /// Settles on whole groups or parts of them for grouped convolutions, then on a factor for every axis that a
     /// reshape merges or splits.
-    fn choose(&mut self, atoms: &mut Atoms) {
+    /// Whether any of them had more than one choice.
+    fn choose(&mut self, atoms: &mut Atoms, prefer: Prefer) -> bool {
+        let mut chose = false;
         let (grouped, rest): (Vec<usize>, Vec<usize>) = (0..self.statements.len())
             .partition(|&index| is_convolution(self.graph, self.statements[index].node));
         for index in grouped.into_iter().chain(rest) {
             let statement = &self.statements[index];
-            let (node, choices) = (statement.node, statement.coupling.choices.clone());
+            let (node, mut choices) = (statement.node, statement.coupling.choices.clone());
+            chose |= choices.len() > 1;
+            if prefer == Prefer::Last {
+                choices.reverse();
+            }
             let mut taken: Vec<AxisRef> = Vec::new();
             for link in &choices {
                 let ends = self.id(node, link.a).zip(self.id(node, link.b));
@@ -375,6 +397,7 @@ impl<'a> Search<'a> {
                 atoms.lock(axis);
             }
         }
+        chose
     }
 
     /// Locks axes that are summed over where masked units would be heard.
@@ -618,111 +641,4 @@ fn constant_info(tensor: &Tensor) -> PortInfo {
         });
     let dims = tensor.dims.iter().map(|&size| Dim::Fixed(size)).collect();
     PortInfo { dims: Some(dims), constant: true, ints, floats, uniform }
-}
-
-/// Every index of every class of axes.
-pub(super) struct Atoms {
-    pub(super) sets: Sets,
-    class_of: Vec<usize>,
-    /// First atom of every class, and its size.
-    ranges: Vec<Option<(usize, usize)>>,
-}
-
-impl Atoms {
-    fn new(search: &Search<'_>) -> Self {
-        let axes = &search.axes;
-        let mut classes = Sets::new(axes.len());
-        let mut rest = Vec::new();
-        for statement in &search.statements {
-            for link in &statement.links {
-                let ends = search.id(statement.node, link.a).zip(search.id(statement.node, link.b));
-                match ends {
-                    Some((a, b))
-                        if link.relation == Relation::Same && axes[a].size == axes[b].size =>
-                    {
-                        classes.join(a, b);
-                    }
-                    Some(ends) => rest.push((link.relation, ends)),
-                    None => {}
-                }
-            }
-        }
-        let class_of: Vec<usize> = (0..axes.len()).map(|axis| classes.root(axis)).collect();
-        let mut total = 0;
-        let mut ranges = vec![None; axes.len()];
-        for (axis, &class) in class_of.iter().enumerate() {
-            if class == axis && axes[axis].size <= MAX_AXIS && total + axes[axis].size <= MAX_ATOMS
-            {
-                ranges[axis] = Some((total, axes[axis].size));
-                total += axes[axis].size;
-            }
-        }
-        let mut atoms = Self { sets: Sets::new(total), class_of, ranges };
-        for (relation, ends) in rest {
-            atoms.join(relation, ends, axes);
-        }
-        for entry in &search.locks {
-            atoms.lock(entry.axis);
-        }
-        atoms
-    }
-
-    /// The class of an axis: one of its axes that are the same, index for index.
-    pub(super) fn class(&self, axis: usize) -> usize {
-        self.class_of[axis]
-    }
-
-    /// The first atom of an axis; `None` where it is too wide to follow.
-    pub(super) fn first(&self, axis: usize) -> Option<usize> {
-        self.ranges[self.class_of[axis]].map(|(first, _)| first)
-    }
-
-    /// Whether no index of an axis can go.
-    pub(super) fn is_locked(&mut self, axis: usize, search: &Search<'_>) -> bool {
-        let Some(first) = self.first(axis) else { return true };
-        (first..first + search.axes[axis].size).all(|atom| self.sets.is_locked(atom))
-    }
-
-    fn lock(&mut self, axis: usize) {
-        if let Some((first, size)) = self.ranges[self.class_of[axis]] {
-            (first..first + size).for_each(|atom| self.sets.lock(atom));
-        }
-    }
-
-    fn join(&mut self, relation: Relation, (a, b): (usize, usize), axes: &[Axis]) {
-        let (Some(first_a), Some(first_b)) = (self.first(a), self.first(b)) else {
-            self.lock(a);
-            self.lock(b);
-            return;
-        };
-        // A relation that does not fit has been locked.
-        let _ = pairs(relation, (axes[a].size, axes[b].size), |i, j| {
-            self.sets.join(first_a + i, first_b + j)
-        });
-    }
-
-    /// How many units would be left free if `relation` were joined.
-    fn units_after(&mut self, relation: Relation, (a, b): (usize, usize), axes: &[Axis]) -> usize {
-        let (Relation::Stripes { a: stripe_a, b: stripe_b }, Some(first_a), Some(first_b)) =
-            (relation, self.first(a), self.first(b))
-        else {
-            return 0;
-        };
-        let mut roots: HashMap<usize, usize> = HashMap::new();
-        let mut merged = Sets::new(stripe_a.width);
-        for unit in 0..stripe_a.width {
-            let on_a = stripe(stripe_a, axes[a].size, unit).map(|i| first_a + i);
-            let on_b = stripe(stripe_b, axes[b].size, unit).map(|i| first_b + i);
-            for atom in on_a.chain(on_b) {
-                let root = self.sets.root(atom);
-                if self.sets.is_locked(root) {
-                    merged.lock(unit);
-                }
-                merged.join(*roots.entry(root).or_insert(unit), unit);
-            }
-        }
-        (0..stripe_a.width)
-            .filter(|&unit| merged.root(unit) == unit && !merged.is_locked(unit))
-            .count()
-    }
 }

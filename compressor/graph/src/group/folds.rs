@@ -5,7 +5,8 @@
 //! values that do not have the axis, the pruned model can compute it: that is an [`Echo`]. The centred values of a
 //! layer norm are the example: a masked unit is zero before, and minus the mean behind.
 
-use super::find::{Atoms, Owner, Search};
+use super::atoms::Atoms;
+use super::find::{Owner, Search};
 use crate::coupling::masked::{Fact, ZERO, carriers};
 use crate::coupling::{AxisRef, Fold, FoldKind, Port};
 use crate::{NodeId, Op, UnaryOp, ValueId};

@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::Locked;
-use super::find::{Atoms, Owner, Search};
+use super::atoms::Atoms;
+use super::find::{Owner, Search};
 use crate::Role;
 
 /// The locks that keep a weight's units from being pruned.

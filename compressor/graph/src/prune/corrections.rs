@@ -40,6 +40,7 @@ pub(super) fn apply_all(
         let dtype = value.and_then(|value| shapes.dtype(value)).unwrap_or(DType::F32);
         let rank = value.and_then(|value| shapes.rank(value)).unwrap_or(0);
         let place = Place { id, shrunk, cause, dtype, rank, shapes, graph };
+        place.one_echo()?;
         match place.shrunk.first().map(|shrunk| shrunk.correction.kind) {
             Some(FoldKind::Sum) => place.sum(work)?,
             Some(FoldKind::Mean) => place.mean(work)?,
@@ -80,6 +81,15 @@ fn stale(error: TensorError) -> PruneError {
 
 #[allow(clippy::cast_precision_loss)]
 impl Place<'_> {
+    /// What removed units held on one axis is not known beside others that shrink.
+    fn one_echo(&self) -> Result<(), PruneError> {
+        let held = self.shrunk.iter().any(|shrunk| shrunk.correction.echo.is_some());
+        match held && self.shrunk.len() > 1 {
+            true => Err(PruneError::Stale(format!("{:?} folds several axes that shrink", self.id))),
+            false => Ok(()),
+        }
+    }
+
     /// The share of the folded elements that is left.
     fn share(&self) -> f64 {
         self.shrunk.iter().map(|shrunk| shrunk.left() as f64 / shrunk.size as f64).product()

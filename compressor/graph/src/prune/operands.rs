@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::{Gone, PruneError, Removal, Work, cause};
-use crate::coupling::{Port, Ports, normal_axis, split_sizes, windows};
+use super::{PruneError, Removal, Work, cause};
+use crate::coupling::{Port, Ports, normal_axis, pad_amounts, split_sizes, windows};
 use crate::group::find::{Readers, ports};
 use crate::op::resize::SIZES;
 use crate::shape_operand::{self, Kind};
@@ -24,20 +24,13 @@ pub(super) fn fix_all(
         let Some(ports) = all_ports.get(&id) else { continue };
         let at = Place { id, node, ports, all: &all_ports, graph, removal, shapes };
         match &node.op {
-            Op::Conv(attrs) | Op::ConvInteger(attrs) | Op::QLinearConv(attrs)
+            Op::Conv(attrs)
+            | Op::ConvInteger(attrs)
+            | Op::QLinearConv(attrs)
+            | Op::ConvTranspose(attrs)
                 if attrs.group > 1 =>
             {
-                let weights = if matches!(node.op, Op::QLinearConv(_)) { 3 } else { 1 };
-                // The filters stay as deep as they are: whole groups went.
-                if at.gone(weights, 1).is_none() {
-                    at.conv_groups(work, attrs.group)?;
-                }
-            }
-            Op::ConvTranspose(attrs) if attrs.group > 1 => {
-                let out = removal.gone(node.output(0), 1).is_some();
-                if out && at.gone(1, 1).is_none() {
-                    at.conv_groups(work, attrs.group)?;
-                }
+                at.whole_groups(work, "group", attrs.group)?;
             }
             Op::Reshape { allow_zero } => {
                 at.shape(work, Kind::Reshape { allow_zero: *allow_zero }, 1)?
@@ -45,8 +38,11 @@ pub(super) fn fix_all(
             Op::Expand => at.shape(work, Kind::Expand, 1)?,
             Op::ConstantOfShape => at.shape(work, Kind::Filled, 0)?,
             Op::Resize => at.resize(work)?,
-            Op::GroupNormalization { groups, .. } => at.norm_groups(work, *groups)?,
+            Op::GroupNormalization { groups, .. } => {
+                at.whole_groups(work, "num_groups", *groups)?
+            }
             Op::Split { axis, sizes } => at.split(work, *axis, sizes.as_deref())?,
+            Op::Pad { pads, .. } => at.pad(work, pads.as_deref())?,
             Op::Slice { attrs } => at.slice(work, attrs.as_ref())?,
             _ => {}
         }
@@ -75,29 +71,21 @@ impl Place<'_> {
         groups
     }
 
-    /// What goes of an axis of input `slot`.
-    fn gone(&self, slot: usize, axis: usize) -> Option<&Gone> {
-        let value = self.node.input(slot)?;
-        let used = self.removal.uses.get(&(value, self.id, slot)).and_then(|axes| axes.get(&axis));
-        used.or_else(|| self.removal.gone(Some(value), axis))
-    }
-
-    /// Some of `groups` went, with all of their channels.
-    fn conv_groups(&self, work: &mut Work, groups: usize) -> Result<(), PruneError> {
-        let channels = self.ports.size(crate::coupling::input(0, 1)).unwrap_or(0);
-        let per_group = (channels / groups).max(1);
-        let Some(gone) = self.gone(0, 1) else { return Ok(()) };
-        let left = to_int(channels.saturating_sub(gone.indices.len()) / per_group)?;
-        self.set(work, "group", AttributeValue::Int(left), &gone.cause("fewer groups"))
-    }
-
-    /// Whole groups of a norm went.
-    fn norm_groups(&self, work: &mut Work, groups: usize) -> Result<(), PruneError> {
-        let channels = self.ports.size(crate::coupling::input(0, 1)).unwrap_or(0);
+    /// Counts the groups of channels of which any is left, where channels went.
+    fn whole_groups(&self, work: &mut Work, name: &str, groups: usize) -> Result<(), PruneError> {
+        let (Some(gone), Some(channels)) = (
+            self.removal.gone(self.node.input(0), 1),
+            self.ports.size(crate::coupling::input(0, 1)),
+        ) else {
+            return Ok(());
+        };
         let per_group = (channels / groups.max(1)).max(1);
-        let Some(gone) = self.gone(0, 1) else { return Ok(()) };
-        let left = to_int(channels.saturating_sub(gone.indices.len()) / per_group)?;
-        self.set(work, "num_groups", AttributeValue::Int(left), &gone.cause("fewer groups"))
+        let left =
+            (0..groups).filter(|group| gone.kept_in(group * per_group, per_group) > 0).count();
+        if left == groups {
+            return Ok(());
+        }
+        self.set(work, name, AttributeValue::Int(to_int(left)?), &gone.cause("fewer groups"))
     }
 
     fn shape(&self, work: &mut Work, kind: Kind, slot: usize) -> Result<(), PruneError> {
@@ -179,6 +167,39 @@ impl Place<'_> {
             work.edit(edit, &cause)?;
         }
         self.feed(work, 1, &new, &cause)
+    }
+
+    /// Of a lengthened axis, filler may have gone.
+    fn pad(&self, work: &mut Work, pads: Option<&[i64]>) -> Result<(), PruneError> {
+        let out = self.node.output(0);
+        let rank = self.ports.dims(Port::In(0)).map_or(0, <[Dim]>::len);
+        if (0..rank).all(|axis| self.removal.gone(out, axis).is_none()) {
+            return Ok(());
+        }
+        let mut amounts = pad_amounts(pads, self.ports).map_err(PruneError::Stale)?;
+        for (axis, (begin, end)) in amounts.iter_mut().enumerate() {
+            let size = self.ports.size(crate::coupling::input(0, axis));
+            let bounds = usize::try_from(*begin).ok().zip(usize::try_from(*end).ok());
+            if let (Some(gone), Some(size), Some((before, behind))) =
+                (self.removal.gone(out, axis), size, bounds)
+            {
+                *begin = to_int(gone.kept_in(0, before))?;
+                *end = to_int(gone.kept_in(before + size, behind))?;
+            }
+        }
+        let cause = cause(&self.groups(out), "less to add");
+        let (begins, ends): (Vec<i64>, Vec<i64>) = amounts.into_iter().unzip();
+        let new = [begins, ends].concat();
+        if pads.is_some() {
+            return self.set(work, "pads", AttributeValue::Ints(new), &cause);
+        }
+        self.feed(work, 1, &new, &cause)?;
+        if self.ports.has(3) {
+            // The amounts are those of all axes now.
+            let axes = (0..rank).map(to_int).collect::<Result<Vec<_>, _>>()?;
+            self.feed(work, 3, &axes, &cause)?;
+        }
+        Ok(())
     }
 
     fn slice(
