@@ -37,8 +37,8 @@ pub use ir::{
     Value, ValueId, Warning,
 };
 pub use op::{
-    BinaryOp, ConvAttrs, GemmAttrs, NEWEST_OPSET, Op, PoolAttrs, PoolKind, RecurrentAttrs,
-    RecurrentKind, ReduceKind, SliceAttrs, UnaryOp,
+    BinaryOp, ConvAttrs, EinsumEquation, GemmAttrs, NEWEST_OPSET, Op, PoolAttrs, PoolKind,
+    RecurrentAttrs, RecurrentKind, ReduceKind, SliceAttrs, UnaryOp,
 };
 pub use pass::{DeadCode, Driver, Editor, Halt, LiftConstants, Pass, PassError, Step};
 pub use prune::{Choice, PruneError, PrunePlan, PruneReport, mask, prune};

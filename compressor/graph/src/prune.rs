@@ -4,6 +4,7 @@
 //! exactly the slices that a pruning removes, but for [`crate::Role::Divisor`].
 
 mod constants;
+mod corrections;
 mod operands;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::group::sizes::Reader;
 use crate::{
-    Cause, DeadCode, Dim, Driver, Edit, EditError, Group, GroupId, Grouping, Model, NodeId,
+    Cause, DeadCode, Dim, Driver, Edit, EditError, Group, GroupId, Grouping, Model, Node, NodeId,
     PassError, Role, Shapes, ValueId, apply, cost, infer,
 };
 use constants::Slicing;
@@ -56,6 +57,14 @@ pub enum PruneError {
     /// Nothing would be left.
     #[error("the plan keeps no unit of group {0:?}")]
     Nothing(GroupId),
+    /// Two groups that share an axis would leave nothing of it.
+    #[error("the plan leaves nothing of axis {axis} of `{value}`")]
+    Empty {
+        /// The constant.
+        value: String,
+        /// Its axis.
+        axis: usize,
+    },
     /// Units that are not ascending or do not exist.
     #[error("the plan keeps units of group {group:?} that are not ascending numbers below {width}")]
     Units {
@@ -93,6 +102,7 @@ pub fn prune(
     let shapes = infer(model);
     constants::apply_all(&mut work, &removal, Slicing::Remove)?;
     operands::fix_all(&mut work, &model.graph, &removal, &shapes)?;
+    corrections::apply_all(&mut work, &model.graph, grouping, &removal, &shapes)?;
     correct_types(&mut work, &removal)?;
     if !work.edits.is_empty() {
         Driver::default().run(&mut work.model, &[&DeadCode])?;
@@ -129,6 +139,13 @@ impl Work {
     fn edit(&mut self, edit: Edit, cause: &Cause) -> Result<Option<ValueId>, PruneError> {
         self.edits.push(format!("{edit} ({cause})"));
         Ok(apply(&mut self.model.graph, edit, cause)?.value())
+    }
+
+    /// Adds a node of one output, named after it.
+    fn node(&mut self, node: Node, cause: &Cause) -> Result<ValueId, PruneError> {
+        let outputs = vec![node.name.clone()];
+        let value = self.edit(Edit::AddNode { node, outputs }, cause)?;
+        value.ok_or_else(|| PruneError::Stale("no node was added".to_owned()))
     }
 
     /// A constant of these integers.
@@ -185,6 +202,7 @@ impl Removal {
                 removal.add(model, group, &units)?;
             }
         }
+        removal.leaves_something(model)?;
         for read in &grouping.sizes_read {
             if let (Some(gone), Reader::Operand(node)) =
                 (removal.values.get(&(read.value, read.axis)), &read.by)
@@ -215,6 +233,19 @@ impl Removal {
         for (value, axis, map) in &group.values {
             let gone = self.values.entry((*value, *axis)).or_default();
             gone.extend(group.id, units.iter().flat_map(|&unit| map.unit(unit)));
+        }
+        Ok(())
+    }
+
+    fn leaves_something(&self, model: &Model) -> Result<(), PruneError> {
+        for ((value, ..), axes) in &self.uses {
+            let Some(tensor) = model.graph.constant(*value) else { continue };
+            for (&axis, gone) in axes {
+                if tensor.dims.get(axis).is_some_and(|&size| gone.indices.len() >= size) {
+                    let value = model.graph.value(*value).name.clone();
+                    return Err(PruneError::Empty { value, axis });
+                }
+            }
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use crate::coupling::{Port, Ports, normal_axis, windows};
 use crate::{Dim, Graph, NodeId, Op, Origin, UnaryOp, ValueId};
 
 /// Steps followed from a shape operand back to the `Shape` that an element comes from.
-const MAX_STEPS: usize = 16;
+pub(crate) const MAX_STEPS: usize = 16;
 
 /// What the node does with the operand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,42 +83,103 @@ fn element(
     index: usize,
     steps: usize,
 ) -> Option<(ValueId, usize)> {
-    let Origin::Node(id, 0) = graph.get_value(value)?.origin else { return None };
-    let (node, ports_here, steps) = (graph.node(id), ports.get(&id)?, steps.checked_sub(1)?);
-    let onward = |slot: usize, index: usize| element(graph, ports, node.input(slot)?, index, steps);
+    match come_from(graph, ports, value, index) {
+        Source::Size(value, axis) => Some((value, axis)),
+        Source::Element(value, index) => element(graph, ports, value, index, steps.checked_sub(1)?),
+        Source::Constant | Source::Computed(_) | Source::Unknown => None,
+    }
+}
+
+/// Whether nothing that element `index` of `value` is computed from is a size that a pruning could change: one
+/// that is a number today. `None` where that cannot be followed.
+pub(crate) fn stands_still(
+    graph: &Graph,
+    ports: &HashMap<NodeId, Ports>,
+    sizes: &dyn Fn(ValueId, usize) -> Option<Dim>,
+    (value, index): (ValueId, usize),
+    steps: usize,
+) -> Option<bool> {
+    let steps = steps.checked_sub(1)?;
+    let onward = |at: (ValueId, usize)| stands_still(graph, ports, sizes, at, steps);
+    match come_from(graph, ports, value, index) {
+        Source::Constant => Some(true),
+        Source::Size(value, axis) => Some(sizes(value, axis)?.fixed().is_none()),
+        Source::Element(value, index) => onward((value, index)),
+        Source::Computed(parts) => {
+            parts.into_iter().try_fold(true, |still, part| Some(still && onward(part)?))
+        }
+        Source::Unknown => None,
+    }
+}
+
+/// Where an element of an integer vector comes from.
+enum Source {
+    Constant,
+    /// The size of an axis.
+    Size(ValueId, usize),
+    /// The same element elsewhere.
+    Element(ValueId, usize),
+    /// Arithmetic on these.
+    Computed(Vec<(ValueId, usize)>),
+    Unknown,
+}
+
+fn come_from(
+    graph: &Graph,
+    ports: &HashMap<NodeId, Ports>,
+    value: ValueId,
+    index: usize,
+) -> Source {
+    if graph.constant(value).is_some() {
+        return Source::Constant;
+    }
+    let Some(Origin::Node(id, 0)) = graph.get_value(value).map(|value| value.origin) else {
+        return Source::Unknown;
+    };
+    let moved = ports.get(&id).and_then(|ports| moved(graph, ports, id, index));
+    moved.unwrap_or(Source::Unknown)
+}
+
+fn moved(graph: &Graph, ports: &Ports, id: NodeId, index: usize) -> Option<Source> {
+    let node = graph.node(id);
+    let from = |slot: usize, index: usize| Some(Source::Element(node.input(slot)?, index));
     let count = |slot: usize| {
-        let dims = ports_here.dims(Port::In(slot))?;
-        dims.iter()
-            .map(|dim| if let Dim::Fixed(size) = dim { Some(*size) } else { None })
-            .product::<Option<usize>>()
+        let dims = ports.dims(Port::In(slot))?;
+        dims.iter().map(Dim::fixed).product::<Option<usize>>()
     };
     match &node.op {
         Op::Unary(UnaryOp::Cast | UnaryOp::Identity)
         | Op::Squeeze { .. }
-        | Op::Unsqueeze { .. } => onward(0, index),
-        Op::Gather { .. } => {
-            onward(0, normal_axis(*ports_here.ints(1)?.get(index)?, count(0)?).ok()?)
-        }
+        | Op::Unsqueeze { .. } => from(0, index),
+        Op::Gather { .. } => from(0, normal_axis(*ports.ints(1)?.get(index)?, count(0)?).ok()?),
         Op::Slice { attrs } => {
-            let window = *windows(attrs.as_ref(), ports_here).ok()?.first()?;
+            let window = *windows(attrs.as_ref(), ports).ok()?.first()?;
             let (start, _) = window.clamp(count(0)?)?;
-            (window.step == 1).then(|| onward(0, start + index)).flatten()
+            (window.step == 1).then(|| from(0, start + index)).flatten()
         }
         Op::Concat { .. } => {
             let mut left = index;
             for slot in 0..node.inputs.len() {
                 let count = count(slot)?;
                 if left < count {
-                    return onward(slot, left);
+                    return from(slot, left);
                 }
                 left -= count;
             }
             None
         }
         Op::Shape { start, .. } => {
-            let rank = ports_here.dims(Port::In(0))?.len();
+            let rank = ports.dims(Port::In(0))?.len();
             let start = normal_axis(*start, rank).unwrap_or(0);
-            Some((node.input(0)?, start + index)).filter(|(_, axis)| *axis < rank)
+            Some(Source::Size(node.input(0)?, start + index)).filter(|_| start + index < rank)
+        }
+        Op::Unary(_) | Op::Binary(_) => {
+            let part = |slot: usize| {
+                let at = if count(slot)? == 1 { 0 } else { index };
+                Some((node.input(slot)?, at))
+            };
+            let parts = (0..node.inputs.len()).map(part).collect::<Option<_>>()?;
+            Some(Source::Computed(parts))
         }
         _ => None,
     }
