@@ -5,6 +5,7 @@ mod contract;
 mod layout;
 mod norm;
 mod pool;
+mod recurrent;
 mod reduce;
 mod unary;
 mod window;
@@ -56,7 +57,6 @@ pub(crate) fn supported(node: &Node) -> std::result::Result<(), String> {
         | Op::DynamicQuantizeLinear
         | Op::MatMulInteger
         | Op::Resize
-        | Op::Recurrent(_)
         | Op::If
         | Op::Loop
         | Op::Scan => Err("the executor has no kernel for it".to_owned()),
@@ -99,6 +99,7 @@ pub(crate) fn run(cx: &Context<'_>) -> Result<Vec<Value>> {
         Op::Pad { mode, pads } => layout::pad(mode, pads.as_deref(), cx).map(one),
         Op::ConstantOfShape => layout::filled(cx).map(one),
         Op::Range => layout::range(cx).map(one),
+        Op::Recurrent(attrs) => recurrent::recurrent(attrs, cx),
         Op::Constant => invalid("a Constant node whose tensor cannot be read"),
         Op::ConvTranspose(_)
         | Op::DequantizeLinear { .. }
@@ -106,7 +107,6 @@ pub(crate) fn run(cx: &Context<'_>) -> Result<Vec<Value>> {
         | Op::DynamicQuantizeLinear
         | Op::MatMulInteger
         | Op::Resize
-        | Op::Recurrent(_)
         | Op::If
         | Op::Loop
         | Op::Scan

@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use common::{assets, named};
 use exec::Executor;
 use graph::{Choice, DType, Grouping, Model, PrunePlan, Tensor, find, infer, mask, prune};
-use nets::{Block, Numbers, blocks, build};
+use nets::{Block, Numbers, Recurrent, Start, blocks, build, recurrent_blocks};
 use proptest::prelude::*;
 
 /// Keeps a random part of most groups.
@@ -94,6 +94,17 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
+    #[test]
+    fn masked_equals_pruned_on_recurrent_networks(blocks in recurrent_blocks(), seed in 1u64..1_000_000) {
+        let model = build(&blocks, seed, 17);
+        if let Err(why) = check(&model, seed, &images()) {
+            prop_assert!(false, "{}", why);
+        }
+    }
+}
+
 /// Widths of the groups of a network of these blocks.
 fn widths(blocks: &[Block]) -> Vec<usize> {
     let model = build(blocks, 1, 17);
@@ -132,6 +143,35 @@ fn every_block_passes_units_through() {
         (&[Block::ToSequence, Block::Attention { heads: 4 }], &[6, 4, 6]),
         (&[Block::ToSequence, Block::SharedWeight], &[6, 6, 6]),
         (&[Block::Divide], &[6]),
+        (&[Block::ToSequence, Block::Recurrent(Recurrent::plain(0, 8))], &[6, 8]),
+        (&[Block::ToSequence, Block::Recurrent(Recurrent::plain(1, 8))], &[6, 8]),
+        (
+            &[
+                Block::ToSequence,
+                Block::Recurrent(Recurrent {
+                    direction: 2,
+                    batch_first: true,
+                    last: true,
+                    start: Start::Learned,
+                    ..Recurrent::plain(2, 8)
+                }),
+            ],
+            &[6, 8],
+        ),
+        (
+            &[
+                Block::ToSequence,
+                Block::Recurrent(Recurrent {
+                    direction: 2,
+                    start: Start::Zeros,
+                    lengths: true,
+                    extra: true,
+                    ..Recurrent::plain(0, 8)
+                }),
+                Block::Recurrent(Recurrent { last: true, ..Recurrent::plain(1, 4) }),
+            ],
+            &[6, 8, 4],
+        ),
     ];
     for (blocks, wanted) in cases {
         let (mut found, mut wanted) = (widths(blocks), wanted.to_vec());

@@ -77,11 +77,11 @@ impl Builder {
     ///
     /// # Errors
     /// If an input is not of this model, or no output is wanted.
-    pub fn nodes<const N: usize>(
+    pub fn nodes<'a>(
         &mut self,
         op_type: &str,
         inputs: &[Option<ValueId>],
-        attributes: [(&str, AttributeValue); N],
+        attributes: impl IntoIterator<Item = (&'a str, AttributeValue)>,
         outputs: usize,
     ) -> Result<Vec<ValueId>, EditError> {
         let attribute =

@@ -13,6 +13,7 @@ mod elementwise;
 mod factor;
 mod layout;
 pub(crate) mod masked;
+mod recurrent;
 mod reduce;
 
 use factor::factors;
@@ -248,7 +249,7 @@ pub fn coupling(node: &Node, ports: &Ports) -> Coupling {
 
 /// A second output that the families below do not speak of.
 fn extra_output(node: &Node, ports: &Ports) -> Option<usize> {
-    if matches!(node.op, Op::Split { .. }) {
+    if matches!(node.op, Op::Split { .. } | Op::Recurrent(_)) {
         return None;
     }
     (1..ports.outputs.len()).find(|&slot| ports.outputs[slot].is_some())
@@ -297,6 +298,7 @@ fn stated(node: &Node, ports: &Ports) -> Result<Coupling, String> {
         Op::Shape { .. } => Ok(layout::observed(ports)),
         Op::ConstantOfShape => Ok(layout::filled(ports)),
         Op::Constant => Ok(Coupling::default()),
+        Op::Recurrent(attrs) => recurrent::recurrent(attrs, &node.op_type, ports),
         Op::Range
         | Op::Lrn { .. }
         | Op::Size
@@ -305,7 +307,6 @@ fn stated(node: &Node, ports: &Ports) -> Result<Coupling, String> {
         | Op::DynamicQuantizeLinear
         | Op::MatMulInteger
         | Op::Resize
-        | Op::Recurrent(_)
         | Op::If
         | Op::Loop
         | Op::Scan => Err(format!("{} is not pruned through", node.op_type)),

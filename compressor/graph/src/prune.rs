@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::group::sizes::Reader;
 use crate::{
-    Cause, DeadCode, Dim, Driver, Edit, EditError, Group, GroupId, Grouping, Model, NodeId,
-    PassError, Role, Shapes, ValueId, apply, cost, infer,
+    Attribute, Cause, DeadCode, Dim, Driver, Edit, EditError, Group, GroupId, Grouping, Model,
+    Node, NodeId, PassError, Role, Shapes, ValueId, apply, cost, infer,
 };
 use constants::Slicing;
 
@@ -129,6 +129,20 @@ impl Work {
     fn edit(&mut self, edit: Edit, cause: &Cause) -> Result<Option<ValueId>, PruneError> {
         self.edits.push(format!("{edit} ({cause})"));
         Ok(apply(&mut self.model.graph, edit, cause)?.value())
+    }
+
+    /// A new node with one output, which is returned.
+    fn node(
+        &mut self,
+        op_type: &str,
+        inputs: Vec<Option<ValueId>>,
+        attributes: Vec<Attribute>,
+        cause: &Cause,
+    ) -> Result<ValueId, PruneError> {
+        let name = self.model.graph.free_name(&format!("pruned_{}", op_type.to_lowercase()));
+        let node = Node::new(op_type, name.clone(), inputs, attributes);
+        let added = self.edit(Edit::AddNode { node, outputs: vec![name] }, cause)?;
+        added.ok_or_else(|| PruneError::Stale(format!("{op_type} was not added")))
     }
 
     /// A constant of these integers.

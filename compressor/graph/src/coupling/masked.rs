@@ -9,7 +9,7 @@
 //! inverted it is a large but finite number, and only knowing it shows that.
 
 use super::{AxisRef, Link, Port, PortInfo, Ports};
-use crate::{BinaryOp, Node, Op, PoolKind, ReduceKind, UnaryOp};
+use crate::{AttributeValue, BinaryOp, Node, Op, PoolKind, ReduceKind, UnaryOp};
 
 /// What stands at the indices of a masked unit.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -82,9 +82,11 @@ pub(crate) fn transfer(
         | Op::Squeeze { .. }
         | Op::Unsqueeze { .. }
         | Op::Split { .. }
-        | Op::Slice { .. }
-        | Op::Expand => at(0).unwrap_or(Fact::Finite),
+        | Op::Slice { .. } => at(0).unwrap_or(Fact::Finite),
+        Op::Expand => at(0).unwrap_or_else(|| repeated(ports)),
         Op::Gather { .. } => at(0).unwrap_or(Fact::Finite),
+        Op::ConstantOfShape => filler(node),
+        Op::Recurrent(attrs) => super::recurrent::masked(attrs, node, ports, out, fact),
         _ => merge(carriers.iter().map(|&(slot, axis)| fact(slot, axis))).worst(Fact::Finite),
     }
 }
@@ -297,6 +299,19 @@ fn power(operands: &[Operand]) -> Fact {
         (Fact::Exact(base), Fact::Finite) if base > 0.0 => Fact::Finite,
         _ => Fact::Wild,
     }
+}
+
+/// The one element of a `ConstantOfShape`.
+fn filler(node: &Node) -> Fact {
+    let Some(AttributeValue::Tensor(value)) = node.attr("value") else { return ZERO };
+    let first = value.to_f64_vec().ok().and_then(|values| values.first().copied());
+    first.map_or(Fact::Finite, Fact::exact)
+}
+
+/// On an axis that `Expand` makes: what its input holds.
+fn repeated(ports: &Ports) -> Fact {
+    let uniform = ports.get(Port::In(0)).and_then(|info| info.uniform);
+    uniform.map_or(Fact::Finite, Fact::exact)
 }
 
 fn pool(kind: PoolKind, x: Option<Fact>) -> Fact {

@@ -443,7 +443,7 @@ fn rewritable(
         return Ok(());
     }
     let from = ports.dims(Port::In(0)).unwrap_or_default();
-    shape_operand::constant(kind, from, to, &shape_operand::kept(graph, all_ports, node))
+    shape_operand::operand(kind, from, to, &shape_operand::sources(graph, all_ports, node))
         .map(drop)
         .map_err(|why| {
             format!("the shape operand of {} cannot be rewritten: {why}", graph.node(node).op_type)

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::{PruneError, Removal, Work, cause};
+use super::{Gone, PruneError, Removal, Work, cause};
 use crate::coupling::{Port, Ports, normal_axis, split_sizes, windows};
 use crate::group::find::{Readers, ports};
-use crate::shape_operand::{self, Kind};
-use crate::{AttributeValue, Cause, Dim, Edit, Graph, GroupId, Node, NodeId, Op, Shapes, ValueId};
+use crate::shape_operand::{self, Element, Kind};
+use crate::{
+    Attribute, AttributeValue, Cause, Dim, Edit, Graph, GroupId, Node, NodeId, Op, Shapes, ValueId,
+};
 
 /// Rewrites what names an old size, node by node.
 /// `graph` is the unpruned one.
@@ -29,6 +31,7 @@ pub(super) fn fix_all(
             Op::ConstantOfShape => at.shape(work, Kind::Filled, 0)?,
             Op::Split { axis, sizes } => at.split(work, *axis, sizes.as_deref())?,
             Op::Slice { attrs } => at.slice(work, attrs.as_ref())?,
+            Op::Recurrent(_) => at.hidden_size(work)?,
             _ => {}
         }
     }
@@ -46,10 +49,26 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// The groups that shrink an axis of `value` or a size that an operand here is computed from.
+    /// What is removed of an axis of input `slot`, be it a constant or not.
+    fn gone(&self, slot: usize, axis: usize) -> Option<&Gone> {
+        let value = self.node.input(slot)?;
+        let constant = self.removal.uses.get(&(value, self.id, slot));
+        constant.and_then(|axes| axes.get(&axis)).or_else(|| self.removal.gone(Some(value), axis))
+    }
+
+    /// The groups that shrink input `slot` or a size that an operand here is computed from.
+    fn groups_in(&self, slot: usize) -> BTreeSet<GroupId> {
+        let rank = self.ports.dims(Port::In(slot)).map_or(0, <[Dim]>::len);
+        self.with_readers((0..rank).filter_map(|axis| self.gone(slot, axis)))
+    }
+
+    /// As [`Self::groups_in`], of an output.
     fn groups(&self, value: Option<ValueId>) -> BTreeSet<GroupId> {
         let rank = value.and_then(|value| self.shapes.dims(value)).map_or(0, <[Dim]>::len);
-        let axes = (0..rank).filter_map(|axis| self.removal.gone(value, axis));
+        self.with_readers((0..rank).filter_map(|axis| self.removal.gone(value, axis)))
+    }
+
+    fn with_readers<'b>(&self, axes: impl Iterator<Item = &'b Gone>) -> BTreeSet<GroupId> {
         let mut groups: BTreeSet<GroupId> =
             axes.flat_map(|gone| gone.groups.iter().copied()).collect();
         groups.extend(self.removal.size_readers.get(&self.id).into_iter().flatten());
@@ -69,6 +88,19 @@ impl Place<'_> {
         self.set(work, "group", AttributeValue::Int(left), &gone.cause("one group a channel"))
     }
 
+    /// Recurrence weights have a column for each hidden unit.
+    fn hidden_size(&self, work: &mut Work) -> Result<(), PruneError> {
+        let (Some(gone), Some(hidden), Some(_)) = (
+            self.gone(2, 2),
+            self.ports.size(crate::coupling::input(2, 2)),
+            self.node.attr("hidden_size"),
+        ) else {
+            return Ok(());
+        };
+        let left = AttributeValue::Int(to_int(hidden.saturating_sub(gone.indices.len()))?);
+        self.set(work, "hidden_size", left, &gone.cause("fewer hidden units"))
+    }
+
     fn shape(&self, work: &mut Work, kind: Kind, slot: usize) -> Result<(), PruneError> {
         let out = self.node.output(0);
         let groups = self.groups(out);
@@ -80,26 +112,53 @@ impl Place<'_> {
             .and_then(|value| self.removal.dims(self.shapes, value))
             .unwrap_or_default();
         let known = self.ports.ints(slot);
-        let operand = match known {
-            Some(ints) => patched(ints, kind, &to)?,
-            None => shape_operand::constant(
-                kind,
-                &from,
-                &to,
-                &shape_operand::kept(self.graph, self.all, self.id),
-            )
-            .map_err(PruneError::Stale)?,
+        let cause = cause(&groups, "new sizes");
+        let Some(known) = known else {
+            let sources = shape_operand::sources(self.graph, self.all, self.id);
+            let operand = shape_operand::operand(kind, &from, &to, &sources);
+            return self.compose(work, slot, &operand.map_err(PruneError::Stale)?, &cause);
         };
+        let operand = patched(known, kind, &to)?;
         let constant = self.ports.get(Port::In(slot)).is_some_and(|info| info.constant);
-        if constant && known == Some(&operand) {
+        if constant && known == operand {
             return Ok(());
         }
-        let cause = cause(&groups, "new sizes");
         self.feed(work, slot, &operand, &cause)
     }
 
+    /// An operand of numbers and of elements of the old one: a constant where it is numbers alone.
+    fn compose(
+        &self,
+        work: &mut Work,
+        slot: usize,
+        elements: &[Element],
+        cause: &Cause,
+    ) -> Result<(), PruneError> {
+        let numbers = elements.iter().map(|element| match element {
+            Element::Is(size) => Some(*size),
+            Element::Old(_) => None,
+        });
+        if let Some(ints) = numbers.collect::<Option<Vec<i64>>>() {
+            return self.feed(work, slot, &ints, cause);
+        }
+        let old = self.node.input(slot);
+        let axis = || vec![Attribute { name: "axis".to_owned(), value: AttributeValue::Int(0) }];
+        let mut parts = Vec::new();
+        for element in elements {
+            parts.push(match element {
+                Element::Is(size) => Some(work.ints(&[*size], cause)?),
+                Element::Old(index) => {
+                    let index = Some(work.ints(&[to_int(*index)?], cause)?);
+                    Some(work.node("Gather", vec![old, index], axis(), cause)?)
+                }
+            });
+        }
+        let value = Some(work.node("Concat", parts, axis(), cause)?);
+        work.edit(Edit::ReplaceInput { node: self.id, slot, value }, cause).map(drop)
+    }
+
     fn split(&self, work: &mut Work, axis: i64, sizes: Option<&[i64]>) -> Result<(), PruneError> {
-        let groups = self.groups(self.node.input(0));
+        let groups = self.groups_in(0);
         let rank = self.ports.dims(Port::In(0)).map_or(0, <[Dim]>::len);
         let (false, Ok(axis)) = (groups.is_empty(), normal_axis(axis, rank)) else { return Ok(()) };
         let Some(size) = self.ports.size(crate::coupling::input(0, axis)) else { return Ok(()) };
@@ -108,10 +167,7 @@ impl Place<'_> {
         let mut start = 0;
         let mut new = Vec::new();
         for len in old {
-            let kept = self
-                .removal
-                .gone(self.node.input(0), axis)
-                .map_or(len, |gone| gone.kept_in(start, len));
+            let kept = self.gone(0, axis).map_or(len, |gone| gone.kept_in(start, len));
             new.push(to_int(kept)?);
             start += len;
         }
@@ -132,7 +188,7 @@ impl Place<'_> {
         work: &mut Work,
         attrs: Option<&crate::coupling::SliceAttrs>,
     ) -> Result<(), PruneError> {
-        let groups = self.groups(self.node.input(0));
+        let groups = self.groups_in(0);
         if groups.is_empty() {
             return Ok(());
         }
@@ -140,7 +196,7 @@ impl Place<'_> {
         let (mut starts, mut ends, mut axes, mut steps) = (vec![], vec![], vec![], vec![]);
         for window in &windows {
             let size = self.ports.size(crate::coupling::input(0, window.axis));
-            let gone = self.removal.gone(self.node.input(0), window.axis);
+            let gone = self.gone(0, window.axis);
             let moved = gone.zip(size).and_then(|(gone, size)| {
                 let (start, len) = window.clamp(size)?;
                 Some((gone.kept_in(0, start), gone.kept_in(start, len)))
