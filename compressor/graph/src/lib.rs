@@ -40,7 +40,7 @@ pub use op::{
     BinaryOp, ConvAttrs, GemmAttrs, NEWEST_OPSET, Op, PoolAttrs, PoolKind, RecurrentAttrs,
     RecurrentKind, ReduceKind, SliceAttrs, UnaryOp,
 };
-pub use pass::{DeadCode, Driver, Editor, Halt, LiftConstants, Pass, PassError, Step};
+pub use pass::{DeadCode, Driver, Editor, Halt, InlineIf, LiftConstants, Pass, PassError, Step};
 pub use prune::{Choice, PruneError, PrunePlan, PruneReport, mask, prune};
 pub use same::{Difference, same};
 pub use tensor::{DType, Tensor, TensorError};
