@@ -9,8 +9,10 @@ mod atoms;
 mod collect;
 pub(crate) mod find;
 pub(crate) mod sizes;
+mod states;
 
 pub use find::find;
+pub use states::{PairedBy, StatePair};
 
 use serde::{Deserialize, Serialize};
 
@@ -153,6 +155,8 @@ pub struct Grouping {
     pub groups: Vec<Group>,
     /// What cannot, and why.
     pub locked: Vec<Locked>,
+    /// States between runs that become narrower inside of the model.
+    pub states: Vec<StatePair>,
     /// Where the sizes of axes are read; a pruning rewrites these operands.
     pub(crate) sizes_read: Vec<sizes::Read>,
 }

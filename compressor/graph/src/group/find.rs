@@ -10,6 +10,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use super::atoms::{Sets, pairs, stripe};
 use super::collect::collect;
 use super::sizes::{Read, Reader, reads};
+use super::states::{self, StatePair};
 use super::{Grouping, Locked, LockedBy};
 use crate::coupling::masked::{Fact, ZERO, transfer};
 use crate::coupling::{AxisRef, Coupling, Link, Port, PortInfo, Ports, Relation, coupling};
@@ -31,14 +32,18 @@ const MAX_INTS: usize = 1 << 12;
 /// Finds every group of the main graph, and what stands in the way of the rest.
 pub fn find(model: &Model, shapes: &Shapes) -> Grouping {
     let mut search = Search::new(&model.graph, shapes);
+    let mut atoms = Atoms::new(&search);
+    search.states = states::pair(&search, shapes, &mut atoms);
     search.lock_ends();
     search.lock_operands();
     search.lock_sizes();
-    let mut atoms = Atoms::new(&search);
+    search.locks.iter().for_each(|entry| atoms.lock(entry.axis));
     search.choose(&mut atoms);
     search.lock_loud_sums(&mut atoms);
     let locked = locked(&search, &mut atoms);
-    Grouping { groups: collect(&search, &mut atoms), locked, sizes_read: search.sizes_read }
+    let groups = collect(&search, &mut atoms);
+    let states = states::narrowed(std::mem::take(&mut search.states), &groups);
+    Grouping { groups, locked, states, sizes_read: search.sizes_read }
 }
 
 /// Who reads each value.
@@ -111,6 +116,7 @@ pub(super) struct Search<'a> {
     ids: HashMap<(Owner, usize), usize>,
     locks: Vec<Entry>,
     sizes_read: Vec<Read>,
+    states: Vec<StatePair>,
     pub(super) statement_of: HashMap<NodeId, usize>,
     /// Constants, and what is computed from constants alone.
     pub(super) static_values: HashSet<ValueId>,
@@ -134,6 +140,7 @@ impl<'a> Search<'a> {
             ids: HashMap::new(),
             locks: Vec::new(),
             sizes_read: Vec::new(),
+            states: Vec::new(),
             statement_of: HashMap::new(),
             static_values: static_values(graph),
         };
@@ -197,6 +204,11 @@ impl<'a> Search<'a> {
         }
     }
 
+    /// The axis of an owner, where its size is known.
+    pub(super) fn axis_of(&self, owner: Owner, axis: usize) -> Option<usize> {
+        self.ids.get(&(owner, axis)).copied()
+    }
+
     /// The axis at a port, where its size is known.
     pub(super) fn id(&self, node: NodeId, at: AxisRef) -> Option<usize> {
         self.ids.get(&(self.owner(node, at.port)?, at.axis)).copied()
@@ -252,6 +264,9 @@ impl<'a> Search<'a> {
         let mut entries = Vec::new();
         for (index, axis) in self.axes.iter().enumerate() {
             let Owner::Value(value) = axis.owner else { continue };
+            if self.states.iter().any(|pair| pair.holds(value, axis.axis)) {
+                continue;
+            }
             if matches!(self.graph.value(value).origin, Origin::Input | Origin::Outer) {
                 entries.push((index, LockedBy::GraphInput, "an input of the model"));
             }
@@ -371,8 +386,19 @@ impl<'a> Search<'a> {
                     .extend([(data, statement.node, why.clone()), (weight, statement.node, why)]);
             }
         }
-        for (axis, node, why) in entries {
-            self.lock(axis, LockedBy::Node(node), why);
+        let mut entries: Vec<_> = entries
+            .into_iter()
+            .map(|(axis, node, why)| (axis, LockedBy::Node(node), why))
+            .collect();
+        for pair in &self.states {
+            let axis = self.axis_of(Owner::Value(pair.output), pair.axis);
+            if let Some(axis) = axis.filter(|&axis| facts[axis] == Fact::Wild) {
+                let why = "a masked unit of the state might not be finite".to_owned();
+                entries.push((axis, LockedBy::GraphOutput, why));
+            }
+        }
+        for (axis, by, why) in entries {
+            self.lock(axis, by, why);
             atoms.lock(axis);
         }
     }
@@ -383,6 +409,12 @@ impl<'a> Search<'a> {
         for (axis, fact) in self.axes.iter().zip(&mut facts) {
             if let Owner::Use(..) = axis.owner {
                 *fact = ZERO;
+            }
+        }
+        // A mask silences the units of a state where it comes in.
+        for pair in &self.states {
+            if let Some(axis) = self.axis_of(Owner::Value(pair.input), pair.axis) {
+                facts[axis] = ZERO;
             }
         }
         for statement in &self.statements {
@@ -546,9 +578,6 @@ impl Atoms {
         let mut atoms = Self { sets: Sets::new(total), class_of, ranges };
         for (relation, ends) in rest {
             atoms.join(relation, ends, axes);
-        }
-        for entry in &search.locks {
-            atoms.lock(entry.axis);
         }
         atoms
     }

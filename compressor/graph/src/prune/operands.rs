@@ -264,6 +264,6 @@ fn patched(ints: &[i64], kind: Kind, to: &[Dim]) -> Result<Vec<i64>, PruneError>
     new.collect()
 }
 
-fn to_int(size: usize) -> Result<i64, PruneError> {
+pub(super) fn to_int(size: usize) -> Result<i64, PruneError> {
     i64::try_from(size).map_err(|_| PruneError::Stale(format!("size {size} overflows")))
 }
