@@ -9,6 +9,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::folds::Correction;
+use super::states;
 use super::{Group, GroupId, Grouping, IndexMap};
 use crate::{Graph, NodeId, ValueId};
 
@@ -29,6 +30,13 @@ pub(super) fn join(graph: &Graph, mut first: Grouping, second: Grouping) -> Grou
             first.corrections.push(correction);
         }
     }
+    let mut states = std::mem::take(&mut first.states);
+    for pair in second.states {
+        if !states.iter().any(|other| (other.input, other.axis) == (pair.input, pair.axis)) {
+            states.push(pair);
+        }
+    }
+    first.states = states::narrowed(states, &first.groups);
     first
 }
 
