@@ -9,6 +9,7 @@ mod quantized;
 
 use graph::{AttributeValue, Builder, DType, Dim, Model, Tensor, ValueId};
 use proptest::prelude::*;
+#[allow(unused_imports)] // each test takes what it needs
 pub(crate) use quantized::{HOWS, build_quantized, quantized_blocks};
 
 /// A stretch of a network. A block that does not fit where it stands is left out.

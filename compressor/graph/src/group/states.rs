@@ -8,7 +8,8 @@
 use std::collections::HashSet;
 
 use super::Group;
-use super::find::{Atoms, Owner, Search};
+use super::atoms::Atoms;
+use super::find::{Owner, Search};
 use crate::{DType, Dim, Graph, GroupId, NodeId, Op, Origin, Shapes, UnaryOp, ValueId};
 
 /// A model input and the model output that holds its next value.
