@@ -84,6 +84,8 @@ pub fn rate(
 ) -> Result<Vec<f64>, String> {
     match kind {
         ScoreKind::Magnitude => magnitude(graph, group),
+        // What stands in a body is not observed, and its ids are not those of the main graph.
+        ScoreKind::Activation if !group.scope.is_main() => magnitude(graph, group),
         ScoreKind::Activation => match activation(graph, group, deviations)? {
             Some(rating) => Ok(rating),
             None => magnitude(graph, group),

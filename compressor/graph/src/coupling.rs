@@ -17,7 +17,7 @@ mod recurrent;
 mod reduce;
 
 use factor::factors;
-pub(crate) use layout::{SliceAttrs, split_sizes, windows};
+pub(crate) use layout::{SliceAttrs, Window, split_sizes, windows};
 
 use crate::{Dim, Node, Op, Role};
 

@@ -44,10 +44,10 @@ impl Craft<'_> {
         samples: usize,
     ) -> Result<Vec<Refusal>, CompressError> {
         let shop = self.shop;
-        let graph = &shop.source.model.graph;
         if let Some(family) = trial.family {
             let pick = &mut |index: usize, count| {
                 let group = &shop.source.grouping.groups[index];
+                let graph = shop.source.graph_of(&group.scope);
                 score::rate(self.score, graph, group, &self.original.deviations, shop.job.seed)
                     .map(|rating| score::best(&rating, count))
             };

@@ -106,7 +106,7 @@ fn rated(
     }
     hunt::choices(source, Family::All, job.ratio, &mut |index, count| {
         let group = &source.grouping.groups[index];
-        score::rate(job.score, &source.model.graph, group, deviations, job.seed)
+        score::rate(job.score, source.graph_of(&group.scope), group, deviations, job.seed)
             .map(|rating| score::best(&rating, count))
     })
     .map_err(|what| CompressError::Graph { stage: "score", what })

@@ -5,23 +5,23 @@
 //! factor; lock axes whose masked units are not silent where they are summed. The sets of atoms that remain
 //! unlocked are the units.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::atoms::{Sets, pairs, stripe};
+use super::atoms::{Atoms, pairs};
 use super::collect::collect;
 use super::sizes::{Read, Reader, reads};
-use super::states::{self, StatePair};
-use super::{Grouping, Locked, LockedBy};
+use super::states::{self, Ends, StatePair};
+use super::{GroupId, Grouping, Locked, LockedBy};
 use crate::coupling::masked::{Fact, ZERO, transfer};
-use crate::coupling::{AxisRef, Coupling, Link, Port, PortInfo, Ports, Relation, coupling};
+use crate::coupling::{AxisRef, Coupling, Link, Port, PortInfo, Ports, coupling};
 use crate::shape_operand::{self, Kind};
-use crate::{Dim, Graph, Model, NodeId, Op, Origin, Role, Shapes, Tensor, ValueId};
+use crate::{Dim, Graph, Model, NodeId, Op, Origin, Role, Scope, Shapes, Tensor, ValueId};
 
 /// Axes wider than this stay as they are.
-const MAX_AXIS: usize = 1 << 18;
+pub(super) const MAX_AXIS: usize = 1 << 18;
 
 /// Indices followed in all; further axes are locked.
-const MAX_ATOMS: usize = 1 << 26;
+pub(super) const MAX_ATOMS: usize = 1 << 26;
 
 /// Largest constant searched for being uniform, in elements.
 const MAX_UNIFORM: usize = 1 << 16;
@@ -29,11 +29,40 @@ const MAX_UNIFORM: usize = 1 << 16;
 /// Largest constant read as integers, in elements.
 const MAX_INTS: usize = 1 << 12;
 
-/// Finds every group of the main graph, and what stands in the way of the rest.
+/// Finds every group, and what stands in the way of the rest: of the main graph, and of each body on its own, whose
+/// inputs, outputs and captured values keep their shapes.
 pub fn find(model: &Model, shapes: &Shapes) -> Grouping {
-    let mut search = Search::new(&model.graph, shapes);
+    let mut found = Grouping::default();
+    let ends = Ends::of_model(&model.graph);
+    find_in(&model.graph, shapes, &ends, Scope::default(), &mut found);
+    found.states = states::narrowed(found.states, &found.groups);
+    found
+}
+
+fn find_in(graph: &Graph, shapes: &Shapes, ends: &Ends, scope: Scope, found: &mut Grouping) {
+    let one = find_one(graph, shapes, ends, &scope);
+    for mut group in one.groups {
+        group.id = GroupId(u32::try_from(found.groups.len()).unwrap_or(u32::MAX));
+        found.groups.push(group);
+    }
+    found.locked.extend(one.locked);
+    found.sizes_read.extend(one.sizes_read);
+    found.states.extend(one.states);
+    for (id, _) in graph.nodes().filter(|(_, node)| node.has_subgraphs()) {
+        for (index, (_, body)) in graph.subgraphs(id).into_iter().enumerate() {
+            if let Some(shapes) = shapes.body(id, index) {
+                let ends = ends.within(graph, id, body);
+                find_in(body, shapes, &ends, scope.body(id, index), found);
+            }
+        }
+    }
+}
+
+/// What is found in one graph; its groups have no numbers.
+fn find_one(graph: &Graph, shapes: &Shapes, ends: &Ends, scope: &Scope) -> Grouping {
+    let mut search = Search::new(graph, shapes, scope.clone());
     let mut atoms = Atoms::new(&search);
-    search.states = states::pair(&search, shapes, &mut atoms);
+    search.states = states::pair(&search, shapes, ends, &mut atoms);
     search.lock_ends();
     search.lock_operands();
     search.lock_sizes();
@@ -41,9 +70,12 @@ pub fn find(model: &Model, shapes: &Shapes) -> Grouping {
     search.choose(&mut atoms);
     search.lock_loud_sums(&mut atoms);
     let locked = locked(&search, &mut atoms);
-    let groups = collect(&search, &mut atoms);
-    let states = states::narrowed(std::mem::take(&mut search.states), &groups);
-    Grouping { groups, locked, states, sizes_read: search.sizes_read }
+    Grouping {
+        groups: collect(&search, &mut atoms),
+        locked,
+        states: search.states,
+        sizes_read: BTreeMap::from([(search.scope, search.sizes_read)]),
+    }
 }
 
 /// Who reads each value.
@@ -109,6 +141,7 @@ pub(super) struct Statement {
 
 pub(super) struct Search<'a> {
     pub(super) graph: &'a Graph,
+    pub(super) scope: Scope,
     pub(super) readers: Readers,
     pub(super) ports: HashMap<NodeId, Ports>,
     pub(super) statements: Vec<Statement>,
@@ -129,10 +162,11 @@ struct Entry {
 }
 
 impl<'a> Search<'a> {
-    fn new(graph: &'a Graph, shapes: &'a Shapes) -> Self {
+    fn new(graph: &'a Graph, shapes: &'a Shapes, scope: Scope) -> Self {
         let readers = Readers::new(graph);
         let mut search = Self {
             graph,
+            scope,
             ports: ports(graph, shapes, &readers),
             readers,
             statements: Vec::new(),
@@ -267,11 +301,27 @@ impl<'a> Search<'a> {
             if self.states.iter().any(|pair| pair.holds(value, axis.axis)) {
                 continue;
             }
-            if matches!(self.graph.value(value).origin, Origin::Input | Origin::Outer) {
-                entries.push((index, LockedBy::GraphInput, "an input of the model"));
+            let main = self.scope.is_main();
+            match self.graph.value(value).origin {
+                Origin::Input if main => {
+                    entries.push((index, LockedBy::GraphInput, "an input of the model"));
+                }
+                Origin::Input => {
+                    entries.push((index, LockedBy::GraphInput, "an input of a control-flow body"));
+                }
+                Origin::Outer => {
+                    let why = "a control-flow body captures it from the graph around";
+                    entries.push((index, LockedBy::GraphInput, why));
+                }
+                Origin::Initializer | Origin::Node(..) => {}
             }
             if self.readers.outputs.contains(&value) {
-                entries.push((index, LockedBy::GraphOutput, "an output of the model"));
+                let why = if main {
+                    "an output of the model"
+                } else {
+                    "an output of a control-flow body"
+                };
+                entries.push((index, LockedBy::GraphOutput, why));
             }
             if let Some(node) = self.readers.captured.get(&value) {
                 entries.push((index, LockedBy::Node(*node), "a control-flow body reads it"));
@@ -538,104 +588,6 @@ fn constant_info(tensor: &Tensor) -> PortInfo {
     PortInfo { dims: Some(dims), constant: true, ints, uniform }
 }
 
-/// Every index of every class of axes.
-pub(super) struct Atoms {
-    pub(super) sets: Sets,
-    class_of: Vec<usize>,
-    /// First atom of every class, and its size.
-    ranges: Vec<Option<(usize, usize)>>,
-}
-
-impl Atoms {
-    fn new(search: &Search<'_>) -> Self {
-        let axes = &search.axes;
-        let mut classes = Sets::new(axes.len());
-        let mut rest = Vec::new();
-        for statement in &search.statements {
-            for link in &statement.links {
-                let ends = search.id(statement.node, link.a).zip(search.id(statement.node, link.b));
-                match ends {
-                    Some((a, b))
-                        if link.relation == Relation::Same && axes[a].size == axes[b].size =>
-                    {
-                        classes.join(a, b);
-                    }
-                    Some(ends) => rest.push((link.relation, ends)),
-                    None => {}
-                }
-            }
-        }
-        let class_of: Vec<usize> = (0..axes.len()).map(|axis| classes.root(axis)).collect();
-        let mut total = 0;
-        let mut ranges = vec![None; axes.len()];
-        for (axis, &class) in class_of.iter().enumerate() {
-            if class == axis && axes[axis].size <= MAX_AXIS && total + axes[axis].size <= MAX_ATOMS
-            {
-                ranges[axis] = Some((total, axes[axis].size));
-                total += axes[axis].size;
-            }
-        }
-        let mut atoms = Self { sets: Sets::new(total), class_of, ranges };
-        for (relation, ends) in rest {
-            atoms.join(relation, ends, axes);
-        }
-        atoms
-    }
-
-    /// The class of an axis: one of its axes that are the same, index for index.
-    pub(super) fn class(&self, axis: usize) -> usize {
-        self.class_of[axis]
-    }
-
-    /// The first atom of an axis; `None` where it is too wide to follow.
-    pub(super) fn first(&self, axis: usize) -> Option<usize> {
-        self.ranges[self.class_of[axis]].map(|(first, _)| first)
-    }
-
-    fn lock(&mut self, axis: usize) {
-        if let Some((first, size)) = self.ranges[self.class_of[axis]] {
-            (first..first + size).for_each(|atom| self.sets.lock(atom));
-        }
-    }
-
-    fn join(&mut self, relation: Relation, (a, b): (usize, usize), axes: &[Axis]) {
-        let (Some(first_a), Some(first_b)) = (self.first(a), self.first(b)) else {
-            self.lock(a);
-            self.lock(b);
-            return;
-        };
-        // A relation that does not fit has been locked.
-        let _ = pairs(relation, (axes[a].size, axes[b].size), |i, j| {
-            self.sets.join(first_a + i, first_b + j)
-        });
-    }
-
-    /// How many units would be left free if `relation` were joined.
-    fn units_after(&mut self, relation: Relation, (a, b): (usize, usize), axes: &[Axis]) -> usize {
-        let (Relation::Stripes { a: stripe_a, b: stripe_b }, Some(first_a), Some(first_b)) =
-            (relation, self.first(a), self.first(b))
-        else {
-            return 0;
-        };
-        let mut roots: HashMap<usize, usize> = HashMap::new();
-        let mut merged = Sets::new(stripe_a.width);
-        for unit in 0..stripe_a.width {
-            let on_a = stripe(stripe_a, axes[a].size, unit).map(|i| first_a + i);
-            let on_b = stripe(stripe_b, axes[b].size, unit).map(|i| first_b + i);
-            for atom in on_a.chain(on_b) {
-                let root = self.sets.root(atom);
-                if self.sets.is_locked(root) {
-                    merged.lock(unit);
-                }
-                merged.join(*roots.entry(root).or_insert(unit), unit);
-            }
-        }
-        (0..stripe_a.width)
-            .filter(|&unit| merged.root(unit) == unit && !merged.is_locked(unit))
-            .count()
-    }
-}
-
 /// The locks that keep a weight's units from being pruned.
 fn locked(search: &Search<'_>, atoms: &mut Atoms) -> Vec<Locked> {
     let mut produced = HashSet::new();
@@ -660,6 +612,7 @@ fn locked(search: &Search<'_>, atoms: &mut Atoms) -> Vec<Locked> {
         };
         if touches && seen.insert((axis.value, axis.axis, entry.by, entry.why.clone())) {
             found.push(Locked {
+                scope: search.scope.clone(),
                 value: axis.value,
                 axis: axis.axis,
                 width: axis.size,

@@ -46,7 +46,7 @@ fn apply_one(
     uses: &[(NodeId, usize)],
     slicing: Slicing,
 ) -> Result<(), PruneError> {
-    let Some(old) = work.model.graph.constant(value) else {
+    let Some(old) = work.graph().constant(value) else {
         return Err(PruneError::Stale(format!("{value:?} is no constant")));
     };
     let tensor = cuts
@@ -70,7 +70,7 @@ fn unshare(
     uses: &[(NodeId, usize)],
     cause: &Cause,
 ) -> Result<(), PruneError> {
-    let name = work.model.graph.value(value).name.clone();
+    let name = work.graph().value(value).name.clone();
     let copy = work.edit(Edit::AddConstant { name, tensor }, cause)?;
     for &(node, slot) in uses {
         work.edit(Edit::ReplaceInput { node, slot, value: copy }, cause)?;
@@ -80,7 +80,7 @@ fn unshare(
 
 /// Whether the constant can be changed in place: it is no alias, and nothing else sees it.
 fn only_these_read(work: &Work, value: ValueId, uses: &[(NodeId, usize)]) -> bool {
-    let graph = &work.model.graph;
+    let graph = work.graph();
     let own = match graph.value(value).origin {
         Origin::Initializer => true,
         Origin::Node(node, _) => graph.node(node).op == Op::Constant,
