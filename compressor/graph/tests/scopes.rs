@@ -123,7 +123,7 @@ fn loops_keep_what_they_carry() {
     const rounds i64 = 2
     const go bool = 1
     const w f32[4,6] = +-2
-    const v f32[6,4] = +-1
+    const v f32[6,4] = 1
     Loop last = rounds go x
       body:
         input i i64
@@ -138,6 +138,11 @@ fn loops_keep_what_they_carry() {
     output last
 ",
     );
+    let last = model.graph.outputs()[0];
+    let dims = Some(vec![graph::Dim::Fixed(3), graph::Dim::Fixed(4)]);
+    let ty = Some(graph::TensorType { dtype: graph::DType::F32, dims });
+    let edit = Edit::SetType { value: last, ty };
+    graph::apply(&mut model.graph, edit, &graph::Cause::new("test", "")).unwrap();
     Driver::default().run(&mut model, &[&OwnConstants, &DeadCode]).unwrap();
     let grouping = find(&model, &infer(&model));
     assert_eq!(grouping.groups.iter().map(|group| group.width).collect::<Vec<_>>(), [6]);
