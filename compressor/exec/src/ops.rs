@@ -7,6 +7,7 @@ mod layout;
 mod norm;
 mod pool;
 mod quantized;
+mod recurrent;
 mod reduce;
 mod resize;
 mod transposed;
@@ -54,9 +55,7 @@ pub(crate) fn supported(node: &Node) -> std::result::Result<(), String> {
     match &node.op {
         Op::Pool(_) if second => Err("positions of maxima".to_owned()),
         Op::Opaque => Err("it is not understood".to_owned()),
-        Op::Recurrent(_) | Op::If | Op::Loop | Op::Scan => {
-            Err("the executor has no kernel for it".to_owned())
-        }
+        Op::If | Op::Loop | Op::Scan => Err("the executor has no kernel for it".to_owned()),
         Op::BatchNormalization { training: true, .. } => Err("training mode".to_owned()),
         _ => Ok(()),
     }
@@ -110,8 +109,9 @@ pub(crate) fn run(cx: &Context<'_>) -> Result<Vec<Value>> {
         Op::Pad { mode, pads } => layout::pad(mode, pads.as_deref(), cx).map(one),
         Op::ConstantOfShape => layout::filled(cx).map(one),
         Op::Range => layout::range(cx).map(one),
+        Op::Recurrent(attrs) => recurrent::recurrent(attrs, cx),
         Op::Constant => invalid("a Constant node whose tensor cannot be read"),
-        Op::Recurrent(_) | Op::If | Op::Loop | Op::Scan | Op::Opaque => {
+        Op::If | Op::Loop | Op::Scan | Op::Opaque => {
             unsupported("the executor has no kernel for it")
         }
     }

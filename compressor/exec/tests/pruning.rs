@@ -21,7 +21,10 @@ use common::{assets, named};
 use compare::{difference, outputs};
 use exec::Executor;
 use graph::{Choice, DType, Grouping, Model, PrunePlan, Tensor, find, infer, mask, prune};
-use nets::{Block, HOWS, NORMS, Numbers, blocks, build, build_quantized, quantized_blocks};
+use nets::{
+    Block, HOWS, NORMS, Numbers, Recurrent, Start, blocks, build, build_quantized,
+    quantized_blocks, recurrent_blocks,
+};
 use proptest::prelude::*;
 
 /// Keeps a random part of most groups.
@@ -95,6 +98,14 @@ proptest! {
     ) {
         let model = build_quantized(&blocks, seed);
         if let Err(why) = check(&model, seed, &coarse_images()) {
+            prop_assert!(false, "{}", why);
+        }
+    }
+
+    #[test]
+    fn masked_equals_pruned_on_recurrent_networks(blocks in recurrent_blocks(), seed in 1u64..1_000_000) {
+        let model = build(&blocks, seed, 17);
+        if let Err(why) = check(&model, seed, &images()) {
             prop_assert!(false, "{}", why);
         }
     }
@@ -179,6 +190,35 @@ fn every_block_passes_units_through() {
         (&[Block::Widened], &[6, 3]),
         (&[Block::Centred { sum: true }, Block::Centred { sum: false }], &[6]),
         (&[Block::Resize { how: 0 }, Block::Resize { how: 1 }, Block::Resize { how: 2 }], &[6]),
+        (&[Block::ToSequence, Block::Recurrent(Recurrent::plain(0, 8))], &[6, 8]),
+        (&[Block::ToSequence, Block::Recurrent(Recurrent::plain(1, 8))], &[6, 8]),
+        (
+            &[
+                Block::ToSequence,
+                Block::Recurrent(Recurrent {
+                    direction: 2,
+                    batch_first: true,
+                    last: true,
+                    start: Start::Learned,
+                    ..Recurrent::plain(2, 8)
+                }),
+            ],
+            &[6, 8],
+        ),
+        (
+            &[
+                Block::ToSequence,
+                Block::Recurrent(Recurrent {
+                    direction: 2,
+                    start: Start::Zeros,
+                    lengths: true,
+                    extra: true,
+                    ..Recurrent::plain(0, 8)
+                }),
+                Block::Recurrent(Recurrent { last: true, ..Recurrent::plain(1, 4) }),
+            ],
+            &[6, 8, 4],
+        ),
     ];
     for (blocks, wanted) in cases {
         let (mut found, mut wanted) = (widths(blocks), wanted.to_vec());

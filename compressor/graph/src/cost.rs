@@ -39,7 +39,7 @@ pub fn inner_params(model: &Model) -> u64 {
 
 /// Multiply-accumulate operations of one run, where every free dimension is `free`.
 ///
-/// Counted are convolutions and matrix products, by their dimensions, constant or not (a product with a one-hot
+/// Counted are convolutions, matrix products and recurrent layers, by their dimensions, constant or not (a product with a one-hot
 /// matrix counts in full). A node whose shapes are not known counts nothing.
 #[must_use]
 pub fn macs(model: &Model, shapes: &Shapes, free: u64) -> u64 {
@@ -87,6 +87,12 @@ pub fn node_macs(graph: &Graph, shapes: &Shapes, node: &Node, free: u64) -> Opti
         Op::MatMul | Op::MatMulInteger | Op::QLinearMatMul => {
             let (out, a) = (dims(node.output(0))?, dims(node.input(0))?);
             Some(volume(&out).saturating_mul(*a.last()?))
+        }
+        // Every step multiplies the input and the state by all of their weights.
+        Op::Recurrent(_) => {
+            let (x, w, r) = (dims(node.input(0))?, dims(node.input(1))?, dims(node.input(2))?);
+            let weights = volume(&w).saturating_add(volume(&r));
+            Some(volume(x.get(..2)?).saturating_mul(weights))
         }
         _ => None,
     }

@@ -16,6 +16,7 @@ mod layout;
 pub(crate) mod masked;
 mod norm;
 pub(crate) mod quantized;
+mod recurrent;
 mod reduce;
 mod resize;
 
@@ -284,8 +285,8 @@ pub fn coupling(node: &Node, ports: &Ports) -> Coupling {
 
 /// A second output that the families below do not speak of.
 fn extra_output(node: &Node, ports: &Ports) -> Option<usize> {
-    // The scale and the zero point of the latter are scalars.
-    if matches!(node.op, Op::Split { .. } | Op::DynamicQuantizeLinear) {
+    // The scale and the zero point of a dynamic quantization are scalars.
+    if matches!(node.op, Op::Split { .. } | Op::Recurrent(_) | Op::DynamicQuantizeLinear) {
         return None;
     }
     (1..ports.outputs.len()).find(|&slot| ports.outputs[slot].is_some())
@@ -347,7 +348,8 @@ fn stated(node: &Node, ports: &Ports) -> Result<Coupling, String> {
         Op::ConstantOfShape => Ok(layout::filled(ports)),
         Op::Constant => Ok(Coupling::default()),
         Op::Lrn { .. } => Ok(reduce::local_response(&node.op_type, ports)),
-        Op::Range | Op::Size | Op::Recurrent(_) | Op::If | Op::Loop | Op::Scan => {
+        Op::Recurrent(attrs) => recurrent::recurrent(attrs, &node.op_type, ports),
+        Op::Range | Op::Size | Op::If | Op::Loop | Op::Scan => {
             Err(format!("{} is not pruned through", node.op_type))
         }
         Op::Opaque => Err(format!("{} is not understood", node.op_type)),

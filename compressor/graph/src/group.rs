@@ -12,8 +12,10 @@ pub(crate) mod find;
 pub(crate) mod folds;
 mod locked;
 pub(crate) mod sizes;
+mod states;
 
 pub use find::find;
+pub use states::{PairedBy, StatePair};
 
 use serde::{Deserialize, Serialize};
 
@@ -158,6 +160,8 @@ pub struct Grouping {
     pub groups: Vec<Group>,
     /// What cannot, and why.
     pub locked: Vec<Locked>,
+    /// States between runs that become narrower inside of the model.
+    pub states: Vec<StatePair>,
     /// Where the sizes of axes are read; a pruning rewrites these operands.
     pub(crate) sizes_read: Vec<sizes::Read>,
     /// What nodes need that fold an axis which shrinks.

@@ -97,13 +97,14 @@ impl Shapes {
 /// Infers types and shapes of every value of the main graph and of the bodies in it.
 #[must_use]
 pub fn infer(model: &Model) -> Shapes {
-    infer_graph(&model.graph, None)
+    infer_within(&model.graph, None)
 }
 
 /// The graph around a body, with what is known there.
-type Outer<'a> = (&'a Graph, &'a Shapes);
+pub(crate) type Outer<'a> = (&'a Graph, &'a Shapes);
 
-fn infer_graph(graph: &Graph, outer: Option<Outer<'_>>) -> Shapes {
+/// As [`infer`], of one graph; `outer` is what is around a body.
+pub(crate) fn infer_within(graph: &Graph, outer: Option<Outer<'_>>) -> Shapes {
     let mut shapes = Shapes { types: vec![None; graph.values.len()], ..Shapes::default() };
     for (id, value) in graph.values() {
         match value.origin {
@@ -151,7 +152,7 @@ impl Shapes {
             return;
         }
         for (index, (_, body)) in graph.subgraphs(id).into_iter().enumerate() {
-            let inner = infer_graph(body, Some((graph, self)));
+            let inner = infer_within(body, Some((graph, self)));
             self.bodies.insert((id, index), inner);
         }
     }

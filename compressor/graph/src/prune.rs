@@ -6,6 +6,7 @@
 mod constants;
 mod corrections;
 mod operands;
+mod states;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -13,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::group::sizes::Reader;
 use crate::{
-    Cause, DeadCode, Dim, Driver, Edit, EditError, Group, GroupId, Grouping, Model, Node, NodeId,
-    PassError, Role, Shapes, ValueId, apply, cost, infer,
+    Attribute, Cause, DeadCode, Dim, Driver, Edit, EditError, Group, GroupId, Grouping, Model,
+    Node, NodeId, PassError, Role, Shapes, TensorType, ValueId, apply, cost, infer,
 };
 use constants::Slicing;
 
@@ -97,13 +98,14 @@ pub fn prune(
     plan: &PrunePlan,
 ) -> Result<PruneReport, PruneError> {
     let removal = Removal::new(model, grouping, plan)?;
-    let mut work = Work { model: model.clone(), edits: Vec::new(), sizes: HashMap::new() };
+    let mut work = Work::new(model, grouping);
     let params_before = cost::params(model);
     let shapes = infer(model);
     constants::apply_all(&mut work, &removal, Slicing::Remove)?;
     operands::fix_all(&mut work, &model.graph, &removal, &shapes)?;
     corrections::apply_all(&mut work, &model.graph, grouping, &removal, &shapes)?;
-    correct_types(&mut work, &removal)?;
+    correct_types(&mut work, grouping, &removal)?;
+    states::narrow_all(&mut work, grouping, &removal)?;
     if !work.edits.is_empty() {
         Driver::default().run(&mut work.model, &[&DeadCode])?;
     }
@@ -122,8 +124,9 @@ pub fn prune(
 /// As for [`prune`].
 pub fn mask(model: &Model, grouping: &Grouping, plan: &PrunePlan) -> Result<Model, PruneError> {
     let removal = Removal::new(model, grouping, plan)?;
-    let mut work = Work { model: model.clone(), edits: Vec::new(), sizes: HashMap::new() };
+    let mut work = Work::new(model, grouping);
     constants::apply_all(&mut work, &removal, Slicing::Zero)?;
+    states::silence_all(&mut work, grouping, &removal)?;
     Ok(work.model)
 }
 
@@ -133,19 +136,52 @@ struct Work {
     edits: Vec<String>,
     /// Shape operands made so far, by content.
     sizes: HashMap<Vec<i64>, ValueId>,
+    /// Declared types of the states that go out, which stay.
+    interface: HashMap<ValueId, TensorType>,
 }
 
 impl Work {
+    fn new(model: &Model, grouping: &Grouping) -> Self {
+        let ty = |value: ValueId| Some((value, model.graph.get_value(value)?.ty.clone()?));
+        let outputs = grouping.states.iter().map(|pair| pair.output);
+        let interface = outputs.filter_map(ty).collect();
+        Self { model: model.clone(), edits: Vec::new(), sizes: HashMap::new(), interface }
+    }
+
     fn edit(&mut self, edit: Edit, cause: &Cause) -> Result<Option<ValueId>, PruneError> {
         self.edits.push(format!("{edit} ({cause})"));
         Ok(apply(&mut self.model.graph, edit, cause)?.value())
     }
 
     /// Adds a node of one output, named after it.
-    fn node(&mut self, node: Node, cause: &Cause) -> Result<ValueId, PruneError> {
-        let outputs = vec![node.name.clone()];
-        let value = self.edit(Edit::AddNode { node, outputs }, cause)?;
-        value.ok_or_else(|| PruneError::Stale("no node was added".to_owned()))
+    fn add_node(&mut self, node: Node, cause: &Cause) -> Result<ValueId, PruneError> {
+        let (op_type, outputs) = (node.op_type.clone(), vec![node.name.clone()]);
+        let added = self.edit(Edit::AddNode { node, outputs }, cause)?;
+        added.ok_or_else(|| PruneError::Stale(format!("{op_type} was not added")))
+    }
+
+    /// A new node with one output, which is returned.
+    fn node(
+        &mut self,
+        op_type: &str,
+        inputs: Vec<Option<ValueId>>,
+        attributes: Vec<Attribute>,
+        cause: &Cause,
+    ) -> Result<ValueId, PruneError> {
+        let name = format!("pruned_{}", op_type.to_lowercase());
+        self.named_node(op_type, inputs, attributes, name, cause)
+    }
+
+    /// As [`Self::node`], with a wish for the name of the output.
+    fn named_node(
+        &mut self,
+        op_type: &str,
+        inputs: Vec<Option<ValueId>>,
+        attributes: Vec<Attribute>,
+        name: String,
+        cause: &Cause,
+    ) -> Result<ValueId, PruneError> {
+        self.add_node(Node::new(op_type, name, inputs, attributes), cause)
     }
 
     /// A constant of these integers.
@@ -155,11 +191,19 @@ impl Work {
         }
         let tensor = crate::Tensor::from_i64(vec![ints.len()], ints);
         let tensor = tensor.map_err(|error| PruneError::Stale(error.to_string()))?;
-        let value =
-            self.edit(Edit::AddConstant { name: "pruned_sizes".to_owned(), tensor }, cause)?;
-        let value = value.ok_or_else(|| PruneError::Stale("no constant was added".to_owned()))?;
+        let value = self.constant("pruned_sizes", tensor, cause)?;
         self.sizes.insert(ints.to_vec(), value);
         Ok(value)
+    }
+
+    fn constant(
+        &mut self,
+        name: &str,
+        tensor: crate::Tensor,
+        cause: &Cause,
+    ) -> Result<ValueId, PruneError> {
+        let added = self.edit(Edit::AddConstant { name: name.to_owned(), tensor }, cause)?;
+        added.ok_or_else(|| PruneError::Stale("no constant was added".to_owned()))
     }
 }
 
@@ -310,9 +354,14 @@ fn removed(group: &Group, keep: &[u32]) -> Result<Vec<usize>, PruneError> {
 }
 
 /// Declared shapes of what shrank.
-fn correct_types(work: &mut Work, removal: &Removal) -> Result<(), PruneError> {
+fn correct_types(
+    work: &mut Work,
+    grouping: &Grouping,
+    removal: &Removal,
+) -> Result<(), PruneError> {
     let mut by_value: BTreeMap<ValueId, BTreeSet<GroupId>> = BTreeMap::new();
-    for ((value, _), gone) in &removal.values {
+    let fed: BTreeSet<ValueId> = grouping.states.iter().map(|pair| pair.input).collect();
+    for ((value, _), gone) in removal.values.iter().filter(|((value, _), _)| !fed.contains(value)) {
         by_value.entry(*value).or_default().extend(&gone.groups);
     }
     for (value, groups) in by_value {

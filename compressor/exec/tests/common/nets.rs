@@ -6,10 +6,16 @@ mod attention;
 mod norms;
 #[path = "nets/quantized.rs"]
 mod quantized;
+#[path = "nets/recurrent.rs"]
+mod recurrent;
 
 use graph::{AttributeValue, Builder, DType, Dim, Model, Tensor, ValueId};
 use proptest::prelude::*;
+// Not every test uses all of them.
+#[allow(unused_imports)]
 pub(crate) use quantized::{HOWS, build_quantized, quantized_blocks};
+#[allow(unused_imports)]
+pub(crate) use recurrent::{Recurrent, Start, recurrent_blocks};
 
 /// A stretch of a network. A block that does not fit where it stands is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +104,7 @@ pub(crate) enum Block {
     Quantized {
         how: u8,
     },
+    Recurrent(Recurrent),
 }
 
 /// Ways to write a norm over the width.
@@ -144,6 +151,7 @@ pub(crate) fn blocks() -> impl Strategy<Value = Vec<Block>> {
         any::<bool>().prop_map(|fused| Block::Gated { fused }),
         (0u8..2).prop_map(|how| Block::Einsum { how }),
         Just(Block::Widened),
+        recurrent::recurrent(),
     ];
     prop::collection::vec(block, 1..9)
 }
@@ -326,6 +334,7 @@ impl Net {
             (Block::Widened, 3) => self.widened(),
             (Block::Quantized { how }, _) => self.quantized(how),
             (Block::SharedWeight, 1..=2) => self.shared_weight(),
+            (Block::Recurrent(layer), 2) => self.recurrent(layer),
             _ => {}
         }
     }

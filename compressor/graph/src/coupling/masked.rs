@@ -10,7 +10,7 @@
 
 use super::quantized::zero_point_of;
 use super::{AxisRef, Link, Port, PortInfo, Ports};
-use crate::{BinaryOp, Node, Op, PoolKind, ReduceKind, UnaryOp, ValueId};
+use crate::{AttributeValue, BinaryOp, Node, Op, PoolKind, ReduceKind, UnaryOp, ValueId};
 
 /// What stands at the indices of a masked unit.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -150,9 +150,11 @@ fn combined(
         | Op::Squeeze { .. }
         | Op::Unsqueeze { .. }
         | Op::Split { .. }
-        | Op::Slice { .. }
-        | Op::Expand => at(0).unwrap_or(Fact::Finite),
+        | Op::Slice { .. } => at(0).unwrap_or(Fact::Finite),
+        Op::Expand => at(0).unwrap_or_else(|| repeated(ports)),
         Op::Gather { .. } => at(0).unwrap_or(Fact::Finite),
+        Op::ConstantOfShape => filler(node),
+        Op::Recurrent(attrs) => super::recurrent::masked(attrs, node, ports, out, fact),
         _ => merge(carriers.iter().map(|&(slot, axis)| fact(slot, axis))).worst(Fact::Finite),
     }
 }
@@ -450,6 +452,19 @@ fn power(operands: &[Operand]) -> Fact {
         (Fact::Exact(base), Fact::Finite) if base > 0.0 => Fact::Finite,
         _ => Fact::Wild,
     }
+}
+
+/// The one element of a `ConstantOfShape`.
+fn filler(node: &Node) -> Fact {
+    let Some(AttributeValue::Tensor(value)) = node.attr("value") else { return ZERO };
+    let first = value.to_f64_vec().ok().and_then(|values| values.first().copied());
+    first.map_or(Fact::Finite, Fact::exact)
+}
+
+/// On an axis that `Expand` makes: what its input holds.
+fn repeated(ports: &Ports) -> Fact {
+    let uniform = ports.get(Port::In(0)).and_then(|info| info.uniform);
+    uniform.map_or(Fact::Finite, Fact::exact)
 }
 
 fn pool(kind: PoolKind, x: Option<Fact>) -> Fact {

@@ -146,9 +146,6 @@ impl Atoms {
         for (relation, ends) in rest {
             atoms.join(relation, ends, axes);
         }
-        for entry in &search.locks {
-            atoms.lock(entry.axis);
-        }
         atoms
     }
 

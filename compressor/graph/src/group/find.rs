@@ -13,6 +13,7 @@ use super::collect::collect;
 use super::folds::{Correction, settle};
 use super::locked::locked;
 use super::sizes::{Read, Reader, reads};
+use super::states::{self, StatePair};
 use super::{Grouping, LockedBy};
 use crate::coupling::masked::{Fact, ZERO, is_silent, transfer};
 use crate::coupling::quantized::zero_point_of;
@@ -39,11 +40,13 @@ const MAX_INTS: usize = 1 << 12;
 /// convolution could lose groups or parts of all groups, there are groups for the one and groups for the other; a
 /// plan may use both.
 pub fn find(model: &Model, shapes: &Shapes) -> Grouping {
-    let first = search(model, shapes, Prefer::First);
-    if !first.1 {
-        return first.0;
+    let (mut found, chose) = search(model, shapes, Prefer::First);
+    if chose {
+        let other = search(model, shapes, Prefer::Last).0;
+        found = alternatives::join(&model.graph, found, other);
     }
-    alternatives::join(&model.graph, first.0, search(model, shapes, Prefer::Last).0)
+    found.states = states::narrowed(found.states, &found.groups);
+    found
 }
 
 /// Which of several choices is tried first.
@@ -56,15 +59,18 @@ enum Prefer {
 /// The groups with one preference, and whether there was a choice.
 fn search(model: &Model, shapes: &Shapes, prefer: Prefer) -> (Grouping, bool) {
     let mut search = Search::new(&model.graph, shapes);
+    let mut atoms = Atoms::new(&search);
+    search.states = states::pair(&search, shapes, &mut atoms);
     search.lock_ends();
     search.lock_operands();
     search.lock_sizes();
-    let mut atoms = Atoms::new(&search);
+    search.locks.iter().for_each(|entry| atoms.lock(entry.axis));
     let chose = search.choose(&mut atoms, prefer);
     let corrections = search.lock_loud_sums(&mut atoms);
     let locked = locked(&search, &mut atoms);
     let groups = collect(&search, &mut atoms);
-    (Grouping { groups, locked, sizes_read: search.sizes_read, corrections }, chose)
+    let (states, sizes_read) = (search.states, search.sizes_read);
+    (Grouping { groups, locked, states, sizes_read, corrections }, chose)
 }
 
 /// Who reads each value.
@@ -138,6 +144,7 @@ pub(super) struct Search<'a> {
     ids: HashMap<(Owner, usize), usize>,
     pub(super) locks: Vec<Entry>,
     sizes_read: Vec<Read>,
+    states: Vec<StatePair>,
     pub(super) statement_of: HashMap<NodeId, usize>,
     /// Constants, and what is computed from constants alone.
     pub(super) static_values: HashSet<ValueId>,
@@ -162,6 +169,7 @@ impl<'a> Search<'a> {
             ids: HashMap::new(),
             locks: Vec::new(),
             sizes_read: Vec::new(),
+            states: Vec::new(),
             statement_of: HashMap::new(),
             static_values: static_values(graph),
         };
@@ -223,6 +231,11 @@ impl<'a> Search<'a> {
             Port::In(slot) => self.graph.node(node).input(slot).map(Owner::Value),
             Port::Out(slot) => self.graph.node(node).output(slot).map(Owner::Value),
         }
+    }
+
+    /// The axis of an owner, where its size is known.
+    pub(super) fn axis_of(&self, owner: Owner, axis: usize) -> Option<usize> {
+        self.ids.get(&(owner, axis)).copied()
     }
 
     /// The axis at a port, where its size is known.
@@ -293,6 +306,9 @@ impl<'a> Search<'a> {
         let mut entries = Vec::new();
         for (index, axis) in self.axes.iter().enumerate() {
             let Owner::Value(value) = axis.owner else { continue };
+            if self.states.iter().any(|pair| pair.holds(value, axis.axis)) {
+                continue;
+            }
             if matches!(self.graph.value(value).origin, Origin::Input | Origin::Outer) {
                 entries.push((index, LockedBy::GraphInput, "an input of the model"));
             }
@@ -435,8 +451,19 @@ impl<'a> Search<'a> {
                     .extend([(data, statement.node, why.clone()), (weight, statement.node, why)]);
             }
         }
-        for (axis, node, why) in entries {
-            self.lock(axis, LockedBy::Node(node), why);
+        let mut entries: Vec<_> = entries
+            .into_iter()
+            .map(|(axis, node, why)| (axis, LockedBy::Node(node), why))
+            .collect();
+        for pair in &self.states {
+            let axis = self.axis_of(Owner::Value(pair.output), pair.axis);
+            if let Some(axis) = axis.filter(|&axis| facts[axis] == Fact::Wild) {
+                let why = "a masked unit of the state might not be finite".to_owned();
+                entries.push((axis, LockedBy::GraphOutput, why));
+            }
+        }
+        for (axis, by, why) in entries {
+            self.lock(axis, by, why);
             atoms.lock(axis);
         }
         corrections
@@ -467,6 +494,12 @@ impl<'a> Search<'a> {
                 && self.can_be_silenced(node, slot)
             {
                 *fact = ZERO;
+            }
+        }
+        // A mask silences the units of a state where it comes in.
+        for pair in &self.states {
+            if let Some(axis) = self.axis_of(Owner::Value(pair.input), pair.axis) {
+                facts[axis] = ZERO;
             }
         }
         for statement in &self.statements {
@@ -539,7 +572,7 @@ fn rewritable(
         return Ok(());
     }
     let from = ports.dims(Port::In(0)).unwrap_or_default();
-    shape_operand::constant(kind, from, to, &shape_operand::kept(graph, all_ports, node))
+    shape_operand::operand(kind, from, to, &shape_operand::sources(graph, all_ports, node))
         .map(drop)
         .map_err(|why| {
             format!("the shape operand of {} cannot be rewritten: {why}", graph.node(node).op_type)

@@ -496,7 +496,10 @@ fn check_arity(op: &Op, node: &Node) -> Result<(), String> {
     if !present || node.inputs.len() > most {
         return Err(format!("{} has {} inputs", node.op_type, node.inputs.len()));
     }
-    if node.output(0).is_none() && !matches!(op, Op::If | Op::Loop | Op::Scan | Op::Opaque) {
+    // Of a recurrent layer any output may be the one that is wanted.
+    let any = matches!(op, Op::Recurrent(_)) && node.outputs.iter().any(Option::is_some);
+    let free = any || matches!(op, Op::If | Op::Loop | Op::Scan | Op::Opaque);
+    if node.output(0).is_none() && !free {
         return Err(format!("{} has no output", node.op_type));
     }
     Ok(())

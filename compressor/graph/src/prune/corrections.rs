@@ -177,7 +177,7 @@ impl Place<'_> {
         let inputs = inputs.unwrap_or_else(|| node.inputs.clone());
         let mut again = Node::new(node.op_type.clone(), "kept", inputs, node.attributes.clone());
         again.domain.clone_from(&node.domain);
-        work.node(again, &self.cause)
+        work.add_node(again, &self.cause)
     }
 
     fn add(
@@ -188,7 +188,7 @@ impl Place<'_> {
         attributes: Vec<Attribute>,
     ) -> Result<ValueId, PruneError> {
         let name = op.to_lowercase();
-        work.node(Node::new(op, format!("corrected_{name}"), inputs, attributes), &self.cause)
+        work.add_node(Node::new(op, format!("corrected_{name}"), inputs, attributes), &self.cause)
     }
 
     /// Puts a node in the place of the folding one, whose readers so read the corrected value.
@@ -261,7 +261,7 @@ impl Place<'_> {
         }
         let mut again = Node::new(node.op_type.clone(), "held", inputs, node.attributes.clone());
         again.domain.clone_from(&node.domain);
-        let value = work.node(again, &self.cause)?;
+        let value = work.add_node(again, &self.cause)?;
         known.push((id, value));
         Ok(value)
     }
