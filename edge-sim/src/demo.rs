@@ -59,6 +59,9 @@ pub struct DemoOptions {
     pub timeout: Duration,
     /// What goes wrong on the way.
     pub faults: Vec<Fault>,
+    /// Whether the emulated percentiles have to be within the budget after the commit. Tests say no: a busy host
+    /// shows in them.
+    pub judge_speed: bool,
 }
 
 /// A step of the demonstration.
@@ -200,6 +203,7 @@ struct Driver {
     budget_p95_us: Option<u64>,
     faults: Vec<Fault>,
     may_fail: bool,
+    judge_speed: bool,
     mark: usize,
 }
 
@@ -218,6 +222,7 @@ impl Driver {
             budget_p95_us: options.budget_p95_us,
             faults: options.faults,
             may_fail,
+            judge_speed: options.judge_speed,
             mark: 0,
         })
     }
@@ -436,7 +441,8 @@ impl Driver {
                     .note(&format!("window {seen}, {WINDOWS_AFTER} within the budget are wanted"));
             }
             let last = &windows[windows.len().saturating_sub(WINDOWS_AFTER)..];
-            if seen >= WINDOWS_AFTER && !last.iter().any(|window| is_over(window, budget_us)) {
+            let met = !self.judge_speed || !last.iter().any(|window| is_over(window, budget_us));
+            if seen >= WINDOWS_AFTER && met {
                 break;
             }
         }
@@ -460,12 +466,12 @@ impl Driver {
     fn verdict(&self, summary: &Summary, stats: &ClientStats) -> Result<(), Failure> {
         let text = summary.table();
         let p95 = summary.after.p95_us.ok_or("there were no answers after".to_owned())?;
-        if p95 > summary.budget_p95_us {
+        if self.judge_speed && p95 > summary.budget_p95_us {
             let (is, budget) = (ms(p95), ms(summary.budget_p95_us));
             return Err(format!("p95 is {is} after, over the budget of {budget}\n{text}").into());
         }
         let allowed = self.stack.options().breach.windows_over as usize;
-        if summary.windows_over_after >= allowed {
+        if self.judge_speed && summary.windows_over_after >= allowed {
             let over = summary.windows_over_after;
             return Err(format!("{over} of {WINDOWS_AFTER} windows are over\n{text}").into());
         }

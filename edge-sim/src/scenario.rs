@@ -146,7 +146,7 @@ impl Scenario {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let budget_p95_us = budget.transpose()?.map(|ms| (ms * 1000.0).round() as u64);
         let timeout = timeout.transpose()?.map_or(DEFAULT_TIMEOUT, Duration::from_secs_f64);
-        Ok(DemoOptions { stack, budget_p95_us, timeout, faults: self.faults })
+        Ok(DemoOptions { stack, budget_p95_us, timeout, faults: self.faults, judge_speed: true })
     }
 }
 

@@ -26,6 +26,7 @@ fn demonstrate_with(
         budget_p95_us,
         timeout: Duration::from_secs(60),
         faults,
+        judge_speed: true,
     };
     demo::run(options, &mut Silent, std::sync::Arc::default())
 }
