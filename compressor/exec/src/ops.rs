@@ -2,10 +2,15 @@
 
 mod arithmetic;
 mod contract;
+mod einsum;
 mod layout;
 mod norm;
 mod pool;
+mod quantized;
+mod recurrent;
 mod reduce;
+mod resize;
+mod transposed;
 mod unary;
 mod window;
 
@@ -50,16 +55,7 @@ pub(crate) fn supported(node: &Node) -> std::result::Result<(), String> {
     match &node.op {
         Op::Pool(_) if second => Err("positions of maxima".to_owned()),
         Op::Opaque => Err("it is not understood".to_owned()),
-        Op::ConvTranspose(_)
-        | Op::DequantizeLinear { .. }
-        | Op::QuantizeLinear { .. }
-        | Op::DynamicQuantizeLinear
-        | Op::MatMulInteger
-        | Op::Resize
-        | Op::Recurrent(_)
-        | Op::If
-        | Op::Loop
-        | Op::Scan => Err("the executor has no kernel for it".to_owned()),
+        Op::If | Op::Loop | Op::Scan => Err("the executor has no kernel for it".to_owned()),
         Op::BatchNormalization { training: true, .. } => Err("training mode".to_owned()),
         _ => Ok(()),
     }
@@ -72,11 +68,25 @@ pub(crate) fn run(cx: &Context<'_>) -> Result<Vec<Value>> {
         Op::Unary(op) => unary::unary(*op, cx),
         Op::Binary(op) => arithmetic::binary(*op, cx).map(one),
         Op::Conv(attrs) => contract::conv(attrs, cx).map(one),
+        Op::ConvTranspose(attrs) => transposed::conv_transpose(attrs, cx).map(one),
+        Op::Resize => resize::resize(cx).map(one),
         Op::Gemm(attrs) => contract::gemm(attrs, cx).map(one),
         Op::MatMul => contract::matmul(cx).map(one),
+        Op::Einsum(equation) => einsum::einsum(equation, cx).map(one),
+        Op::DequantizeLinear { axis } => quantized::dequantize(*axis, cx).map(one),
+        Op::QuantizeLinear { axis } => quantized::quantize(*axis, cx).map(one),
+        Op::DynamicQuantizeLinear => quantized::dynamic(cx),
+        Op::MatMulInteger => quantized::matmul_integer(cx).map(one),
+        Op::QLinearMatMul => quantized::qlinear_matmul(cx).map(one),
+        Op::ConvInteger(attrs) => quantized::conv_integer(attrs, cx).map(one),
+        Op::QLinearConv(attrs) => quantized::qlinear_conv(attrs, cx).map(one),
         Op::BatchNormalization { epsilon, .. } => norm::batch(*epsilon, cx).map(one),
         Op::InstanceNormalization { epsilon } => norm::instance(*epsilon, cx).map(one),
         Op::LayerNormalization { axis, epsilon } => norm::layer(*axis, *epsilon, cx),
+        Op::RmsNormalization { axis, epsilon } => {
+            norm::root_mean_square(*axis, *epsilon, cx).map(one)
+        }
+        Op::GroupNormalization { groups, epsilon } => norm::group(*groups, *epsilon, cx).map(one),
         Op::Lrn { size } => norm::local_response(*size, cx).map(one),
         Op::Pool(attrs) => pool::pool(attrs, cx).map(one),
         Op::Reduce { kind, axes, keepdims, noop_with_empty_axes } => {
@@ -99,18 +109,11 @@ pub(crate) fn run(cx: &Context<'_>) -> Result<Vec<Value>> {
         Op::Pad { mode, pads } => layout::pad(mode, pads.as_deref(), cx).map(one),
         Op::ConstantOfShape => layout::filled(cx).map(one),
         Op::Range => layout::range(cx).map(one),
+        Op::Recurrent(attrs) => recurrent::recurrent(attrs, cx),
         Op::Constant => invalid("a Constant node whose tensor cannot be read"),
-        Op::ConvTranspose(_)
-        | Op::DequantizeLinear { .. }
-        | Op::QuantizeLinear { .. }
-        | Op::DynamicQuantizeLinear
-        | Op::MatMulInteger
-        | Op::Resize
-        | Op::Recurrent(_)
-        | Op::If
-        | Op::Loop
-        | Op::Scan
-        | Op::Opaque => unsupported("the executor has no kernel for it"),
+        Op::If | Op::Loop | Op::Scan | Op::Opaque => {
+            unsupported("the executor has no kernel for it")
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Models made in code: for tests, tools and probes.
 
+use std::sync::Arc;
+
 use crate::{
     Applied, Attribute, AttributeValue, Cause, DType, Dim, Edit, EditError, Graph, Model, Node,
     OpsetImport, Origin, Tensor, TensorType, Value, ValueId, Violation, apply,
@@ -77,11 +79,11 @@ impl Builder {
     ///
     /// # Errors
     /// If an input is not of this model, or no output is wanted.
-    pub fn nodes<const N: usize>(
+    pub fn nodes<'a>(
         &mut self,
         op_type: &str,
         inputs: &[Option<ValueId>],
-        attributes: [(&str, AttributeValue); N],
+        attributes: impl IntoIterator<Item = (&'a str, AttributeValue)>,
         outputs: usize,
     ) -> Result<Vec<ValueId>, EditError> {
         let attribute =
@@ -91,6 +93,58 @@ impl Builder {
         let outputs = vec![name.clone(); outputs];
         let node = Node::new(op_type, name, inputs.to_vec(), attributes);
         Ok(self.apply(Edit::AddNode { node, outputs })?.values().to_vec())
+    }
+
+    /// Gives a value another name, which must be free.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn rename(&mut self, value: ValueId, name: &str) -> Result<(), EditError> {
+        self.apply(Edit::Rename { value, name: name.to_owned() }).map(drop)
+    }
+
+    /// A builder for the body of a control-flow node of this graph; [`Builder::control`] takes it in. Its names
+    /// must be no names of this graph, but for those that it captures.
+    #[must_use]
+    pub fn body(&self) -> Self {
+        let mut model = Model { graph: Graph::default(), ..self.model.clone() };
+        model.graph.context = Arc::clone(&self.model.graph.context);
+        "body".clone_into(&mut model.graph.name);
+        Self { model, cause: self.cause.clone() }
+    }
+
+    /// In a body: the value of that name of a graph around it.
+    pub fn capture(&mut self, name: &str) -> ValueId {
+        let graph = &mut self.model.graph;
+        let known = graph.value_by_name(name);
+        known.unwrap_or_else(|| graph.push_value(Value::new(name, Origin::Outer, None)))
+    }
+
+    /// Adds a control-flow node with its bodies, by attribute name, each with its outputs.
+    ///
+    /// # Errors
+    /// If an input is not of this model, or no output is wanted.
+    pub fn control<'a>(
+        &mut self,
+        op_type: &str,
+        inputs: &[Option<ValueId>],
+        bodies: impl IntoIterator<Item = (&'a str, Self, Vec<ValueId>)>,
+        outputs: usize,
+    ) -> Result<Vec<ValueId>, EditError> {
+        let added = self.nodes(op_type, inputs, [], outputs)?;
+        let node = self.model.graph.producer(added[0]);
+        for (name, body, outputs) in bodies {
+            let mut graph = body.model.graph;
+            graph.outputs = outputs;
+            for (_, value) in graph.values().filter(|(_, value)| value.origin == Origin::Outer) {
+                self.capture(&value.name);
+            }
+            if let Some(node) = node.and_then(|node| self.model.graph.node_mut(node)) {
+                let value = AttributeValue::Graph(Box::new(graph));
+                node.attributes.push(Attribute { name: name.to_owned(), value });
+            }
+        }
+        Ok(added)
     }
 
     /// The graph so far.
@@ -105,8 +159,9 @@ impl Builder {
     /// What the verifier finds.
     pub fn finish(mut self, outputs: &[ValueId]) -> Result<Model, Vec<Violation>> {
         self.model.graph.outputs = outputs.to_vec();
-        self.model.verify()?;
+        // Control flow is decoded by its bodies, which came after the node.
         self.model.decode_ops();
+        self.model.verify()?;
         let shapes = crate::infer(&self.model);
         for &output in outputs {
             if let Some(value) =

@@ -1,5 +1,9 @@
 //! What a model costs: parameters, and multiply-accumulate operations of its products.
 
+mod exempt;
+
+pub use exempt::{Exempt, exempt};
+
 use crate::{Dim, Graph, Model, Node, Op, Origin, Shapes, ValueId};
 
 /// Elements of every constant, wherever it is: initializers, `Constant` nodes, bodies of control flow.
@@ -24,9 +28,18 @@ fn graph_params(graph: &Graph) -> u64 {
     own + bodies.sum::<u64>()
 }
 
+/// As [`params`], without the embeddings and final classifiers that [`exempt`] names.
+#[must_use]
+pub fn inner_params(model: &Model) -> u64 {
+    let exempt = exempt(&model.graph);
+    let tensors = exempt.keys().filter_map(|&value| model.graph.constant(value));
+    let left_out: u64 = tensors.map(|tensor| tensor.len() as u64).sum();
+    params(model).saturating_sub(left_out)
+}
+
 /// Multiply-accumulate operations of one run, where every free dimension is `free`.
 ///
-/// Counted are convolutions and matrix products, by their dimensions, constant or not (a product with a one-hot
+/// Counted are convolutions, matrix products and recurrent layers, by their dimensions, constant or not (a product with a one-hot
 /// matrix counts in full). A node whose shapes are not known counts nothing.
 #[must_use]
 pub fn macs(model: &Model, shapes: &Shapes, free: u64) -> u64 {
@@ -48,8 +61,9 @@ pub fn node_macs(graph: &Graph, shapes: &Shapes, node: &Node, free: u64) -> Opti
         |dims: &[u64]| dims.iter().fold(1_u64, |product, &size| product.saturating_mul(size));
     match &node.op {
         // Every output element sums one filter.
-        Op::Conv(_) => {
-            let (out, weight) = (dims(node.output(0))?, dims(node.input(1))?);
+        Op::Conv(_) | Op::ConvInteger(_) | Op::QLinearConv(_) => {
+            let weights = if matches!(node.op, Op::QLinearConv(_)) { 3 } else { 1 };
+            let (out, weight) = (dims(node.output(0))?, dims(node.input(weights))?);
             Some(volume(&out).saturating_mul(volume(weight.get(1..)?)))
         }
         // Every input element is multiplied by one filter.
@@ -61,9 +75,24 @@ pub fn node_macs(graph: &Graph, shapes: &Shapes, node: &Node, free: u64) -> Opti
             let (out, a) = (dims(node.output(0))?, dims(node.input(0))?);
             Some(volume(&out).saturating_mul(*a.get(usize::from(!attrs.trans_a))?))
         }
-        Op::MatMul | Op::MatMulInteger => {
+        // A product of all letters, as if nothing were shared between more than two factors.
+        Op::Einsum(equation) => {
+            let size = |letter: &char| {
+                let axes = equation.axes(*letter);
+                axes.filter_map(|(slot, axis)| dims(node.input(slot))?.get(axis).copied()).max()
+            };
+            let sizes: Vec<u64> = equation.letters().iter().map(size).collect::<Option<_>>()?;
+            Some(volume(&sizes))
+        }
+        Op::MatMul | Op::MatMulInteger | Op::QLinearMatMul => {
             let (out, a) = (dims(node.output(0))?, dims(node.input(0))?);
             Some(volume(&out).saturating_mul(*a.last()?))
+        }
+        // Every step multiplies the input and the state by all of their weights.
+        Op::Recurrent(_) => {
+            let (x, w, r) = (dims(node.input(0))?, dims(node.input(1))?, dims(node.input(2))?);
+            let weights = volume(&w).saturating_add(volume(&r));
+            Some(volume(x.get(..2)?).saturating_mul(weights))
         }
         _ => None,
     }

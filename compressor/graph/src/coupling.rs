@@ -9,14 +9,19 @@
 //! that an operator nobody thought about is a barrier and never a silent hole.
 
 mod contract;
+mod einsum;
 mod elementwise;
 mod factor;
 mod layout;
 pub(crate) mod masked;
+mod norm;
+pub(crate) mod quantized;
+mod recurrent;
 mod reduce;
+mod resize;
 
 use factor::factors;
-pub(crate) use layout::{SliceAttrs, split_sizes, windows};
+pub(crate) use layout::{SliceAttrs, pad_amounts, split_sizes, windows};
 
 use crate::{Dim, Node, Op, Role};
 
@@ -99,6 +104,33 @@ pub struct Contraction {
     pub weight: AxisRef,
 }
 
+/// How an axis is folded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FoldKind {
+    /// Added up: removed units that were not zero have to be added.
+    Sum,
+    /// Averaged: the count changes, and removed units that were not zero have to be added.
+    Mean,
+    /// Standardised by its own mean and variance, over the input's first operand and the output's axis alike:
+    /// removed units that were zero are put back for the node alone.
+    Standardised,
+    /// Divided by its own root mean square: epsilon and scale take up the new count.
+    RootMeanSquare,
+}
+
+/// An axis of input 0 that is folded, together with `beside`, which lie on the same input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fold {
+    /// The axis.
+    pub at: AxisRef,
+    /// How.
+    pub kind: FoldKind,
+    /// The other axes that are folded with it.
+    pub beside: Vec<usize>,
+    /// Whether the axis stays as one of size 1, or whole.
+    pub keeps_rank: bool,
+}
+
 /// What one node says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Coupling {
@@ -111,8 +143,10 @@ pub struct Coupling {
     pub locks: Vec<Lock>,
     /// Axes multiplied and summed together (each has its [`Link`] too).
     pub contractions: Vec<Contraction>,
-    /// Axes summed over: safe to prune only where masked units are exactly zero.
+    /// Axes folded as if by a sum: safe to prune only where masked units are exactly zero.
     pub sums: Vec<AxisRef>,
+    /// Axes folded such that what the removed units held can be made up for.
+    pub folds: Vec<Fold>,
     /// Output axes that no input carries (the new axes of `Expand`): resized at will.
     pub fresh: Vec<AxisRef>,
     /// What a constant at `(input slot, axis)` does for the units of that axis.
@@ -128,6 +162,8 @@ pub struct PortInfo {
     pub constant: bool,
     /// Its elements, where it is a small integer tensor whose values are all known.
     pub ints: Option<Vec<i64>>,
+    /// Its elements, where it is a small constant of floats.
+    pub floats: Option<Vec<f64>>,
     /// Its one value, where it is a constant whose elements are all equal.
     pub uniform: Option<f64>,
 }
@@ -219,6 +255,7 @@ impl Coupling {
         self.links.iter().chain(&self.choices).any(|link| link.a == at || link.b == at)
             || self.locks.iter().any(|lock| lock.at == at)
             || self.sums.contains(&at)
+            || self.folds.iter().any(|fold| fold.at == at)
             || self.fresh.contains(&at)
     }
 }
@@ -248,7 +285,8 @@ pub fn coupling(node: &Node, ports: &Ports) -> Coupling {
 
 /// A second output that the families below do not speak of.
 fn extra_output(node: &Node, ports: &Ports) -> Option<usize> {
-    if matches!(node.op, Op::Split { .. }) {
+    // The scale and the zero point of the latter are scalars.
+    if matches!(node.op, Op::Split { .. } | Op::Recurrent(_) | Op::DynamicQuantizeLinear) {
         return None;
     }
     (1..ports.outputs.len()).find(|&slot| ports.outputs[slot].is_some())
@@ -270,12 +308,23 @@ fn stated(node: &Node, ports: &Ports) -> Result<Coupling, String> {
         Op::Unary(_) => Ok(elementwise::unary(ports)),
         Op::Binary(op) => Ok(elementwise::binary(*op, ports)),
         Op::BatchNormalization { training, .. } => elementwise::batch_norm(*training, ports),
-        Op::InstanceNormalization { .. } => Ok(elementwise::instance_norm(ports)),
-        Op::LayerNormalization { axis, .. } => elementwise::layer_norm(*axis, ports),
-        Op::Conv(attrs) => contract::conv(attrs, ports),
+        Op::InstanceNormalization { .. } => Ok(norm::instance(ports)),
+        Op::LayerNormalization { axis, .. } => norm::width(FoldKind::Standardised, *axis, ports),
+        Op::RmsNormalization { axis, .. } => norm::width(FoldKind::RootMeanSquare, *axis, ports),
+        Op::GroupNormalization { groups, .. } => norm::group(*groups, ports),
+        Op::Conv(attrs) => contract::conv(attrs, ports, contract::CONV),
         Op::ConvTranspose(attrs) => contract::conv_transpose(attrs, ports),
         Op::Gemm(attrs) => contract::gemm(attrs, ports),
-        Op::MatMul => contract::matmul(ports),
+        Op::MatMul => contract::matmul(ports, (0, 1)),
+        Op::Einsum(equation) => einsum::einsum(equation, ports),
+        Op::DequantizeLinear { axis } | Op::QuantizeLinear { axis } => {
+            quantized::linear(*axis, ports)
+        }
+        Op::DynamicQuantizeLinear => Ok(quantized::dynamic(ports)),
+        Op::MatMulInteger => quantized::matmul_integer(ports),
+        Op::QLinearMatMul => quantized::qlinear_matmul(ports),
+        Op::ConvInteger(attrs) => quantized::conv_integer(attrs, ports),
+        Op::QLinearConv(attrs) => quantized::qlinear_conv(attrs, ports),
         Op::Pool(_) => Ok(reduce::pool(&node.op_type, ports)),
         Op::Reduce { kind, axes, keepdims, noop_with_empty_axes } => {
             let spec =
@@ -293,22 +342,16 @@ fn stated(node: &Node, ports: &Ports) -> Result<Coupling, String> {
         Op::Slice { attrs } => layout::slice(attrs.as_ref(), ports),
         Op::Gather { axis } => layout::gather(*axis, ports),
         Op::Expand => Ok(layout::expand(ports)),
-        Op::Pad { pads, .. } => layout::pad(pads.as_deref(), ports),
+        Op::Resize => resize::resize(node, ports),
+        Op::Pad { mode, pads } => layout::pad(mode, pads.as_deref(), ports),
         Op::Shape { .. } => Ok(layout::observed(ports)),
         Op::ConstantOfShape => Ok(layout::filled(ports)),
         Op::Constant => Ok(Coupling::default()),
-        Op::Range
-        | Op::Lrn { .. }
-        | Op::Size
-        | Op::DequantizeLinear { .. }
-        | Op::QuantizeLinear { .. }
-        | Op::DynamicQuantizeLinear
-        | Op::MatMulInteger
-        | Op::Resize
-        | Op::Recurrent(_)
-        | Op::If
-        | Op::Loop
-        | Op::Scan => Err(format!("{} is not pruned through", node.op_type)),
+        Op::Lrn { .. } => Ok(reduce::local_response(&node.op_type, ports)),
+        Op::Range | Op::Size | Op::If | Op::Loop | Op::Scan => {
+            Err(format!("{} is not pruned through", node.op_type))
+        }
+        Op::Recurrent(attrs) => recurrent::recurrent(attrs, &node.op_type, ports),
         Op::Opaque => Err(format!("{} is not understood", node.op_type)),
     }
 }

@@ -9,6 +9,7 @@ use std::{fmt, sync::Arc};
 
 use crate::{AttributeValue, Graph, Node, NodeId, Tensor, TensorType, ValueId};
 
+mod inline;
 mod nodes;
 mod values;
 
@@ -79,6 +80,13 @@ pub enum Edit {
     RemoveNode {
         /// The node.
         node: NodeId,
+    },
+    /// Replaces an `If` by one of its branches.
+    Inline {
+        /// The `If`.
+        node: NodeId,
+        /// `then_branch` or `else_branch`.
+        branch: String,
     },
     /// Makes a node read another value.
     ReplaceInput {
@@ -176,6 +184,7 @@ pub fn apply(graph: &mut Graph, edit: Edit, cause: &Cause) -> Result<Applied, Ed
         Edit::AddNode { node, outputs } => nodes::add(graph, node, &outputs),
         Edit::ReplaceNode { node, with } => nodes::replace(graph, node, with),
         Edit::RemoveNode { node } => nodes::remove(graph, node),
+        Edit::Inline { node, branch } => inline::inline(graph, node, &branch),
         Edit::ReplaceInput { node, slot, value } => nodes::replace_input(graph, node, slot, value),
         Edit::SetAttribute { node, name, value } => nodes::set_attribute(graph, node, &name, value),
         Edit::AddOutput { value } => values::add_output(graph, value),
@@ -202,6 +211,7 @@ impl fmt::Display for Edit {
                 write!(f, "replace node {} by {}", node.0, with.op_type)
             }
             Self::RemoveNode { node } => write!(f, "remove node {}", node.0),
+            Self::Inline { node, branch } => write!(f, "replace node {} by its {branch}", node.0),
             Self::ReplaceInput { node, slot, value } => {
                 let value = value
                     .map_or_else(|| "nothing".to_owned(), |value| format!("value {}", value.0));

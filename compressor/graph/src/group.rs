@@ -5,12 +5,17 @@
 //! be kept. What cannot be removed is not silently absent: [`Grouping::locked`] names the axis, the node
 //! that stands in the way, and why.
 
+mod alternatives;
 mod atoms;
 mod collect;
 pub(crate) mod find;
+pub(crate) mod folds;
+mod locked;
 pub(crate) mod sizes;
+mod states;
 
 pub use find::find;
+pub use states::{PairedBy, StatePair};
 
 use serde::{Deserialize, Serialize};
 
@@ -63,8 +68,8 @@ pub enum Role {
     Consumer,
     /// Acts on each unit alone: scales, shifts, norm parameters.
     Elementwise,
-    /// Acts on each unit alone by dividing (divisors, variances): sliced by a pruning, left as it is by a
-    /// mask, because a zero there would not be finite.
+    /// Acts on each unit alone by dividing (divisors, variances), or says what zero is (quantization parameters):
+    /// sliced by a pruning, left as it is by a mask.
     Divisor,
 }
 
@@ -144,17 +149,23 @@ pub struct Locked {
     pub by: LockedBy,
     /// Why, in words.
     pub why: String,
+    /// Elements of the constants whose units cannot go because of it. Several locks may hold the same ones.
+    pub holds: u64,
 }
 
 /// Everything found in one graph.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Grouping {
     /// What can be pruned; `groups[i].id == GroupId(i)`.
     pub groups: Vec<Group>,
     /// What cannot, and why.
     pub locked: Vec<Locked>,
+    /// States between runs that become narrower inside of the model.
+    pub states: Vec<StatePair>,
     /// Where the sizes of axes are read; a pruning rewrites these operands.
     pub(crate) sizes_read: Vec<sizes::Read>,
+    /// What nodes need that fold an axis which shrinks.
+    pub(crate) corrections: Vec<folds::Correction>,
 }
 
 impl Grouping {

@@ -97,13 +97,14 @@ impl Shapes {
 /// Infers types and shapes of every value of the main graph and of the bodies in it.
 #[must_use]
 pub fn infer(model: &Model) -> Shapes {
-    infer_graph(&model.graph, None)
+    infer_within(&model.graph, None)
 }
 
 /// The graph around a body, with what is known there.
-type Outer<'a> = (&'a Graph, &'a Shapes);
+pub(crate) type Outer<'a> = (&'a Graph, &'a Shapes);
 
-fn infer_graph(graph: &Graph, outer: Option<Outer<'_>>) -> Shapes {
+/// As [`infer`], of one graph; `outer` is what is around a body.
+pub(crate) fn infer_within(graph: &Graph, outer: Option<Outer<'_>>) -> Shapes {
     let mut shapes = Shapes { types: vec![None; graph.values.len()], ..Shapes::default() };
     for (id, value) in graph.values() {
         match value.origin {
@@ -151,7 +152,7 @@ impl Shapes {
             return;
         }
         for (index, (_, body)) in graph.subgraphs(id).into_iter().enumerate() {
-            let inner = infer_graph(body, Some((graph, self)));
+            let inner = infer_within(body, Some((graph, self)));
             self.bodies.insert((id, index), inner);
         }
     }
@@ -276,15 +277,20 @@ fn rule(context: &Context<'_>) -> Option<Vec<Inferred>> {
         Op::Binary(op) => elementwise::binary(context, *op),
         Op::Softmax { .. } | Op::Lrn { .. } | Op::InstanceNormalization { .. } => context.like(0),
         Op::BatchNormalization { .. } => elementwise::batch_normalization(context),
+        Op::RmsNormalization { .. } | Op::GroupNormalization { .. } => context.like(0),
         Op::LayerNormalization { axis, .. } => elementwise::layer_normalization(context, *axis),
         Op::DequantizeLinear { .. } => elementwise::dequantize(context),
         Op::QuantizeLinear { .. } => elementwise::quantize(context),
         Op::DynamicQuantizeLinear => elementwise::dynamic_quantize(context),
-        Op::Conv(attrs) => layers::conv(context, attrs),
+        Op::Conv(attrs) => layers::conv(context, attrs, 1, context.dtype(0)?),
         Op::ConvTranspose(attrs) => layers::conv_transpose(context, attrs),
         Op::Gemm(attrs) => layers::gemm(context, attrs),
-        Op::MatMul => layers::matmul(context, context.dtype(0)?),
-        Op::MatMulInteger => layers::matmul(context, DType::I32),
+        Op::MatMul => layers::matmul(context, (0, 1), context.dtype(0)?),
+        Op::MatMulInteger => layers::matmul(context, (0, 1), DType::I32),
+        Op::QLinearMatMul => layers::matmul(context, (0, 3), context.dtype(7)?),
+        Op::ConvInteger(attrs) => layers::conv(context, attrs, 1, DType::I32),
+        Op::QLinearConv(attrs) => layers::conv(context, attrs, 3, context.dtype(7)?),
+        Op::Einsum(equation) => layers::einsum(context, equation),
         Op::Pool(attrs) => layers::pool(context, attrs),
         Op::Reduce { kind, axes, keepdims, noop_with_empty_axes } => {
             layers::reduce(context, *kind, axes.as_deref(), *keepdims, *noop_with_empty_axes)

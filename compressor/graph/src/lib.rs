@@ -28,7 +28,8 @@ pub use builder::Builder;
 pub use edit::{Applied, Cause, Edit, EditError, apply};
 pub use export::{EXTERNAL_ABOVE_BYTES, ExportError, MAX_FILE_BYTES, SaveOptions, Saved};
 pub use group::{
-    Consumer, Group, GroupId, Grouping, IndexMap, Locked, LockedBy, Role, Slice, find,
+    Consumer, Group, GroupId, Grouping, IndexMap, Locked, LockedBy, PairedBy, Role, Slice,
+    StatePair, find,
 };
 pub use import::{ImportError, MAP_ABOVE_BYTES, limits};
 pub use infer::{Conflict, Shapes, infer};
@@ -37,10 +38,10 @@ pub use ir::{
     Value, ValueId, Warning,
 };
 pub use op::{
-    BinaryOp, ConvAttrs, GemmAttrs, NEWEST_OPSET, Op, PoolAttrs, PoolKind, RecurrentAttrs,
-    RecurrentKind, ReduceKind, SliceAttrs, UnaryOp,
+    BinaryOp, ConvAttrs, EinsumEquation, GemmAttrs, NEWEST_OPSET, Op, PoolAttrs, PoolKind,
+    RecurrentAttrs, RecurrentKind, ReduceKind, SliceAttrs, UnaryOp,
 };
-pub use pass::{DeadCode, Driver, Editor, Halt, LiftConstants, Pass, PassError, Step};
+pub use pass::{DeadCode, Driver, Editor, Halt, InlineIf, LiftConstants, Pass, PassError, Step};
 pub use prune::{Choice, PruneError, PrunePlan, PruneReport, mask, prune};
 pub use same::{Difference, same};
 pub use tensor::{DType, Tensor, TensorError};

@@ -3,9 +3,12 @@
 
 mod attrs;
 pub(crate) mod decode;
+mod einsum;
+pub(crate) mod resize;
 pub(crate) mod resolve;
 
 pub use decode::NEWEST_OPSET;
+pub use einsum::EinsumEquation;
 
 /// Elementwise functions of one input that keep shape and index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,6 +178,7 @@ pub enum Op {
     ConvTranspose(ConvAttrs),
     Gemm(GemmAttrs),
     MatMul,
+    Einsum(EinsumEquation),
     /// Inputs `x, scale, bias, mean, var`; channel axis 1.
     BatchNormalization {
         epsilon: f32,
@@ -187,6 +191,17 @@ pub enum Op {
     /// Normalises axes `axis..`.
     LayerNormalization {
         axis: i64,
+        epsilon: f32,
+    },
+    /// `RMSNormalization`, or `SimplifiedLayerNormalization` as ONNX Runtime writes it: divides by the root mean
+    /// square of axes `axis..`. Inputs `x, scale`.
+    RmsNormalization {
+        axis: i64,
+        epsilon: f32,
+    },
+    /// Inputs `x, scale, bias`; normalises groups of channels, spatial axes included.
+    GroupNormalization {
+        groups: usize,
         epsilon: f32,
     },
     Pool(PoolAttrs),
@@ -244,7 +259,8 @@ pub enum Op {
         axis: i64,
     },
     Expand,
-    /// Scales or sizes from the inputs; the interpolation stays in the attributes.
+    /// `Resize` and `Upsample`: scales or sizes from the inputs (`Upsample` before opset 9: from the attribute);
+    /// the interpolation stays in the attributes.
     Resize,
     /// Inputs `x, w, r, b, sequence lengths, initial states`.
     Recurrent(RecurrentAttrs),
@@ -270,6 +286,12 @@ pub enum Op {
     },
     DynamicQuantizeLinear,
     MatMulInteger,
+    /// Inputs `x, w, x zero point, w zero point`.
+    ConvInteger(ConvAttrs),
+    /// Inputs `x, w, bias` with scale and zero point behind `x` and `w`, those of the output before the bias.
+    QLinearConv(ConvAttrs),
+    /// Inputs `a, b, y`, each with scale and zero point; `y` itself is the output.
+    QLinearMatMul,
     /// Bodies stay in the attributes.
     If,
     Loop,

@@ -6,14 +6,17 @@
 
 use std::{fmt::Write as _, fs, path::PathBuf};
 
+use crate::infer::{Outer, infer_within};
 use crate::{
-    Applied, AttributeValue, Cause, Edit, EditError, Graph, Model, NodeId, Violation, edit,
+    Applied, AttributeValue, Cause, Edit, EditError, Graph, Model, NodeId, Shapes, Violation, edit,
 };
 
 mod dead;
+mod inline_if;
 mod lift;
 
 pub use dead::DeadCode;
+pub use inline_if::InlineIf;
 pub use lift::LiftConstants;
 
 /// Passes are repeated until none edits, at most this often.
@@ -23,6 +26,11 @@ const MAX_ROUNDS: usize = 16;
 pub trait Pass {
     /// Short name, for causes and reports.
     fn name(&self) -> &'static str;
+
+    /// Whether it asks for shapes; then those around a body are made ready.
+    fn reads_shapes(&self) -> bool {
+        false
+    }
 
     /// Rewrites the graph through `editor`.
     ///
@@ -45,6 +53,7 @@ pub enum Halt {
 /// The graph in a pass's hands.
 pub struct Editor<'a> {
     graph: &'a mut Graph,
+    outer: Option<Outer<'a>>,
     pass: &'static str,
     log: &'a mut Vec<Step>,
     budget: &'a mut usize,
@@ -55,6 +64,12 @@ impl Editor<'_> {
     #[must_use]
     pub fn graph(&self) -> &Graph {
         self.graph
+    }
+
+    /// Shapes of `graph` (this one, or a variant of it) as it is now, with what the graphs around it tell.
+    #[must_use]
+    pub fn infer(&self, graph: &Graph) -> Shapes {
+        infer_within(graph, self.outer)
     }
 
     /// Makes an edit and logs it.
@@ -142,7 +157,7 @@ impl Driver {
         budget: &mut usize,
     ) -> Result<bool, PassError> {
         let before = model.clone();
-        let ended = run_graph(&mut model.graph, pass, log, budget);
+        let ended = run_graph(&mut model.graph, None, pass, log, budget);
         let error = match (ended, model.verify()) {
             (Ok(()), Ok(())) => return Ok(true),
             (Err(Halt::Enough), Ok(())) => return Ok(false),
@@ -170,23 +185,46 @@ impl Driver {
 /// The graph, then its bodies.
 fn run_graph(
     graph: &mut Graph,
+    outer: Option<Outer<'_>>,
     pass: &dyn Pass,
     log: &mut Vec<Step>,
     budget: &mut usize,
 ) -> Result<(), Halt> {
-    pass.run(&mut Editor { graph, pass: pass.name(), log, budget })?;
-    for index in 0..graph.nodes.len() {
-        let id = NodeId(u32::try_from(index).unwrap_or(u32::MAX));
-        let Some(node) = graph.node_mut(id) else { continue };
-        for attribute in &mut node.attributes {
-            match &mut attribute.value {
-                AttributeValue::Graph(body) => run_graph(body, pass, log, budget)?,
+    pass.run(&mut Editor { graph, outer, pass: pass.name(), log, budget })?;
+    let holders: Vec<NodeId> =
+        graph.nodes().filter(|(_, node)| node.has_subgraphs()).map(|(id, _)| id).collect();
+    if holders.is_empty() {
+        return Ok(());
+    }
+    let shapes = if pass.reads_shapes() { infer_within(graph, outer) } else { Shapes::default() };
+    for id in holders {
+        for index in 0..graph.node(id).attributes.len() {
+            // Out of the graph for as long as it is edited, so that the graph around it can be read.
+            let Some(mut value) = swap_attribute(graph, id, index, AttributeValue::Ints(vec![]))
+            else {
+                continue;
+            };
+            let outer = Some((&*graph, &shapes));
+            let done = match &mut value {
+                AttributeValue::Graph(body) => run_graph(body, outer, pass, log, budget),
                 AttributeValue::Graphs(bodies) => {
-                    bodies.iter_mut().try_for_each(|body| run_graph(body, pass, log, budget))?;
+                    bodies.iter_mut().try_for_each(|body| run_graph(body, outer, pass, log, budget))
                 }
-                _ => {}
-            }
+                _ => Ok(()),
+            };
+            swap_attribute(graph, id, index, value);
+            done?;
         }
     }
     Ok(())
+}
+
+fn swap_attribute(
+    graph: &mut Graph,
+    id: NodeId,
+    index: usize,
+    value: AttributeValue,
+) -> Option<AttributeValue> {
+    let held = &mut graph.node_mut(id)?.attributes.get_mut(index)?.value;
+    Some(std::mem::replace(held, value))
 }

@@ -4,7 +4,9 @@
 //! exactly the slices that a pruning removes, but for [`crate::Role::Divisor`].
 
 mod constants;
+mod corrections;
 mod operands;
+mod states;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -12,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::group::sizes::Reader;
 use crate::{
-    Cause, DeadCode, Dim, Driver, Edit, EditError, Group, GroupId, Grouping, Model, NodeId,
-    PassError, Role, Shapes, ValueId, apply, cost, infer,
+    Attribute, Cause, DeadCode, Dim, Driver, Edit, EditError, Group, GroupId, Grouping, Model,
+    Node, NodeId, PassError, Role, Shapes, TensorType, ValueId, apply, cost, infer,
 };
 use constants::Slicing;
 
@@ -56,6 +58,14 @@ pub enum PruneError {
     /// Nothing would be left.
     #[error("the plan keeps no unit of group {0:?}")]
     Nothing(GroupId),
+    /// Two groups that share an axis would leave nothing of it.
+    #[error("the plan leaves nothing of axis {axis} of `{value}`")]
+    Empty {
+        /// The constant.
+        value: String,
+        /// Its axis.
+        axis: usize,
+    },
     /// Units that are not ascending or do not exist.
     #[error("the plan keeps units of group {group:?} that are not ascending numbers below {width}")]
     Units {
@@ -88,12 +98,14 @@ pub fn prune(
     plan: &PrunePlan,
 ) -> Result<PruneReport, PruneError> {
     let removal = Removal::new(model, grouping, plan)?;
-    let mut work = Work { model: model.clone(), edits: Vec::new(), sizes: HashMap::new() };
+    let mut work = Work::new(model, grouping);
     let params_before = cost::params(model);
     let shapes = infer(model);
     constants::apply_all(&mut work, &removal, Slicing::Remove)?;
     operands::fix_all(&mut work, &model.graph, &removal, &shapes)?;
-    correct_types(&mut work, &removal)?;
+    corrections::apply_all(&mut work, &model.graph, grouping, &removal, &shapes)?;
+    correct_types(&mut work, grouping, &removal)?;
+    states::narrow_all(&mut work, grouping, &removal)?;
     if !work.edits.is_empty() {
         Driver::default().run(&mut work.model, &[&DeadCode])?;
     }
@@ -112,8 +124,9 @@ pub fn prune(
 /// As for [`prune`].
 pub fn mask(model: &Model, grouping: &Grouping, plan: &PrunePlan) -> Result<Model, PruneError> {
     let removal = Removal::new(model, grouping, plan)?;
-    let mut work = Work { model: model.clone(), edits: Vec::new(), sizes: HashMap::new() };
+    let mut work = Work::new(model, grouping);
     constants::apply_all(&mut work, &removal, Slicing::Zero)?;
+    states::silence_all(&mut work, grouping, &removal)?;
     Ok(work.model)
 }
 
@@ -123,12 +136,61 @@ struct Work {
     edits: Vec<String>,
     /// Shape operands made so far, by content.
     sizes: HashMap<Vec<i64>, ValueId>,
+    /// Declared types of the states that go out, which stay.
+    interface: HashMap<ValueId, TensorType>,
 }
 
 impl Work {
+    fn new(model: &Model, grouping: &Grouping) -> Self {
+        let ty = |value: ValueId| Some((value, model.graph.get_value(value)?.ty.clone()?));
+        let outputs = grouping.states.iter().map(|pair| pair.output);
+        let interface = outputs.filter_map(ty).collect();
+        Self { model: model.clone(), edits: Vec::new(), sizes: HashMap::new(), interface }
+    }
+
     fn edit(&mut self, edit: Edit, cause: &Cause) -> Result<Option<ValueId>, PruneError> {
         self.edits.push(format!("{edit} ({cause})"));
         Ok(apply(&mut self.model.graph, edit, cause)?.value())
+    }
+
+    /// Adds a node of one output, named after it.
+    fn add_node(&mut self, mut node: Node, cause: &Cause) -> Result<ValueId, PruneError> {
+        let outputs = vec![node.name.clone()];
+        // ONNX Runtime refuses a model with two nodes of one name.
+        node.name = self.free_node_name(&node.name);
+        let value = self.edit(Edit::AddNode { node, outputs }, cause)?;
+        value.ok_or_else(|| PruneError::Stale("no node was added".to_owned()))
+    }
+
+    fn free_node_name(&self, wish: &str) -> String {
+        let taken = |name: &str| self.model.graph.nodes().any(|(_, node)| node.name == name);
+        let numbered = (1u32..).map(|number| format!("{wish}_{number}"));
+        let mut names = std::iter::once(wish.to_owned()).chain(numbered);
+        names.find(|name| !taken(name)).unwrap_or_default()
+    }
+
+    /// A new node with one output, which is returned.
+    fn node(
+        &mut self,
+        op_type: &str,
+        inputs: Vec<Option<ValueId>>,
+        attributes: Vec<Attribute>,
+        cause: &Cause,
+    ) -> Result<ValueId, PruneError> {
+        let name = format!("pruned_{}", op_type.to_lowercase());
+        self.named_node(op_type, inputs, attributes, name, cause)
+    }
+
+    /// As [`Self::node`], with a wish for the name of the output.
+    fn named_node(
+        &mut self,
+        op_type: &str,
+        inputs: Vec<Option<ValueId>>,
+        attributes: Vec<Attribute>,
+        name: String,
+        cause: &Cause,
+    ) -> Result<ValueId, PruneError> {
+        self.add_node(Node::new(op_type, name, inputs, attributes), cause)
     }
 
     /// A constant of these integers.
@@ -138,11 +200,19 @@ impl Work {
         }
         let tensor = crate::Tensor::from_i64(vec![ints.len()], ints);
         let tensor = tensor.map_err(|error| PruneError::Stale(error.to_string()))?;
-        let value =
-            self.edit(Edit::AddConstant { name: "pruned_sizes".to_owned(), tensor }, cause)?;
-        let value = value.ok_or_else(|| PruneError::Stale("no constant was added".to_owned()))?;
+        let value = self.constant("pruned_sizes", tensor, cause)?;
         self.sizes.insert(ints.to_vec(), value);
         Ok(value)
+    }
+
+    fn constant(
+        &mut self,
+        name: &str,
+        tensor: crate::Tensor,
+        cause: &Cause,
+    ) -> Result<ValueId, PruneError> {
+        let added = self.edit(Edit::AddConstant { name: name.to_owned(), tensor }, cause)?;
+        added.ok_or_else(|| PruneError::Stale("no constant was added".to_owned()))
     }
 }
 
@@ -185,6 +255,7 @@ impl Removal {
                 removal.add(model, group, &units)?;
             }
         }
+        removal.leaves_something(model)?;
         for read in &grouping.sizes_read {
             if let (Some(gone), Reader::Operand(node)) =
                 (removal.values.get(&(read.value, read.axis)), &read.by)
@@ -215,6 +286,19 @@ impl Removal {
         for (value, axis, map) in &group.values {
             let gone = self.values.entry((*value, *axis)).or_default();
             gone.extend(group.id, units.iter().flat_map(|&unit| map.unit(unit)));
+        }
+        Ok(())
+    }
+
+    fn leaves_something(&self, model: &Model) -> Result<(), PruneError> {
+        for ((value, ..), axes) in &self.uses {
+            let Some(tensor) = model.graph.constant(*value) else { continue };
+            for (&axis, gone) in axes {
+                if tensor.dims.get(axis).is_some_and(|&size| gone.indices.len() >= size) {
+                    let value = model.graph.value(*value).name.clone();
+                    return Err(PruneError::Empty { value, axis });
+                }
+            }
         }
         Ok(())
     }
@@ -279,9 +363,14 @@ fn removed(group: &Group, keep: &[u32]) -> Result<Vec<usize>, PruneError> {
 }
 
 /// Declared shapes of what shrank.
-fn correct_types(work: &mut Work, removal: &Removal) -> Result<(), PruneError> {
+fn correct_types(
+    work: &mut Work,
+    grouping: &Grouping,
+    removal: &Removal,
+) -> Result<(), PruneError> {
     let mut by_value: BTreeMap<ValueId, BTreeSet<GroupId>> = BTreeMap::new();
-    for ((value, _), gone) in &removal.values {
+    let fed: BTreeSet<ValueId> = grouping.states.iter().map(|pair| pair.input).collect();
+    for ((value, _), gone) in removal.values.iter().filter(|((value, _), _)| !fed.contains(value)) {
         by_value.entry(*value).or_default().extend(&gone.groups);
     }
     for (value, groups) in by_value {

@@ -115,12 +115,13 @@ fn real_models_are_searched_in_well_under_a_second_each() {
 }
 
 #[test]
-fn transformer_blocks_give_up_heads_and_inner_widths_but_not_the_normalised_stream() {
+fn transformer_blocks_give_up_heads_and_inner_widths_but_not_a_stream_that_is_an_output() {
     let model = Model::load(assets().join("models/minilm.onnx")).unwrap();
     let grouping = find(&model, &infer(&model));
     let mut widths: Vec<usize> = grouping.groups.iter().map(|group| group.width).collect();
     widths.sort_unstable();
-    assert_eq!(widths, [12, 12, 12, 1536, 1536, 1536], "{:#?}", grouping.locked);
+    let heads = [12; 3].iter().chain(&[32; 6]).chain(&[1536; 3]);
+    assert!(widths.iter().eq(heads), "{widths:?} {:#?}", grouping.locked);
     let heads = grouping.groups.iter().find(|group| group.width == 12).unwrap();
     assert!(heads.slices.iter().all(|slice| slice.map.per_unit() == 32));
     assert_eq!(heads.producers.len(), 3, "query, key and value");
@@ -128,6 +129,6 @@ fn transformer_blocks_give_up_heads_and_inner_widths_but_not_the_normalised_stre
         grouping
             .locked
             .iter()
-            .any(|lock| lock.width == 384 && lock.why.contains("LayerNormalization"))
+            .any(|lock| lock.width == 384 && lock.why.contains("output of the model"))
     );
 }

@@ -70,7 +70,7 @@ fn an_output_of_the_model_keeps_its_width() {
 
 #[test]
 fn folds_that_need_every_unit_lock() {
-    for op in ["ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd"] {
+    for op in ["ReduceMax", "ReduceMin", "ReduceProd"] {
         let found =
             locked(|b, x| b.node(op, &[x], [("axes", AttributeValue::Ints(vec![1]))]).unwrap());
         assert_locked(&found, op, "folds this axis");
@@ -88,10 +88,11 @@ fn softmax_layer_norm_and_arg_max_lock_their_axis() {
     let norm = locked(|b, x| {
         let ones = Tensor::from_f32(vec![WIDTH], &[1.0; WIDTH]).unwrap();
         let scale = b.constant("scale", ones).unwrap();
+        let x = b.node("Sigmoid", &[x], []).unwrap();
         let y = b.node("LayerNormalization", &[x, scale], axis(-1)).unwrap();
         consume(b, y)
     });
-    assert_locked(&norm, "LayerNormalization", "averages");
+    assert_locked(&norm, "LayerNormalization", "not exactly zero");
 }
 
 #[test]
@@ -105,17 +106,39 @@ fn a_sum_tolerates_silent_units_and_locks_loud_ones() {
         sum(b, y)
     });
     assert_eq!(silent.groups.len(), 1);
+    let (_, same) = locked(|b, x| {
+        let y = b.node("Sigmoid", &[x], []).unwrap();
+        let one = b.constant("one", Tensor::from_f32(vec![], &[1.0]).unwrap()).unwrap();
+        let y = b.node("Add", &[y, one], []).unwrap();
+        sum(b, y)
+    });
+    assert_eq!(same.groups.len(), 1, "what every masked unit holds can be added");
     let loud = locked(|b, x| {
         let y = b.node("Sigmoid", &[x], []).unwrap();
-        sum(b, y)
+        let axes = ints(b, &[1]);
+        b.node("ReduceL2", &[y, axes], []).unwrap()
     });
-    assert_locked(&loud, "ReduceSum", "not exactly zero");
-    let shifted = locked(|b, x| {
-        let one = b.constant("one", Tensor::from_f32(vec![], &[1.0]).unwrap()).unwrap();
-        let y = b.node("Add", &[x, one], []).unwrap();
-        sum(b, y)
+    assert_locked(&loud, "ReduceL2", "not exactly zero");
+    let apart = locked(|b, x| {
+        let loud = b.node("Sigmoid", &[x], []).unwrap();
+        let turned = b.node("Transpose", &[loud], []).unwrap();
+        b.node("ReduceMean", &[turned], [("axes", AttributeValue::Ints(vec![0]))]).unwrap()
     });
-    assert_locked(&shifted, "ReduceSum", "not exactly zero");
+    assert_locked(&apart, "ReduceMean", "not exactly zero");
+}
+
+#[test]
+fn a_mean_over_integers_or_several_axes_locks() {
+    let along = locked(|b, x| {
+        let y = b.node("Sigmoid", &[x], []).unwrap();
+        b.node("ReduceMean", &[y], [("axes", AttributeValue::Ints(vec![0, 1]))]).unwrap()
+    });
+    assert_locked(&along, "ReduceMean", "along with other axes");
+    let integers = locked(|b, x| {
+        let y = b.node("Cast", &[x], [("to", AttributeValue::Int(7))]).unwrap();
+        b.node("ReduceMean", &[y], [("axes", AttributeValue::Ints(vec![1]))]).unwrap()
+    });
+    assert_locked(&integers, "ReduceMean", "integers");
 }
 
 #[test]
@@ -216,4 +239,143 @@ fn a_reshape_without_common_factors_locks() {
         "{:#?}",
         mixed.1.locked
     );
+}
+
+/// `[N, 6]` as six channels of a plane of one, resized and summed up again.
+fn resized(coordinates: &str, scale: f32) -> (Model, Grouping) {
+    locked(|b, x| {
+        let (planes, row) = (ints(b, &[0, 6, 1, 1]), ints(b, &[0, -1]));
+        let x = b.node("Reshape", &[x, planes], []).unwrap();
+        let scales = Tensor::from_f32(vec![4], &[1.0, scale, 2.0, 2.0]).unwrap();
+        let scales = b.constant("scales", scales).unwrap();
+        let mode = AttributeValue::String(coordinates.to_owned().into());
+        let inputs = [Some(x), None, Some(scales)];
+        let attributes = [("coordinate_transformation_mode", mode)];
+        let y = b.nodes("Resize", &inputs, attributes, 1).unwrap()[0];
+        let y = b.node("GlobalAveragePool", &[y], []).unwrap();
+        let y = b.node("Reshape", &[y, row], []).unwrap();
+        let w = weight(b, 6 * scale as usize, 2);
+        b.node("MatMul", &[y, w], []).unwrap()
+    })
+}
+
+#[test]
+fn resize_passes_axes_that_keep_their_size_and_locks_the_others() {
+    assert_eq!(resized("half_pixel", 1.0).1.groups.len(), 1);
+    assert_locked(&resized("half_pixel", 2.0), "Resize", "interpolates");
+    assert_locked(&resized("tf_crop_and_resize", 1.0), "Resize", "tf_crop_and_resize");
+}
+
+#[test]
+fn an_equation_sums_over_silent_units_only() {
+    let equation = |text: &str| [("equation", AttributeValue::String(text.to_owned().into()))];
+    let (_, silent) = locked(|b, x| b.node("Einsum", &[x], equation("nd->n")).unwrap());
+    assert_eq!(silent.groups.len(), 1);
+    let loud = locked(|b, x| {
+        let x = b.node("Sigmoid", &[x], []).unwrap();
+        b.node("Einsum", &[x], equation("nd->n")).unwrap()
+    });
+    assert_locked(&loud, "Einsum", "not exactly zero");
+    let both = locked(|b, x| {
+        let x = b.node("Sigmoid", &[x], []).unwrap();
+        b.node("Einsum", &[x, x], equation("nd,md->nm")).unwrap()
+    });
+    assert_locked(&both, "Einsum", "neither factor");
+    let diagonal = locked(|b, x| b.node("Einsum", &[x], equation("...d->...d")).unwrap());
+    assert_locked(&diagonal, "Einsum", "not understood");
+}
+
+fn scalar(builder: &mut Builder, dtype: DType, value: f64) -> ValueId {
+    builder.constant("s", Tensor::from_f64_as(dtype, vec![], &[value]).unwrap()).unwrap()
+}
+
+/// A quantized product over the units, which `quantized` and `zero` make of them.
+fn integer_product(
+    rest: impl FnOnce(&mut Builder, ValueId, ValueId) -> (ValueId, ValueId),
+) -> (Model, Grouping) {
+    locked(|b, x| {
+        let scale = scalar(b, DType::F32, 0.5);
+        let (q, zero) = rest(b, x, scale);
+        let turned = b.node("Transpose", &[q], []).unwrap();
+        b.node("MatMulInteger", &[q, turned, zero, zero], []).unwrap()
+    })
+}
+
+#[test]
+fn a_masked_unit_is_silent_where_it_is_the_zero_point_that_is_read() {
+    let (_, same) = integer_product(|b, x, scale| {
+        let zero = scalar(b, DType::U8, 9.0);
+        (b.node("QuantizeLinear", &[x, scale, zero], []).unwrap(), zero)
+    });
+    assert_eq!(same.groups.len(), 1, "{:#?}", same.locked);
+    let (_, dynamic) = integer_product(|b, x, _| {
+        let parts = b.nodes("DynamicQuantizeLinear", &[Some(x)], [], 3).unwrap();
+        (parts[0], parts[2])
+    });
+    assert_eq!(dynamic.groups.len(), 1, "{:#?}", dynamic.locked);
+    let other = integer_product(|b, x, scale| {
+        let (zero, other) = (scalar(b, DType::U8, 9.0), scalar(b, DType::U8, 8.0));
+        (b.node("QuantizeLinear", &[x, scale, zero], []).unwrap(), other)
+    });
+    assert_locked(&other, "MatMulInteger", "neither factor");
+    let loud = integer_product(|b, x, scale| {
+        let (x, zero) = (b.node("Sigmoid", &[x], []).unwrap(), scalar(b, DType::U8, 9.0));
+        (b.node("QuantizeLinear", &[x, scale, zero], []).unwrap(), zero)
+    });
+    assert_locked(&loud, "MatMulInteger", "neither factor");
+}
+
+#[test]
+fn a_dynamic_range_is_that_of_silent_units_only() {
+    let loud = locked(|b, x| {
+        let x = b.node("Sigmoid", &[x], []).unwrap();
+        let parts = b.nodes("DynamicQuantizeLinear", &[Some(x)], [], 3).unwrap();
+        let w = Tensor::new(DType::U8, vec![WIDTH, 2], vec![3; 2 * WIDTH]).unwrap();
+        let w = b.constant("w", w).unwrap();
+        b.node("MatMulInteger", &[parts[0], w, parts[2]], []).unwrap()
+    });
+    assert_locked(&loud, "DynamicQuantizeLinear", "not exactly zero");
+}
+
+#[test]
+fn a_norm_with_computed_parameters_locks() {
+    let found = locked(|b, x| {
+        let axes = ints(b, &[0]);
+        let scale = b.node("ReduceMax", &[x], [("axes", AttributeValue::Ints(vec![0]))]).unwrap();
+        let scale = b.node("Squeeze", &[scale, axes], []).unwrap();
+        let y = b.node("LayerNormalization", &[x, scale], axis(-1)).unwrap();
+        consume(b, y)
+    });
+    assert_locked(&found, "LayerNormalization", "computed");
+}
+
+#[test]
+fn an_axis_of_size_one_is_said_to_be_one() {
+    let mut builder = Builder::new(17);
+    let x = builder.input("x", DType::F32, vec![Dim::Symbol("N".into()), Dim::Fixed(3)]);
+    let (first, second) = (weight(&mut builder, 3, 2), weight(&mut builder, 1, 2));
+    let y = builder.node("MatMul", &[x, first], []).unwrap();
+    let (start, end, axes) =
+        (ints(&mut builder, &[0]), ints(&mut builder, &[1]), ints(&mut builder, &[1]));
+    let y = builder.node("Slice", &[y, start, end, axes], []).unwrap();
+    let out = builder.node("MatMul", &[y, second], []).unwrap();
+    let model = builder.finish(&[out]).unwrap();
+    let grouping = find(&model, &infer(&model));
+    assert!(grouping.groups.is_empty());
+    assert!(
+        grouping
+            .locked
+            .iter()
+            .any(|lock| lock.by == LockedBy::Limit && lock.why.contains("size 1"))
+    );
+}
+
+#[test]
+fn local_response_normalisation_mixes_neighbours() {
+    let found = locked(|b, x| {
+        let size = [("size", AttributeValue::Int(3))];
+        let y = b.node("LRN", &[x], size).unwrap();
+        consume(b, y)
+    });
+    assert_locked(&found, "LRN", "neighbouring");
 }

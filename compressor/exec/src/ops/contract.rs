@@ -11,6 +11,16 @@ use crate::value::Value;
 /// `[N, C, …] * [O, C / group, kernel…] + [O]`, by unfolding and one product for each group.
 pub(super) fn conv(attrs: &ConvAttrs, cx: &Context<'_>) -> Result<Value> {
     let (x, w) = (cx.get(0)?, cx.get(1)?);
+    Ok(x.with(convolved(attrs, &x.array, &w.array, cx.find(2).map(|bias| &bias.array))?))
+}
+
+/// As [`conv`], of bare arrays.
+pub(super) fn convolved(
+    attrs: &ConvAttrs,
+    x: &Array,
+    w: &Array,
+    bias: Option<&Array>,
+) -> Result<Array> {
     if x.rank() < 3 || w.rank() != x.rank() {
         return invalid("operands must be [N, C, spatial…] and [O, C / group, kernel…]");
     }
@@ -32,15 +42,15 @@ pub(super) fn conv(attrs: &ConvAttrs, cx: &Context<'_>) -> Result<Value> {
     let windows = Windows::new(&layout, &x.dims()[2..])?;
     let taps: usize = windows.kernel.iter().product();
     let places: usize = windows.counts.iter().product();
-    let columns = windows.unfold(&x.array, 0.0)?.reshape((n, groups, per_group * taps, places))?;
-    let filters = w.array.contiguous()?.reshape((1, groups, o / groups, per_group * taps))?;
+    let columns = windows.unfold(x, 0.0)?.reshape((n, groups, per_group * taps, places))?;
+    let filters = w.contiguous()?.reshape((1, groups, o / groups, per_group * taps))?;
     let product = filters.broadcast_matmul(&columns)?.reshape((n, o, places))?;
-    let biased = match cx.find(2) {
-        Some(bias) => product.broadcast_add(&bias.array.reshape((1, o, 1))?)?,
+    let biased = match bias {
+        Some(bias) => product.broadcast_add(&bias.reshape((1, o, 1))?)?,
         None => product,
     };
     let dims: Vec<usize> = [n, o].into_iter().chain(windows.counts).collect();
-    Ok(x.with(biased.reshape(dims)?))
+    Ok(biased.reshape(dims)?)
 }
 
 /// `alpha A B + beta C`.
@@ -62,11 +72,16 @@ pub(super) fn gemm(attrs: &GemmAttrs, cx: &Context<'_>) -> Result<Value> {
 /// Batched with broadcasting; rank 1 is a row on the left and a column on the right.
 pub(super) fn matmul(cx: &Context<'_>) -> Result<Value> {
     let (a, b) = (cx.get(0)?, cx.get(1)?);
+    Ok(a.with(multiplied(&a.array, &b.array)?))
+}
+
+/// As [`matmul`], of bare arrays.
+pub(super) fn multiplied(a: &Array, b: &Array) -> Result<Array> {
     if a.rank() == 0 || b.rank() == 0 {
         return invalid("a scalar operand");
     }
-    let left = if a.rank() == 1 { a.array.unsqueeze(0)? } else { a.array.clone() };
-    let right = if b.rank() == 1 { b.array.unsqueeze(1)? } else { b.array.clone() };
+    let left = if a.rank() == 1 { a.unsqueeze(0)? } else { a.clone() };
+    let right = if b.rank() == 1 { b.unsqueeze(1)? } else { b.clone() };
     let mut product = product(&left, &right)?;
     if b.rank() == 1 {
         product = product.squeeze(product.rank() - 1)?;
@@ -75,7 +90,7 @@ pub(super) fn matmul(cx: &Context<'_>) -> Result<Value> {
         let row = product.rank() - if b.rank() == 1 { 1 } else { 2 };
         product = product.squeeze(row)?;
     }
-    Ok(a.with(product))
+    Ok(product)
 }
 
 /// One product over all rows where the right operand has no batch, which saves copying it.

@@ -57,6 +57,35 @@ pub(super) fn layer(axis: i64, epsilon: f32, cx: &Context<'_>) -> Result<Vec<Val
     Ok(vec![x.with(y), x.with(mean), x.with(inverse)])
 }
 
+/// `scale x / √(mean x² + ε)` over the axes from `axis` on.
+pub(super) fn root_mean_square(axis: i64, epsilon: f32, cx: &Context<'_>) -> Result<Value> {
+    let x = cx.get(0)?;
+    let axes: Vec<usize> = (axis_of(axis, x.rank())?..x.rank()).collect();
+    let power = x.array.sqr()?.mean_keepdim(axes)?;
+    let root = (power + f64::from(epsilon))?.sqrt()?;
+    Ok(x.with(x.array.broadcast_div(&root)?.broadcast_mul(&cx.get(1)?.array)?))
+}
+
+/// Standardised over the channels of each group and the spatial axes; parameters one a group or one a channel.
+pub(super) fn group(groups: usize, epsilon: f32, cx: &Context<'_>) -> Result<Value> {
+    let x = cx.get(0)?;
+    if x.rank() < 2 || groups == 0 || !x.dims()[1].is_multiple_of(groups) {
+        return invalid(format!("{groups} groups of {:?}", x.dims()));
+    }
+    let (n, channels) = (x.dims()[0], x.dims()[1]);
+    let rest: usize = x.dims()[2..].iter().product();
+    let grouped = x.array.contiguous()?.reshape((n, groups, channels / groups * rest))?;
+    let [y, ..] = standardise(&grouped, 2, epsilon)?;
+    let param = |slot: usize| -> Result<Array> {
+        let param = cx.get(slot)?.array.clone();
+        let each = param.elem_count() / groups;
+        Ok(param.reshape((1, groups, each, 1))?)
+    };
+    let y = y.reshape((n, groups, channels / groups, rest))?;
+    let y = y.broadcast_mul(&param(1)?)?.broadcast_add(&param(2)?)?;
+    Ok(x.with(y.reshape(x.dims())?))
+}
+
 /// `x / (k + α/size Σ x²)^β` over `size` neighbouring channels.
 pub(super) fn local_response(size: usize, cx: &Context<'_>) -> Result<Value> {
     let x = cx.get(0)?;

@@ -1,37 +1,114 @@
 //! Random networks for properties: a list of blocks, built with weights from a seed.
 
+#[path = "nets/attention.rs"]
+mod attention;
+#[path = "nets/norms.rs"]
+mod norms;
+#[path = "nets/quantized.rs"]
+mod quantized;
+#[path = "nets/recurrent.rs"]
+mod recurrent;
+
 use graph::{AttributeValue, Builder, DType, Dim, Model, Tensor, ValueId};
 use proptest::prelude::*;
+// Not every test uses all of them.
+#[allow(unused_imports)]
+pub(crate) use quantized::{HOWS, build_quantized, quantized_blocks};
+#[allow(unused_imports)]
+pub(crate) use recurrent::{Recurrent, Start, recurrent_blocks};
 
 /// A stretch of a network. A block that does not fit where it stands is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Block {
-    Conv { out: usize, kernel: usize },
-    Grouped { groups: usize },
-    Depthwise { multiplier: usize },
+    Conv {
+        out: usize,
+        kernel: usize,
+    },
+    Grouped {
+        groups: usize,
+    },
+    Depthwise {
+        multiplier: usize,
+    },
     Activation(u8),
     BatchNorm,
     InstanceNorm,
     Scale,
     Residual,
-    Branches { out: usize },
-    Pool { max: bool },
+    Branches {
+        out: usize,
+    },
+    Pool {
+        max: bool,
+    },
     SplitSwap,
     SliceHalf,
-    Shuffle { groups: usize },
+    Shuffle {
+        groups: usize,
+    },
     SqueezeExcite,
     SumNorm,
     Gelu,
-    Flatten { dynamic: bool },
-    GlobalPool { max: bool },
-    Dense { out: usize, transposed: bool },
+    Flatten {
+        dynamic: bool,
+    },
+    GlobalPool {
+        max: bool,
+    },
+    Dense {
+        out: usize,
+        transposed: bool,
+    },
     Bias,
     Merge,
     ToSequence,
-    Attention { heads: usize },
+    Attention {
+        heads: usize,
+    },
     SharedWeight,
     Divide,
+    /// Groups of two channels.
+    Cardinal,
+    Deconv {
+        groups: usize,
+    },
+    Resize {
+        how: u8,
+    },
+    /// Over the channels of an image, or the width of a sequence.
+    Norm {
+        how: u8,
+    },
+    GroupNorm {
+        how: u8,
+    },
+    /// A mean or a sum over the units where they are not zero.
+    Centred {
+        sum: bool,
+    },
+    GroupedQuery {
+        groups: usize,
+    },
+    FusedAttention {
+        how: u8,
+    },
+    Gated {
+        fused: bool,
+    },
+    Einsum {
+        how: u8,
+    },
+    /// A shortcut that is padded to more channels.
+    Widened,
+    /// A quantized layer, with its activations brought to a grid.
+    Quantized {
+        how: u8,
+    },
+    Recurrent(Recurrent),
 }
+
+/// Ways to write a norm over the width.
+pub(crate) const NORMS: u8 = 8;
 
 /// Short lists of blocks.
 pub(crate) fn blocks() -> impl Strategy<Value = Vec<Block>> {
@@ -63,29 +140,53 @@ pub(crate) fn blocks() -> impl Strategy<Value = Vec<Block>> {
         prop_oneof![Just(2usize), Just(4)].prop_map(|heads| Block::Attention { heads }),
         Just(Block::SharedWeight),
         Just(Block::Divide),
+        Just(Block::Cardinal),
+        prop_oneof![Just(1usize), Just(2), Just(99)].prop_map(|groups| Block::Deconv { groups }),
+        (0u8..4).prop_map(|how| Block::Resize { how }),
+        (0u8..NORMS).prop_map(|how| Block::Norm { how }),
+        (0u8..3).prop_map(|how| Block::GroupNorm { how }),
+        any::<bool>().prop_map(|sum| Block::Centred { sum }),
+        (2usize..4).prop_map(|groups| Block::GroupedQuery { groups }),
+        (0u8..3).prop_map(|how| Block::FusedAttention { how }),
+        any::<bool>().prop_map(|fused| Block::Gated { fused }),
+        (0u8..2).prop_map(|how| Block::Einsum { how }),
+        Just(Block::Widened),
+        recurrent::recurrent(),
     ];
     prop::collection::vec(block, 1..9)
 }
 
 /// Numbers from a seed.
-pub(crate) struct Numbers(u64);
+pub(crate) struct Numbers {
+    state: u64,
+    /// Whether tensors hold multiples of 1/8 only.
+    coarse: bool,
+}
 
 impl Numbers {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, coarse: false }
+    }
+
+    /// Tensors of multiples of 1/8.
+    pub(crate) fn coarse(seed: u64) -> Self {
+        Self { coarse: true, ..Self::new(seed) }
     }
 
     /// Uniform in −1..1.
     pub(crate) fn next(&mut self) -> f32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        ((self.0 >> 40) as f32 / (1u64 << 23) as f32) - 1.0
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        ((self.state >> 40) as f32 / (1u64 << 23) as f32) - 1.0
     }
 
     pub(crate) fn tensor(&mut self, dims: &[usize], scale: f32, shift: f32) -> Tensor {
-        let values: Vec<f32> =
-            (0..dims.iter().product::<usize>()).map(|_| self.next() * scale + shift).collect();
+        let number = |numbers: &mut Self| {
+            let number = numbers.next() * scale + shift;
+            if numbers.coarse { (number * 8.0).round() / 8.0 } else { number }
+        };
+        let values: Vec<f32> = (0..dims.iter().product::<usize>()).map(|_| number(self)).collect();
         Tensor::from_f32(dims.to_vec(), &values).unwrap()
     }
 }
@@ -94,6 +195,7 @@ struct Net {
     builder: Builder,
     numbers: Numbers,
     at: ValueId,
+    opset: i64,
     /// Without the batch: `[C, H, W]`, `[L, D]` or `[F]`.
     dims: Vec<usize>,
 }
@@ -103,7 +205,7 @@ pub(crate) fn build(blocks: &[Block], seed: u64, opset: i64) -> Model {
     let mut builder = Builder::new(opset);
     let shape = [Dim::Symbol("N".into()), Dim::Fixed(4), Dim::Fixed(4), Dim::Fixed(4)];
     let at = builder.input("x", DType::F32, shape.to_vec());
-    let mut net = Net { builder, numbers: Numbers::new(seed), at, dims: vec![4, 4, 4] };
+    let mut net = Net { builder, numbers: Numbers::new(seed), at, opset, dims: vec![4, 4, 4] };
     net.conv(6, 3, 1);
     for block in blocks {
         net.block(*block);
@@ -156,6 +258,14 @@ impl Net {
             (Block::Depthwise { multiplier }, 3) => {
                 self.conv(self.dims[0] * multiplier, 3, self.dims[0])
             }
+            (Block::Cardinal, 3) if self.dims[0].is_multiple_of(2) && self.dims[0] > 4 => {
+                self.conv(self.dims[0], 1, self.dims[0] / 2)
+            }
+            (Block::Deconv { groups }, 3) => self.deconv(groups),
+            (Block::Resize { how }, 3) if self.dims[1] < 9 => self.resize(how),
+            (Block::Norm { how }, _) => self.norm(how),
+            (Block::GroupNorm { how }, 3) => self.group_norm(how),
+            (Block::Centred { sum }, _) => self.centred(sum),
             (Block::Activation(which), _) => self.activation(which),
             (Block::BatchNorm, 3) => self.batch_norm(),
             (Block::InstanceNorm, 3) => {
@@ -217,7 +327,14 @@ impl Net {
                 self.dims.reverse();
             }
             (Block::Attention { heads }, 2) => self.attention(heads),
+            (Block::GroupedQuery { groups }, 2) => self.grouped_query(groups),
+            (Block::FusedAttention { how }, 2) => self.fused_attention(how),
+            (Block::Gated { fused }, 1..=2) => self.gated(fused),
+            (Block::Einsum { how }, _) => self.einsum(how),
+            (Block::Widened, 3) => self.widened(),
+            (Block::Quantized { how }, _) => self.quantized(how),
             (Block::SharedWeight, 1..=2) => self.shared_weight(),
+            (Block::Recurrent(layer), 2) => self.recurrent(layer),
             _ => {}
         }
     }
@@ -234,6 +351,60 @@ impl Net {
         ];
         self.at = self.op("Conv", &[self.at, w, b], attributes);
         self.dims[0] = out;
+    }
+
+    /// Doubles no axis; as many groups as channels where there are fewer channels, one where they do not divide.
+    fn deconv(&mut self, groups: usize) {
+        let channels = self.dims[0];
+        let groups = match groups.min(channels) {
+            groups if channels.is_multiple_of(groups) => groups,
+            _ => 1,
+        };
+        let (per_out, per_in) = (if groups == channels { 2 } else { 3 }, channels / groups);
+        let w = self.weight(&[channels, per_out, 3, 3], per_in * 9);
+        let b = self.param(&[per_out * groups], 0.5, 0.0);
+        let attributes = [
+            ("group", AttributeValue::Int(groups as i64)),
+            ("pads", AttributeValue::Ints(vec![1; 4])),
+        ];
+        self.at = self.op("ConvTranspose", &[self.at, w, b], attributes);
+        self.dims[0] = per_out * groups;
+    }
+
+    /// By scales, by sizes of some axes, or by sizes computed from the shape in two ways.
+    fn resize(&mut self, how: u8) {
+        let x = self.at;
+        let [c, h, w] = self.dims[..] else { return };
+        let [h, w] = [h + 1, w + 2];
+        let mode = ["nearest", "linear", "cubic", "linear"][usize::from(how)];
+        let operands = match how {
+            0 => {
+                let scales = Tensor::from_f32(vec![4], &[1.0, 1.0, 2.0, 1.5]).unwrap();
+                (self.dims[1], self.dims[2]) = (self.dims[1] * 2, self.dims[2] * 3 / 2);
+                [None, Some(self.builder.constant("scales", scales).unwrap()), None]
+            }
+            1 => {
+                let shape = self.op("Shape", &[x], []);
+                let (zero, two) = (self.ints(&[0]), self.ints(&[2]));
+                let kept = self.op("Slice", &[shape, zero, two], []);
+                let rest = self.ints(&[h as i64, w as i64]);
+                let axis = [("axis", AttributeValue::Int(0))];
+                (self.dims[1], self.dims[2]) = (h, w);
+                [None, None, Some(self.op("Concat", &[kept, rest], axis))]
+            }
+            _ => {
+                let shape = self.op("Shape", &[x], []);
+                let zero = self.ints(&[0]);
+                let batch = self.op("Gather", &[shape, zero], []);
+                let rest = self.ints(&[c as i64, h as i64, w as i64]);
+                let axis = [("axis", AttributeValue::Int(0))];
+                (self.dims[1], self.dims[2]) = (h, w);
+                [None, None, Some(self.op("Concat", &[batch, rest], axis))]
+            }
+        };
+        let inputs = [vec![Some(x)], operands.to_vec()].concat();
+        let attributes = [("mode", AttributeValue::String(mode.into()))];
+        self.at = self.builder.nodes("Resize", &inputs, attributes, 1).unwrap()[0];
     }
 
     fn dense(&mut self, out: usize, transposed: bool) {
@@ -265,13 +436,6 @@ impl Net {
         self.at = self.op(op, &[self.at], []);
     }
 
-    fn batch_norm(&mut self) {
-        let c = self.dims[0];
-        let (scale, bias) = (self.param(&[c], 0.5, 1.0), self.param(&[c], 0.5, 0.0));
-        let (mean, var) = (self.param(&[c], 0.5, 0.0), self.param(&[c], 0.4, 1.0));
-        self.at = self.op("BatchNormalization", &[self.at, scale, bias, mean, var], []);
-    }
-
     /// With a constant that varies along the channels only.
     fn broadcast(&mut self, op: &str, scale: f32, shift: f32) {
         let dims = match self.dims.as_slice() {
@@ -287,6 +451,14 @@ impl Net {
         let before = self.at;
         branch(self);
         self.at = self.op("Add", &[before, self.at], []);
+    }
+
+    fn widened(&mut self) {
+        let before = self.at;
+        self.conv(self.dims[0] + 3, 3, 1);
+        let pads = self.ints(&[0, 1, 0, 0, 0, 2, 0, 0]);
+        let padded = self.op("Pad", &[before, pads], []);
+        self.at = self.op("Add", &[padded, self.at], []);
     }
 
     fn branches(&mut self, out: usize) {
@@ -344,30 +516,6 @@ impl Net {
         self.dims = dims;
     }
 
-    /// A layer norm over the channels, from sums and a constant count, as some exporters decompose it.
-    fn sum_norm(&mut self) {
-        let (axis, width) =
-            if self.dims.len() == 3 { (1, self.dims[0]) } else { (-1, *self.dims.last().unwrap()) };
-        let axes = self.ints(&[axis]);
-        let (count, epsilon) = (self.scalar(1.0 / width as f32), self.scalar(1e-3));
-        let x = self.at;
-        let sum = self.op("ReduceSum", &[x, axes], []);
-        let mean = self.op("Mul", &[sum, count], []);
-        let square = self.op("Mul", &[x, x], []);
-        let squares = self.op("ReduceSum", &[square, axes], []);
-        let power = self.op("Mul", &[squares, count], []);
-        let mean_square = self.op("Mul", &[mean, mean], []);
-        let variance = self.op("Sub", &[power, mean_square], []);
-        let zero = self.scalar(0.0);
-        let variance = self.op("Max", &[variance, zero], []);
-        let variance = self.op("Add", &[variance, epsilon], []);
-        let deviation = self.op("Sqrt", &[variance], []);
-        let centred = self.op("Sub", &[x, mean], []);
-        self.at = self.op("Div", &[centred, deviation], []);
-        self.broadcast("Mul", 0.5, 1.0);
-        self.broadcast("Add", 0.5, 0.0);
-    }
-
     fn gelu(&mut self) {
         let x = self.at;
         let (root, one, half) = (self.scalar(0.7), self.scalar(1.0), self.scalar(0.5));
@@ -398,29 +546,6 @@ impl Net {
         let target = self.ints(&target);
         self.at = self.op("Reshape", &[self.at, target], []);
         self.dims = dims;
-    }
-
-    fn attention(&mut self, heads: usize) {
-        let [length, width] = self.dims[..] else { return };
-        let each = 3;
-        let turned = |net: &mut Self, perm: [i64; 4]| {
-            let w = net.weight(&[width, heads * each], width);
-            let x = net.op("MatMul", &[net.at, w], []);
-            let split = net.ints(&[0, length as i64, heads as i64, each as i64]);
-            let x = net.op("Reshape", &[x, split], []);
-            net.op("Transpose", &[x], [("perm", AttributeValue::Ints(perm.to_vec()))])
-        };
-        let (q, k) = (turned(self, [0, 2, 1, 3]), turned(self, [0, 2, 3, 1]));
-        let v = turned(self, [0, 2, 1, 3]);
-        let scores = self.op("MatMul", &[q, k], []);
-        let weights = self.op("Softmax", &[scores], [("axis", AttributeValue::Int(-1))]);
-        let mixed = self.op("MatMul", &[weights, v], []);
-        let mixed =
-            self.op("Transpose", &[mixed], [("perm", AttributeValue::Ints(vec![0, 2, 1, 3]))]);
-        let merged = self.ints(&[0, 0, -1]);
-        self.at = self.op("Reshape", &[mixed, merged], []);
-        self.dims = vec![length, heads * each];
-        self.dense(width, false);
     }
 
     /// One initializer, read by two products whose units may go separate ways.

@@ -60,8 +60,35 @@ pub(super) fn factors(from: &[Dim], to: &[Dim]) -> Factoring {
     if let ([(before, _)], [(after, _)]) = (a, b) {
         // All else is equal, so these are.
         found.equal.push((*before, *after));
+    } else {
+        append(&mut found, ends(a, b));
     }
     append(&mut found, tail);
+    found
+}
+
+/// Common factors at the ends of two runs with unknown sizes between: of two outermost (or innermost) sizes of
+/// which one divides the other, the smaller is a factor of both axes, whatever follows.
+fn ends(a: Axes<'_>, b: Axes<'_>) -> Factoring {
+    let mut found = Factoring::default();
+    let shared = |x: Option<&(usize, &Dim)>, y: Option<&(usize, &Dim)>| {
+        let (&(ax, dx), &(ay, dy)) = (x?, y?);
+        let (sx, sy) = (fixed(dx)?, fixed(dy)?);
+        let width = sx.min(sy);
+        let divides = width > 1 && sx != sy && sx.max(sy).is_multiple_of(width);
+        divides.then_some((width, (ax, sx), (ay, sy)))
+    };
+    let mut add = |(width, (ax, sx), (ay, sy)): (usize, (usize, usize), (usize, usize)), outer| {
+        let stripe = |size: usize| Stripe { width, inner: if outer { size / width } else { 1 } };
+        let factor = Factor { from: (ax, stripe(sx)), to: (ay, stripe(sy)), whole: false };
+        found.factors.push(factor);
+    };
+    if let Some(factor) = shared(a.first(), b.first()) {
+        add(factor, true);
+    }
+    if let Some(factor) = shared(a.last(), b.last()) {
+        add(factor, false);
+    }
     found
 }
 
@@ -213,6 +240,14 @@ mod tests {
     #[test]
     fn heads_split_off_behind_unknown_leading_axes() {
         assert_eq!(show("? L 768", "? L 12 64"), "0~0 1~1 2:12*64>2:12*1 2:64*1>3:64*1");
+    }
+
+    #[test]
+    fn the_ends_of_what_is_not_known_may_have_a_factor() {
+        assert_eq!(show("N 32 ? ?", "N 8 ?"), "0~0 1:8*4>1:8*1");
+        assert_eq!(show("? 7 64", "? 5 16"), "2:16*1>2:16*1");
+        assert_eq!(show("32 ? 6", "8 ? 12"), "0:8*4>0:8*1 2:6*1>2:6*1");
+        assert_eq!(show("6 ?", "4 ?"), "");
     }
 
     #[test]

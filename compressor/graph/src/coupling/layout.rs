@@ -266,8 +266,32 @@ pub(super) fn observed(ports: &Ports) -> Coupling {
     Coupling { fresh: (0..rank).map(|axis| input(0, axis)).collect(), ..Coupling::default() }
 }
 
-/// Axes that are not padded pass.
-pub(super) fn pad(pads: Option<&[i64]>, ports: &Ports) -> Result<Coupling, String> {
+/// Axes that are not padded pass; one that is lengthened by a constant passes with an offset, and the filler are
+/// units of their own.
+pub(super) fn pad(mode: &str, pads: Option<&[i64]>, ports: &Ports) -> Result<Coupling, String> {
+    let amounts = pad_amounts(pads, ports)?;
+    let constant = matches!(mode, "" | "constant");
+    let mut coupling = Coupling::default();
+    for (axis, &(begin, end)) in amounts.iter().enumerate() {
+        let size = ports.size(input(0, axis)).zip(usize::try_from(begin).ok());
+        match size {
+            _ if (begin, end) == (0, 0) => coupling.same(input(0, axis), output(0, axis)),
+            Some((len, begin)) if constant && end >= 0 => coupling.link(
+                input(0, axis),
+                output(0, axis),
+                Relation::Range { a: 0, b: begin, len },
+            ),
+            _ => {
+                coupling.lock(input(0, axis), "Pad lengthens this axis");
+                coupling.lock(output(0, axis), "Pad lengthens this axis");
+            }
+        }
+    }
+    Ok(coupling)
+}
+
+/// How much a `Pad` adds before and behind each axis.
+pub(crate) fn pad_amounts(pads: Option<&[i64]>, ports: &Ports) -> Result<Vec<(i64, i64)>, String> {
     let rank = ports.rank(Port::In(0)).unwrap_or(0);
     let pads = pads.or_else(|| ports.ints(1)).ok_or("Pad: amounts that are computed")?;
     let axes = match ports.has(3) {
@@ -277,18 +301,9 @@ pub(super) fn pad(pads: Option<&[i64]>, ports: &Ports) -> Result<Coupling, Strin
     if pads.len() != 2 * axes.len() {
         return Err(format!("Pad: {} amounts for {} axes", pads.len(), axes.len()));
     }
-    let mut padded = vec![false; rank];
+    let mut amounts = vec![(0, 0); rank];
     for (i, &axis) in axes.iter().enumerate() {
-        padded[normal_axis(axis, rank)?] = pads[i] != 0 || pads[i + axes.len()] != 0;
+        amounts[normal_axis(axis, rank)?] = (pads[i], pads[i + axes.len()]);
     }
-    let mut coupling = Coupling::default();
-    for (axis, padded) in padded.into_iter().enumerate() {
-        if padded {
-            coupling.lock(input(0, axis), "Pad lengthens this axis");
-            coupling.lock(output(0, axis), "Pad lengthens this axis");
-        } else {
-            coupling.same(input(0, axis), output(0, axis));
-        }
-    }
-    Ok(coupling)
+    Ok(amounts)
 }

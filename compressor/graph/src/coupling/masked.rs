@@ -8,14 +8,20 @@
 //! Exact non-zero values are followed too: the variance of a masked channel is 0, plus epsilon, rooted and
 //! inverted it is a large but finite number, and only knowing it shows that.
 
+use super::quantized::zero_point_of;
 use super::{AxisRef, Link, Port, PortInfo, Ports};
-use crate::{BinaryOp, Node, Op, PoolKind, ReduceKind, UnaryOp};
+use crate::{AttributeValue, BinaryOp, Node, Op, PoolKind, ReduceKind, UnaryOp, ValueId};
 
 /// What stands at the indices of a masked unit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Fact {
     /// This value (zero is exact, others are up to rounding).
     Exact(f64),
+    /// Finite, and the same for all masked units: what the elementwise nodes on the way make of exact values and of
+    /// values that do not have the axis.
+    Common,
+    /// Exactly zero, quantized: the zero point that this value holds.
+    ZeroPoint(ValueId),
     /// Something finite, given that the unmasked model's values are.
     Finite,
     /// Possibly an infinity or NaN.
@@ -26,7 +32,7 @@ pub(crate) enum Fact {
 pub(crate) const ZERO: Fact = Fact::Exact(0.0);
 
 /// The axes of a node's inputs that carry an output axis, as `(slot, axis)`.
-fn carriers(links: &[Link], out: AxisRef) -> Vec<(usize, usize)> {
+pub(crate) fn carriers(links: &[Link], out: AxisRef) -> Vec<(usize, usize)> {
     let mut found = Vec::new();
     for link in links {
         for (this, other) in [(link.a, link.b), (link.b, link.a)] {
@@ -50,29 +56,91 @@ pub(crate) fn transfer(
 ) -> Fact {
     let carriers = carriers(links, out);
     let at = |slot: usize| {
+        let found = carriers.iter().find(|carrier| carrier.0 == slot);
+        found.map(|&(slot, axis)| fact(slot, axis))
+    };
+    match &node.op {
+        Op::Unary(op) => at(0).map_or(Fact::Finite, |x| {
+            common(unary(*op, node, ports, x.plain()), *op != UnaryOp::Dropout, &[Some(x)])
+        }),
+        Op::Binary(op) => {
+            let carried: Vec<Option<Fact>> = (0..ports.inputs.len()).map(at).collect();
+            let operand = |(slot, fact): (usize, &Option<Fact>)| {
+                Operand::new(ports, slot, fact.map(Fact::plain))
+            };
+            let operands: Vec<Operand> = carried.iter().enumerate().map(operand).collect();
+            common(binary(*op, &operands), true, &carried)
+        }
+        _ => combined(node, ports, links, out, fact).plain(),
+    }
+}
+
+/// A finite result is common where everything that carries the units is.
+fn common(result: Fact, repeatable: bool, carried: &[Option<Fact>]) -> Fact {
+    let is_common = |fact: &Fact| matches!(fact, Fact::Exact(_) | Fact::Common);
+    let all = carried.iter().flatten().all(is_common);
+    if result == Fact::Finite && repeatable && all { Fact::Common } else { result }
+}
+
+/// As [`transfer`], of operators that are not elementwise.
+fn combined(
+    node: &Node,
+    ports: &Ports,
+    links: &[Link],
+    out: AxisRef,
+    fact: &dyn Fn(usize, usize) -> Fact,
+) -> Fact {
+    let fact = &|slot: usize, axis: usize| fact(slot, axis).plain();
+    let carriers = carriers(links, out);
+    let at = |slot: usize| {
         let mut facts = carriers.iter().filter(|carrier| carrier.0 == slot);
         facts.next().map(|&(slot, axis)| fact(slot, axis))
     };
     match &node.op {
-        Op::Unary(op) => at(0).map_or(Fact::Finite, |x| unary(*op, node, ports, x)),
-        Op::Binary(op) => {
-            let operands: Vec<Operand> =
-                (0..ports.inputs.len()).map(|slot| Operand::new(ports, slot, at(slot))).collect();
-            binary(*op, &operands)
-        }
         Op::Conv(_) | Op::ConvTranspose(_) if out.axis == 1 => {
             affine(&[at(0), at(1)], ports, 2, at(2))
         }
+        Op::DequantizeLinear { .. } | Op::MatMulInteger | Op::Einsum(_) => {
+            product(node, ports, &carriers, fact)
+        }
+        Op::ConvInteger(_) | Op::QLinearConv(_) if out.axis == 1 => {
+            let bias = if matches!(node.op, Op::QLinearConv(_)) { at(8) } else { None };
+            let biased = matches!(node.op, Op::QLinearConv(_)) && ports.has(8);
+            match product(node, ports, &carriers, fact) {
+                ZERO if biased && bias != Some(ZERO) => Fact::Finite,
+                fact => requantized(node, ports, fact),
+            }
+        }
+        Op::QLinearMatMul => requantized(node, ports, product(node, ports, &carriers, fact)),
+        Op::QuantizeLinear { .. } if at(0) == Some(ZERO) => zero_point(node, ports, 2),
+        Op::DynamicQuantizeLinear if at(0) == Some(ZERO) => {
+            node.output(2).map_or(Fact::Finite, Fact::ZeroPoint)
+        }
         Op::Gemm(_) => affine(&[at(0), at(1)], ports, 2, at(2)),
         Op::MatMul => affine(&[at(0), at(1)], ports, 2, None),
-        Op::BatchNormalization { .. } | Op::InstanceNormalization { .. } if out.axis == 1 => {
+        Op::BatchNormalization { .. }
+        | Op::InstanceNormalization { .. }
+        | Op::GroupNormalization { .. }
+            if out.axis == 1 =>
+        {
             let scale = carriers_of_params(links, out, fact, 1);
             let bias = carriers_of_params(links, out, fact, 2);
             all_finite(&[at(0), scale, bias]).unwrap_or_else(|| {
                 if scale == Some(ZERO) && bias == Some(ZERO) { ZERO } else { Fact::Finite }
             })
         }
+        Op::LayerNormalization { axis, epsilon } | Op::RmsNormalization { axis, epsilon } => {
+            width_norm(*axis, *epsilon, ports, links, out, fact)
+        }
         Op::Pool(attrs) => pool(attrs.kind, at(0)),
+        // Weights that add up to one, along other axes.
+        Op::Resize => {
+            if at(0) == Some(ZERO) {
+                ZERO
+            } else {
+                merge(at(0).into_iter()).worst(Fact::Finite)
+            }
+        }
         Op::Reduce { kind, .. } => reduce(*kind, at(0)),
         Op::Pad { mode, .. } => pad(mode, ports, at(0)),
         Op::Concat { .. } => merge(carriers.iter().map(|&(slot, axis)| fact(slot, axis))),
@@ -82,14 +150,21 @@ pub(crate) fn transfer(
         | Op::Squeeze { .. }
         | Op::Unsqueeze { .. }
         | Op::Split { .. }
-        | Op::Slice { .. }
-        | Op::Expand => at(0).unwrap_or(Fact::Finite),
+        | Op::Slice { .. } => at(0).unwrap_or(Fact::Finite),
+        Op::Expand => at(0).unwrap_or_else(|| repeated(ports)),
         Op::Gather { .. } => at(0).unwrap_or(Fact::Finite),
+        Op::ConstantOfShape => filler(node),
+        Op::Recurrent(attrs) => super::recurrent::masked(attrs, node, ports, out, fact),
         _ => merge(carriers.iter().map(|&(slot, axis)| fact(slot, axis))).worst(Fact::Finite),
     }
 }
 
 impl Fact {
+    /// Without knowing that masked units have it in common.
+    fn plain(self) -> Self {
+        if self == Self::Common { Self::Finite } else { self }
+    }
+
     /// Wild if either is, otherwise merely finite unless both agree.
     fn worst(self, other: Self) -> Self {
         match (self, other) {
@@ -125,6 +200,83 @@ fn carriers_of_params(
     links.iter().any(|link| (link.a, link.b) == (data, params)).then(|| fact(slot, 0))
 }
 
+/// Whether a masked unit on an axis of input `slot` is exactly zero as the node reads it.
+pub(crate) fn is_silent(node: &Node, ports: &Ports, slot: usize, fact: Fact) -> bool {
+    let Some(point) = zero_point_of(&node.op, slot) else { return fact == ZERO };
+    let Some(info) = ports.get(Port::In(point)) else { return fact == ZERO };
+    // A mask writes the zero point into constants.
+    let masked = || ports.get(Port::In(slot)).is_some_and(|info| info.constant) && fact == ZERO;
+    let same = match fact {
+        Fact::Exact(value) => info.uniform == Some(value),
+        Fact::ZeroPoint(value) => node.input(point) == Some(value),
+        Fact::Common | Fact::Finite | Fact::Wild => false,
+    };
+    same || masked()
+}
+
+/// A product (of one factor, perhaps): zero where a factor is.
+fn product(
+    node: &Node,
+    ports: &Ports,
+    carriers: &[(usize, usize)],
+    fact: &dyn Fn(usize, usize) -> Fact,
+) -> Fact {
+    let facts = || carriers.iter().map(|&(slot, axis)| (slot, fact(slot, axis)));
+    if facts().any(|(_, fact)| fact == Fact::Wild) {
+        return Fact::Wild;
+    }
+    if facts().any(|(slot, fact)| is_silent(node, ports, slot, fact)) {
+        return ZERO;
+    }
+    Fact::Finite
+}
+
+/// What stands for zero where input `slot` is the zero point.
+fn zero_point(node: &Node, ports: &Ports, slot: usize) -> Fact {
+    match (ports.get(Port::In(slot)), node.input(slot)) {
+        (None, _) => ZERO,
+        (Some(PortInfo { uniform: Some(value), .. }), _) => Fact::Exact(*value),
+        (Some(PortInfo { dims: Some(dims), .. }), Some(value)) if dims.is_empty() => {
+            Fact::ZeroPoint(value)
+        }
+        _ => Fact::Finite,
+    }
+}
+
+/// An integer sum brought to the scale and zero point of the output, where the operator does that.
+fn requantized(node: &Node, ports: &Ports, sum: Fact) -> Fact {
+    match (&node.op, sum) {
+        (Op::QLinearConv(_) | Op::QLinearMatMul, ZERO) => zero_point(node, ports, 7),
+        (_, sum) => sum,
+    }
+}
+
+/// What is normalised over the width: finite because of epsilon, and silent with its scale and its bias.
+fn width_norm(
+    axis: i64,
+    epsilon: f32,
+    ports: &Ports,
+    links: &[Link],
+    out: AxisRef,
+    fact: &dyn Fn(usize, usize) -> Fact,
+) -> Fact {
+    let rank = ports.rank(Port::In(0)).unwrap_or(0);
+    let Ok(first) = super::normal_axis(axis, rank) else { return Fact::Wild };
+    let x = fact(0, out.axis);
+    if x == Fact::Wild || epsilon.is_nan() || epsilon <= 0.0 {
+        return Fact::Wild;
+    }
+    let silent = |slot: usize| {
+        let Some(axis) = out.axis.checked_sub(first) else { return false };
+        let param = super::input(slot, axis);
+        let linked =
+            links.iter().any(|link| (link.a, link.b) == (super::input(0, out.axis), param));
+        !ports.has(slot) || (linked && fact(slot, axis) == ZERO)
+    };
+    let both = ports.has(1) && silent(1) && silent(2);
+    if both { ZERO } else { Fact::Finite }
+}
+
 /// A product of factors plus an optional bias: zero where a factor and the bias are.
 fn affine(factors: &[Option<Fact>], ports: &Ports, bias_slot: usize, bias: Option<Fact>) -> Fact {
     if let Some(wild) = all_finite(factors).or_else(|| all_finite(&[bias])) {
@@ -135,6 +287,9 @@ fn affine(factors: &[Option<Fact>], ports: &Ports, bias_slot: usize, bias: Optio
 }
 
 fn unary(op: UnaryOp, node: &Node, ports: &Ports, x: Fact) -> Fact {
+    if let Fact::ZeroPoint(_) = x {
+        return if op == UnaryOp::Identity { x } else { Fact::Finite };
+    }
     let Fact::Exact(value) = x else {
         let partial = matches!(op, UnaryOp::Log | UnaryOp::Sqrt | UnaryOp::Reciprocal);
         return if partial { Fact::Wild } else { x };
@@ -297,6 +452,19 @@ fn power(operands: &[Operand]) -> Fact {
         (Fact::Exact(base), Fact::Finite) if base > 0.0 => Fact::Finite,
         _ => Fact::Wild,
     }
+}
+
+/// The one element of a `ConstantOfShape`.
+fn filler(node: &Node) -> Fact {
+    let Some(AttributeValue::Tensor(value)) = node.attr("value") else { return ZERO };
+    let first = value.to_f64_vec().ok().and_then(|values| values.first().copied());
+    first.map_or(Fact::Finite, Fact::exact)
+}
+
+/// On an axis that `Expand` makes: what its input holds.
+fn repeated(ports: &Ports) -> Fact {
+    let uniform = ports.get(Port::In(0)).and_then(|info| info.uniform);
+    uniform.map_or(Fact::Finite, Fact::exact)
 }
 
 fn pool(kind: PoolKind, x: Option<Fact>) -> Fact {

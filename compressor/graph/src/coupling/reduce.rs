@@ -1,6 +1,6 @@
 //! Operators that fold an axis: sums tolerate units that are zero, everything else needs all of them.
 
-use super::{Coupling, Port, Ports, input, normal_axis, output};
+use super::{Coupling, Fold, FoldKind, Port, Ports, input, normal_axis, output};
 use crate::{Dim, ReduceKind};
 
 /// Where a reduction takes its axes from.
@@ -40,12 +40,20 @@ pub(super) fn reduce(
 ) -> Result<Coupling, String> {
     let rank = ports.dims(Port::In(0)).map_or(0, <[Dim]>::len);
     let reduced = axes.resolve(rank, ports)?;
-    let zero_is_neutral =
-        matches!(kind, ReduceKind::Sum | ReduceKind::L1 | ReduceKind::L2 | ReduceKind::SumSquare);
+    let zero_is_neutral = matches!(kind, ReduceKind::L1 | ReduceKind::L2 | ReduceKind::SumSquare);
+    let fold = match kind {
+        ReduceKind::Sum => Some(FoldKind::Sum),
+        ReduceKind::Mean => Some(FoldKind::Mean),
+        _ => None,
+    };
     let mut coupling = Coupling::default();
     for (axis, target) in folded(rank, &reduced, keepdims) {
         match target {
             Some(target) => coupling.same(input(0, axis), output(0, target)),
+            None if fold.is_some() => coupling.folds.extend(fold.map(|kind| {
+                let beside = reduced.iter().copied().filter(|&other| other != axis).collect();
+                Fold { at: input(0, axis), kind, beside, keeps_rank: keepdims }
+            })),
             None if zero_is_neutral => coupling.sums.push(input(0, axis)),
             None => coupling.lock(input(0, axis), format!("{op_type} folds this axis")),
         }
@@ -99,6 +107,22 @@ pub(super) fn softmax(
         }
     }
     Ok(coupling)
+}
+
+/// Each channel is divided by a function of the `size` channels around it: a removed one would bring others
+/// near.
+pub(super) fn local_response(op_type: &str, ports: &Ports) -> Coupling {
+    let mut coupling = Coupling::default();
+    for axis in 0..ports.rank(Port::In(0)).unwrap_or(0) {
+        if axis == 1 {
+            let why = format!("{op_type} divides by neighbouring channels");
+            coupling.lock(input(0, axis), why.clone());
+            coupling.lock(output(0, axis), why);
+        } else {
+            coupling.same(input(0, axis), output(0, axis));
+        }
+    }
+    coupling
 }
 
 /// The answer is a position on the axis.

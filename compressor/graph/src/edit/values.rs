@@ -95,7 +95,8 @@ pub(super) fn rename(graph: &mut Graph, id: ValueId, name: String) -> Outcome {
     Ok(Applied::default())
 }
 
-fn rename_within(graph: &mut Graph, id: ValueId, old: &str, new: &str) {
+/// Renames a value in its graph and in the bodies that capture it; the new name must be free in all of them.
+pub(super) fn rename_within(graph: &mut Graph, id: ValueId, old: &str, new: &str) {
     graph.names.remove(old);
     graph.names.insert(new.to_owned(), id);
     for annotation in &mut graph.rest.quantization_annotation {

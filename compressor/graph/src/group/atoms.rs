@@ -1,5 +1,8 @@
 //! Union-find, and the closures of indices under it.
 
+use std::collections::HashMap;
+
+use super::find::{Axis, MAX_AXIS, Search};
 use crate::coupling::{Relation, Stripe};
 
 /// Disjoint sets of `0..len`, each locked or not.
@@ -96,6 +99,118 @@ pub(super) fn pairs(
             }
             Ok(())
         }
+    }
+}
+
+/// Indices followed in all; further axes are locked.
+const MAX_ATOMS: usize = 1 << 26;
+
+/// Every index of every class of axes.
+pub(super) struct Atoms {
+    pub(super) sets: Sets,
+    class_of: Vec<usize>,
+    /// First atom of every class, and its size.
+    ranges: Vec<Option<(usize, usize)>>,
+}
+
+impl Atoms {
+    pub(super) fn new(search: &Search<'_>) -> Self {
+        let axes = &search.axes;
+        let mut classes = Sets::new(axes.len());
+        let mut rest = Vec::new();
+        for statement in &search.statements {
+            for link in &statement.links {
+                let ends = search.id(statement.node, link.a).zip(search.id(statement.node, link.b));
+                match ends {
+                    Some((a, b))
+                        if link.relation == Relation::Same && axes[a].size == axes[b].size =>
+                    {
+                        classes.join(a, b);
+                    }
+                    Some(ends) => rest.push((link.relation, ends)),
+                    None => {}
+                }
+            }
+        }
+        let class_of: Vec<usize> = (0..axes.len()).map(|axis| classes.root(axis)).collect();
+        let mut total = 0;
+        let mut ranges = vec![None; axes.len()];
+        for (axis, &class) in class_of.iter().enumerate() {
+            if class == axis && axes[axis].size <= MAX_AXIS && total + axes[axis].size <= MAX_ATOMS
+            {
+                ranges[axis] = Some((total, axes[axis].size));
+                total += axes[axis].size;
+            }
+        }
+        let mut atoms = Self { sets: Sets::new(total), class_of, ranges };
+        for (relation, ends) in rest {
+            atoms.join(relation, ends, axes);
+        }
+        atoms
+    }
+
+    /// The class of an axis: one of its axes that are the same, index for index.
+    pub(super) fn class(&self, axis: usize) -> usize {
+        self.class_of[axis]
+    }
+
+    /// The first atom of an axis; `None` where it is too wide to follow.
+    pub(super) fn first(&self, axis: usize) -> Option<usize> {
+        self.ranges[self.class_of[axis]].map(|(first, _)| first)
+    }
+
+    /// Whether no index of an axis can go.
+    pub(super) fn is_locked(&mut self, axis: usize, search: &Search<'_>) -> bool {
+        let Some(first) = self.first(axis) else { return true };
+        (first..first + search.axes[axis].size).all(|atom| self.sets.is_locked(atom))
+    }
+
+    pub(super) fn lock(&mut self, axis: usize) {
+        if let Some((first, size)) = self.ranges[self.class_of[axis]] {
+            (first..first + size).for_each(|atom| self.sets.lock(atom));
+        }
+    }
+
+    pub(super) fn join(&mut self, relation: Relation, (a, b): (usize, usize), axes: &[Axis]) {
+        let (Some(first_a), Some(first_b)) = (self.first(a), self.first(b)) else {
+            self.lock(a);
+            self.lock(b);
+            return;
+        };
+        // A relation that does not fit has been locked.
+        let _ = pairs(relation, (axes[a].size, axes[b].size), |i, j| {
+            self.sets.join(first_a + i, first_b + j)
+        });
+    }
+
+    /// How many units would be left free if `relation` were joined.
+    pub(super) fn units_after(
+        &mut self,
+        relation: Relation,
+        (a, b): (usize, usize),
+        axes: &[Axis],
+    ) -> usize {
+        let (Relation::Stripes { a: stripe_a, b: stripe_b }, Some(first_a), Some(first_b)) =
+            (relation, self.first(a), self.first(b))
+        else {
+            return 0;
+        };
+        let mut roots: HashMap<usize, usize> = HashMap::new();
+        let mut merged = Sets::new(stripe_a.width);
+        for unit in 0..stripe_a.width {
+            let on_a = stripe(stripe_a, axes[a].size, unit).map(|i| first_a + i);
+            let on_b = stripe(stripe_b, axes[b].size, unit).map(|i| first_b + i);
+            for atom in on_a.chain(on_b) {
+                let root = self.sets.root(atom);
+                if self.sets.is_locked(root) {
+                    merged.lock(unit);
+                }
+                merged.join(*roots.entry(root).or_insert(unit), unit);
+            }
+        }
+        (0..stripe_a.width)
+            .filter(|&unit| merged.root(unit) == unit && !merged.is_locked(unit))
+            .count()
     }
 }
 

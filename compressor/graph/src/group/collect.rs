@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::find::{Atoms, Axis, Owner, Search};
+use super::atoms::Atoms;
+use super::find::{Axis, Owner, Search};
 use super::{Consumer, Group, GroupId, IndexMap, Slice};
 use crate::coupling::{AxisRef, Link, Port};
 use crate::{NodeId, Role, ValueId};

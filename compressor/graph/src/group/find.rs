@@ -7,38 +7,69 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::atoms::{Sets, pairs, stripe};
+use super::alternatives;
+use super::atoms::{Atoms, pairs};
 use super::collect::collect;
+use super::folds::{Correction, settle};
+use super::locked::locked;
 use super::sizes::{Read, Reader, reads};
-use super::{Grouping, Locked, LockedBy};
-use crate::coupling::masked::{Fact, ZERO, transfer};
-use crate::coupling::{AxisRef, Coupling, Link, Port, PortInfo, Ports, Relation, coupling};
+use super::states::{self, StatePair};
+use super::{Grouping, LockedBy};
+use crate::coupling::masked::{Fact, ZERO, is_silent, transfer};
+use crate::coupling::quantized::zero_point_of;
+use crate::coupling::{AxisRef, Coupling, Link, Port, PortInfo, Ports, coupling, normal_axis};
+use crate::op::resize::SIZES;
 use crate::shape_operand::{self, Kind};
-use crate::{Dim, Graph, Model, NodeId, Op, Origin, Role, Shapes, Tensor, ValueId};
+use crate::{DType, Dim, Graph, Model, NodeId, Op, Origin, Role, Shapes, Tensor, ValueId};
 
 /// Axes wider than this stay as they are.
-const MAX_AXIS: usize = 1 << 18;
-
-/// Indices followed in all; further axes are locked.
-const MAX_ATOMS: usize = 1 << 26;
+pub(super) const MAX_AXIS: usize = 1 << 18;
 
 /// Largest constant searched for being uniform, in elements.
 const MAX_UNIFORM: usize = 1 << 16;
+
+/// Largest constant read as floats, in elements: scales of a few axes.
+const MAX_FLOATS: usize = 1 << 6;
 
 /// Largest constant read as integers, in elements.
 const MAX_INTS: usize = 1 << 12;
 
 /// Finds every group of the main graph, and what stands in the way of the rest.
+///
+/// Where a reshape merges axes of which more than one could shrink (heads and the width of a head), or a grouped
+/// convolution could lose groups or parts of all groups, there are groups for the one and groups for the other; a
+/// plan may use both.
 pub fn find(model: &Model, shapes: &Shapes) -> Grouping {
+    let first = search(model, shapes, Prefer::First);
+    if !first.1 {
+        return first.0;
+    }
+    alternatives::join(&model.graph, first.0, search(model, shapes, Prefer::Last).0)
+}
+
+/// Which of several choices is tried first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Prefer {
+    First,
+    Last,
+}
+
+/// The groups with one preference, and whether there was a choice.
+fn search(model: &Model, shapes: &Shapes, prefer: Prefer) -> (Grouping, bool) {
     let mut search = Search::new(&model.graph, shapes);
+    let mut atoms = Atoms::new(&search);
+    search.states = states::pair(&search, shapes, &mut atoms);
     search.lock_ends();
     search.lock_operands();
     search.lock_sizes();
-    let mut atoms = Atoms::new(&search);
-    search.choose(&mut atoms);
-    search.lock_loud_sums(&mut atoms);
+    search.locks.iter().for_each(|entry| atoms.lock(entry.axis));
+    let chose = search.choose(&mut atoms, prefer);
+    let corrections = search.lock_loud_sums(&mut atoms);
     let locked = locked(&search, &mut atoms);
-    Grouping { groups: collect(&search, &mut atoms), locked, sizes_read: search.sizes_read }
+    let groups = collect(&search, &mut atoms);
+    let states = states::narrowed(std::mem::take(&mut search.states), &groups);
+    let sizes_read = search.sizes_read;
+    (Grouping { groups, locked, states, sizes_read, corrections }, chose)
 }
 
 /// Who reads each value.
@@ -104,22 +135,24 @@ pub(super) struct Statement {
 
 pub(super) struct Search<'a> {
     pub(super) graph: &'a Graph,
+    shapes: &'a Shapes,
     pub(super) readers: Readers,
     pub(super) ports: HashMap<NodeId, Ports>,
     pub(super) statements: Vec<Statement>,
     pub(super) axes: Vec<Axis>,
     ids: HashMap<(Owner, usize), usize>,
-    locks: Vec<Entry>,
+    pub(super) locks: Vec<Entry>,
     sizes_read: Vec<Read>,
+    states: Vec<StatePair>,
     pub(super) statement_of: HashMap<NodeId, usize>,
     /// Constants, and what is computed from constants alone.
     pub(super) static_values: HashSet<ValueId>,
 }
 
-struct Entry {
-    axis: usize,
-    by: LockedBy,
-    why: String,
+pub(super) struct Entry {
+    pub(super) axis: usize,
+    pub(super) by: LockedBy,
+    pub(super) why: String,
 }
 
 impl<'a> Search<'a> {
@@ -127,6 +160,7 @@ impl<'a> Search<'a> {
         let readers = Readers::new(graph);
         let mut search = Self {
             graph,
+            shapes,
             ports: ports(graph, shapes, &readers),
             readers,
             statements: Vec::new(),
@@ -134,6 +168,7 @@ impl<'a> Search<'a> {
             ids: HashMap::new(),
             locks: Vec::new(),
             sizes_read: Vec::new(),
+            states: Vec::new(),
             statement_of: HashMap::new(),
             static_values: static_values(graph),
         };
@@ -197,6 +232,11 @@ impl<'a> Search<'a> {
         }
     }
 
+    /// The axis of an owner, where its size is known.
+    pub(super) fn axis_of(&self, owner: Owner, axis: usize) -> Option<usize> {
+        self.ids.get(&(owner, axis)).copied()
+    }
+
     /// The axis at a port, where its size is known.
     pub(super) fn id(&self, node: NodeId, at: AxisRef) -> Option<usize> {
         self.ids.get(&(self.owner(node, at.port)?, at.axis)).copied()
@@ -239,12 +279,25 @@ impl<'a> Search<'a> {
         for (axis, by, why) in entries {
             self.lock(axis, by, why);
         }
-        let wide = (0..self.axes.len())
-            .filter(|&axis| self.axes[axis].size > MAX_AXIS)
-            .collect::<Vec<_>>();
-        for axis in wide {
-            self.lock(axis, LockedBy::Limit, format!("wider than {MAX_AXIS}"));
+        for axis in 0..self.axes.len() {
+            if let Some(why) = self.unsliceable(axis) {
+                self.lock(axis, LockedBy::Limit, why);
+            }
+            match self.axes[axis].size {
+                1 => self.lock(axis, LockedBy::Limit, "an axis of size 1 cannot shrink"),
+                size if size > MAX_AXIS => {
+                    self.lock(axis, LockedBy::Limit, format!("wider than {MAX_AXIS}"));
+                }
+                _ => {}
+            }
         }
+    }
+
+    /// Why a constant cannot be sliced.
+    fn unsliceable(&self, axis: usize) -> Option<String> {
+        let Owner::Use(..) = self.axes[axis].owner else { return None };
+        let dtype = self.shapes.dtype(self.axes[axis].value)?;
+        dtype.size().is_none().then(|| format!("elements of {dtype:?} are not whole bytes"))
     }
 
     /// Inputs, outputs and what control-flow bodies capture keep their shapes.
@@ -252,6 +305,9 @@ impl<'a> Search<'a> {
         let mut entries = Vec::new();
         for (index, axis) in self.axes.iter().enumerate() {
             let Owner::Value(value) = axis.owner else { continue };
+            if self.states.iter().any(|pair| pair.holds(value, axis.axis)) {
+                continue;
+            }
             if matches!(self.graph.value(value).origin, Origin::Input | Origin::Outer) {
                 entries.push((index, LockedBy::GraphInput, "an input of the model"));
             }
@@ -308,11 +364,20 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Settles on a factor for every axis that a reshape merges or splits.
-    fn choose(&mut self, atoms: &mut Atoms) {
-        for index in 0..self.statements.len() {
+    /// Settles on whole groups or parts of them for grouped convolutions, then on a factor for every axis that a
+    /// reshape merges or splits.
+    /// Whether any of them had more than one choice.
+    fn choose(&mut self, atoms: &mut Atoms, prefer: Prefer) -> bool {
+        let mut chose = false;
+        let (grouped, rest): (Vec<usize>, Vec<usize>) = (0..self.statements.len())
+            .partition(|&index| is_convolution(self.graph, self.statements[index].node));
+        for index in grouped.into_iter().chain(rest) {
             let statement = &self.statements[index];
-            let (node, choices) = (statement.node, statement.coupling.choices.clone());
+            let (node, mut choices) = (statement.node, statement.coupling.choices.clone());
+            chose |= choices.len() > 1;
+            if prefer == Prefer::Last {
+                choices.reverse();
+            }
             let mut taken: Vec<AxisRef> = Vec::new();
             for link in &choices {
                 let ends = self.id(node, link.a).zip(self.id(node, link.b));
@@ -324,6 +389,10 @@ impl<'a> Search<'a> {
                     atoms.join(link.relation, (a, b), &self.axes);
                     taken.extend([link.a, link.b]);
                     self.statements[index].links.push(*link);
+                    if is_convolution(self.graph, node) && takes_whole_groups(link) {
+                        // No sum reaches across groups.
+                        self.statements[index].coupling.contractions.clear();
+                    }
                 }
             }
             let left: BTreeSet<AxisRef> = choices
@@ -331,27 +400,31 @@ impl<'a> Search<'a> {
                 .flat_map(|link| [link.a, link.b])
                 .filter(|at| !taken.contains(at))
                 .collect();
-            let why = format!(
-                "{} merges or splits it, and no factor is free",
-                self.graph.node(node).op_type
-            );
+            let why = match is_convolution(self.graph, node) {
+                true => "Conv has groups, and neither these nor their channels are free".to_owned(),
+                false => format!(
+                    "{} merges or splits it, and no factor is free",
+                    self.graph.node(node).op_type
+                ),
+            };
             for axis in left.into_iter().filter_map(|at| self.id(node, at)).collect::<Vec<_>>() {
                 self.lock(axis, LockedBy::Node(node), why.clone());
                 atoms.lock(axis);
             }
         }
+        chose
     }
 
     /// Locks axes that are summed over where masked units would be heard.
-    fn lock_loud_sums(&mut self, atoms: &mut Atoms) {
+    fn lock_loud_sums(&mut self, atoms: &mut Atoms) -> Vec<Correction> {
         let facts = self.facts();
-        let mut entries = Vec::new();
+        let (corrections, mut entries) = settle(self, atoms, &facts);
         for statement in &self.statements {
             let op = &self.graph.node(statement.node).op_type;
             let at = |at: AxisRef| self.id(statement.node, at).map(|axis| (axis, facts[axis]));
             for (axis, fact) in statement.coupling.sums.iter().filter_map(|&sum| at(sum)) {
                 if fact != ZERO {
-                    let why = format!("{op} sums over it, where a masked unit is not exactly zero");
+                    let why = format!("{op} folds it, where a masked unit is not exactly zero");
                     entries.push((axis, statement.node, why));
                 }
             }
@@ -359,9 +432,15 @@ impl<'a> Search<'a> {
                 let Some(((data, x), (weight, w))) = at(pair.data).zip(at(pair.weight)) else {
                     continue;
                 };
+                let node = self.graph.node(statement.node);
+                let ports = &self.ports[&statement.node];
+                let silent = |at: AxisRef, fact: Fact| match at.port {
+                    Port::In(slot) => is_silent(node, ports, slot, fact),
+                    Port::Out(_) => false,
+                };
                 let why = match (x, w) {
                     (Fact::Wild, _) | (_, Fact::Wild) => "a masked unit might not be finite",
-                    _ if x != ZERO && w != ZERO => {
+                    _ if !silent(pair.data, x) && !silent(pair.weight, w) => {
                         "neither factor of a masked unit is exactly zero"
                     }
                     _ => continue,
@@ -371,18 +450,55 @@ impl<'a> Search<'a> {
                     .extend([(data, statement.node, why.clone()), (weight, statement.node, why)]);
             }
         }
-        for (axis, node, why) in entries {
-            self.lock(axis, LockedBy::Node(node), why);
+        let mut entries: Vec<_> = entries
+            .into_iter()
+            .map(|(axis, node, why)| (axis, LockedBy::Node(node), why))
+            .collect();
+        for pair in &self.states {
+            let axis = self.axis_of(Owner::Value(pair.output), pair.axis);
+            if let Some(axis) = axis.filter(|&axis| facts[axis] == Fact::Wild) {
+                let why = "a masked unit of the state might not be finite".to_owned();
+                entries.push((axis, LockedBy::GraphOutput, why));
+            }
+        }
+        for (axis, by, why) in entries {
+            self.lock(axis, by, why);
             atoms.lock(axis);
         }
+        corrections
+    }
+
+    /// Whether the elements of `value` are floats.
+    pub(super) fn is_float(&self, value: ValueId) -> bool {
+        self.shapes.dtype(value).is_some_and(DType::is_float)
+    }
+
+    /// Size of an axis of a node, where it is known.
+    pub(super) fn size(&self, node: NodeId, at: AxisRef) -> Option<usize> {
+        self.ports.get(&node)?.size(at)
+    }
+
+    /// Whether a mask can write what the node reads as zero: a zero point must be a constant.
+    fn can_be_silenced(&self, node: NodeId, slot: usize) -> bool {
+        let point = zero_point_of(&self.graph.node(node).op, slot);
+        let info = point.and_then(|point| self.ports.get(&node)?.get(Port::In(point)));
+        info.is_none_or(|info| info.constant)
     }
 
     /// What a masked unit leaves on every axis.
     fn facts(&self) -> Vec<Fact> {
         let mut facts = vec![Fact::Finite; self.axes.len()];
         for (axis, fact) in self.axes.iter().zip(&mut facts) {
-            if let Owner::Use(..) = axis.owner {
+            if let Owner::Use(node, slot) = axis.owner
+                && self.can_be_silenced(node, slot)
+            {
                 *fact = ZERO;
+            }
+        }
+        // A mask silences the units of a state where it comes in.
+        for pair in &self.states {
+            if let Some(axis) = self.axis_of(Owner::Value(pair.input), pair.axis) {
+                facts[axis] = ZERO;
             }
         }
         for statement in &self.statements {
@@ -413,6 +529,17 @@ impl<'a> Search<'a> {
     }
 }
 
+fn is_convolution(graph: &Graph, node: NodeId) -> bool {
+    matches!(
+        graph.node(node).op,
+        Op::Conv(_) | Op::ConvTranspose(_) | Op::ConvInteger(_) | Op::QLinearConv(_)
+    )
+}
+
+fn takes_whole_groups(link: &Link) -> bool {
+    matches!((link.a.port, link.b.port), (Port::In(_), Port::Out(_)))
+}
+
 /// The constant that would replace the shape operand of `node`; an error says why there is none.
 fn rewritable(
     graph: &Graph,
@@ -425,6 +552,7 @@ fn rewritable(
         Op::Reshape { allow_zero } => Kind::Reshape { allow_zero: *allow_zero },
         Op::Expand => Kind::Expand,
         Op::ConstantOfShape => Kind::Filled,
+        Op::Resize => return open_sizes(graph, all_ports, node, ports),
         Op::Slice { .. } | Op::Split { .. } => {
             let known =
                 |info: &Option<PortInfo>| info.as_ref().is_none_or(|info| info.ints.is_some());
@@ -443,11 +571,49 @@ fn rewritable(
         return Ok(());
     }
     let from = ports.dims(Port::In(0)).unwrap_or_default();
-    shape_operand::constant(kind, from, to, &shape_operand::kept(graph, all_ports, node))
+    shape_operand::operand(kind, from, to, &shape_operand::sources(graph, all_ports, node))
         .map(drop)
         .map_err(|why| {
             format!("the shape operand of {} cannot be rewritten: {why}", graph.node(node).op_type)
         })
+}
+
+/// Sizes of a `Resize` that are not written anew must not follow from what a pruning changes.
+fn open_sizes(
+    graph: &Graph,
+    all_ports: &HashMap<NodeId, Ports>,
+    node: NodeId,
+    ports: &Ports,
+) -> Result<(), String> {
+    let (false, Some(operand)) = (ports.ints(SIZES).is_some(), graph.node(node).input(SIZES))
+    else {
+        return Ok(());
+    };
+    let axes = match graph.node(node).attr_ints("axes") {
+        Some(axes) => axes.to_vec(),
+        None => (0..).take(ports.dims(Port::In(0)).map_or(0, <[Dim]>::len)).collect(),
+    };
+    let dims = ports.dims(Port::Out(0)).unwrap_or_default();
+    let size = |value: ValueId, axis: usize| {
+        let reads = all_ports.iter().find_map(|(&id, ports)| {
+            let slot = graph.node(id).inputs.iter().position(|&input| input == Some(value))?;
+            ports.dims(Port::In(slot))
+        });
+        reads.and_then(|dims| dims.get(axis).cloned())
+    };
+    for (index, &axis) in axes.iter().enumerate() {
+        let axis = normal_axis(axis, dims.len())?;
+        let still = || {
+            let at = (operand, index);
+            shape_operand::stands_still(graph, all_ports, &size, at, shape_operand::MAX_STEPS)
+        };
+        if dims[axis].fixed().is_none() && still() != Some(true) {
+            return Err(format!(
+                "its size on axis {axis} is computed in a way that is not followed"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn static_values(graph: &Graph) -> HashSet<ValueId> {
@@ -474,6 +640,7 @@ pub(crate) fn ports(graph: &Graph, shapes: &Shapes, readers: &Readers) -> HashMa
         dims: shapes.dims(value).map(<[Dim]>::to_vec),
         constant: false,
         ints: shapes.const_ints(value),
+        floats: None,
         uniform: None,
     };
     let mut found = HashMap::new();
@@ -497,147 +664,13 @@ pub(crate) fn ports(graph: &Graph, shapes: &Shapes, readers: &Readers) -> HashMa
 fn constant_info(tensor: &Tensor) -> PortInfo {
     let len: usize = tensor.dims.iter().product();
     let ints = (len <= MAX_INTS).then(|| tensor.to_i64_vec().ok()).flatten();
+    let small = tensor.dtype.is_float() && len <= MAX_FLOATS;
+    let floats = small.then(|| tensor.to_f64_vec().ok()).flatten();
     let uniform =
         (len <= MAX_UNIFORM).then(|| tensor.to_f32_vec().ok()).flatten().and_then(|values| {
             let first = *values.first()?;
             values.iter().all(|&value| value == first).then_some(f64::from(first))
         });
     let dims = tensor.dims.iter().map(|&size| Dim::Fixed(size)).collect();
-    PortInfo { dims: Some(dims), constant: true, ints, uniform }
-}
-
-/// Every index of every class of axes.
-pub(super) struct Atoms {
-    pub(super) sets: Sets,
-    class_of: Vec<usize>,
-    /// First atom of every class, and its size.
-    ranges: Vec<Option<(usize, usize)>>,
-}
-
-impl Atoms {
-    fn new(search: &Search<'_>) -> Self {
-        let axes = &search.axes;
-        let mut classes = Sets::new(axes.len());
-        let mut rest = Vec::new();
-        for statement in &search.statements {
-            for link in &statement.links {
-                let ends = search.id(statement.node, link.a).zip(search.id(statement.node, link.b));
-                match ends {
-                    Some((a, b))
-                        if link.relation == Relation::Same && axes[a].size == axes[b].size =>
-                    {
-                        classes.join(a, b);
-                    }
-                    Some(ends) => rest.push((link.relation, ends)),
-                    None => {}
-                }
-            }
-        }
-        let class_of: Vec<usize> = (0..axes.len()).map(|axis| classes.root(axis)).collect();
-        let mut total = 0;
-        let mut ranges = vec![None; axes.len()];
-        for (axis, &class) in class_of.iter().enumerate() {
-            if class == axis && axes[axis].size <= MAX_AXIS && total + axes[axis].size <= MAX_ATOMS
-            {
-                ranges[axis] = Some((total, axes[axis].size));
-                total += axes[axis].size;
-            }
-        }
-        let mut atoms = Self { sets: Sets::new(total), class_of, ranges };
-        for (relation, ends) in rest {
-            atoms.join(relation, ends, axes);
-        }
-        for entry in &search.locks {
-            atoms.lock(entry.axis);
-        }
-        atoms
-    }
-
-    /// The class of an axis: one of its axes that are the same, index for index.
-    pub(super) fn class(&self, axis: usize) -> usize {
-        self.class_of[axis]
-    }
-
-    /// The first atom of an axis; `None` where it is too wide to follow.
-    pub(super) fn first(&self, axis: usize) -> Option<usize> {
-        self.ranges[self.class_of[axis]].map(|(first, _)| first)
-    }
-
-    fn lock(&mut self, axis: usize) {
-        if let Some((first, size)) = self.ranges[self.class_of[axis]] {
-            (first..first + size).for_each(|atom| self.sets.lock(atom));
-        }
-    }
-
-    fn join(&mut self, relation: Relation, (a, b): (usize, usize), axes: &[Axis]) {
-        let (Some(first_a), Some(first_b)) = (self.first(a), self.first(b)) else {
-            self.lock(a);
-            self.lock(b);
-            return;
-        };
-        // A relation that does not fit has been locked.
-        let _ = pairs(relation, (axes[a].size, axes[b].size), |i, j| {
-            self.sets.join(first_a + i, first_b + j)
-        });
-    }
-
-    /// How many units would be left free if `relation` were joined.
-    fn units_after(&mut self, relation: Relation, (a, b): (usize, usize), axes: &[Axis]) -> usize {
-        let (Relation::Stripes { a: stripe_a, b: stripe_b }, Some(first_a), Some(first_b)) =
-            (relation, self.first(a), self.first(b))
-        else {
-            return 0;
-        };
-        let mut roots: HashMap<usize, usize> = HashMap::new();
-        let mut merged = Sets::new(stripe_a.width);
-        for unit in 0..stripe_a.width {
-            let on_a = stripe(stripe_a, axes[a].size, unit).map(|i| first_a + i);
-            let on_b = stripe(stripe_b, axes[b].size, unit).map(|i| first_b + i);
-            for atom in on_a.chain(on_b) {
-                let root = self.sets.root(atom);
-                if self.sets.is_locked(root) {
-                    merged.lock(unit);
-                }
-                merged.join(*roots.entry(root).or_insert(unit), unit);
-            }
-        }
-        (0..stripe_a.width)
-            .filter(|&unit| merged.root(unit) == unit && !merged.is_locked(unit))
-            .count()
-    }
-}
-
-/// The locks that keep a weight's units from being pruned.
-fn locked(search: &Search<'_>, atoms: &mut Atoms) -> Vec<Locked> {
-    let mut produced = HashSet::new();
-    for (index, axis) in search.axes.iter().enumerate() {
-        if matches!(axis.owner, Owner::Use(..))
-            && search.role(axis) == Some(Role::Producer)
-            && axis.size > 1
-            && let Some(first) = atoms.first(index)
-        {
-            produced.extend((first..first + axis.size).map(|atom| atoms.sets.root(atom)));
-        }
-    }
-    let mut seen = HashSet::new();
-    let mut found = Vec::new();
-    for entry in &search.locks {
-        let axis = &search.axes[entry.axis];
-        let touches = match atoms.first(entry.axis) {
-            Some(first) => {
-                (first..first + axis.size).any(|atom| produced.contains(&atoms.sets.root(atom)))
-            }
-            None => search.role(axis) == Some(Role::Producer),
-        };
-        if touches && seen.insert((axis.value, axis.axis, entry.by, entry.why.clone())) {
-            found.push(Locked {
-                value: axis.value,
-                axis: axis.axis,
-                width: axis.size,
-                by: entry.by,
-                why: entry.why.clone(),
-            });
-        }
-    }
-    found
+    PortInfo { dims: Some(dims), constant: true, ints, floats, uniform }
 }

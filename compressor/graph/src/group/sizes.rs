@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::{LockedBy, find::Readers};
 use crate::coupling::{Ports, normal_axis, windows};
+use crate::op::resize::SIZES;
 use crate::{Graph, Node, NodeId, Op, UnaryOp, ValueId};
 
 /// The size of one axis reaches one place.
@@ -140,7 +141,7 @@ fn step(node: &Node, slot: usize, ports: Option<&Ports>, carried: &Carried) -> S
         (Op::Reshape { .. } | Op::Expand | Op::Split { .. } | Op::Slice { .. }, 1..) => {
             Step::Operand
         }
-        (Op::ConstantOfShape, 0) => Step::Operand,
+        (Op::ConstantOfShape, 0) | (Op::Resize, SIZES) => Step::Operand,
         (Op::Shape { .. }, _) => Step::Stop,
         _ => Step::Other,
     }

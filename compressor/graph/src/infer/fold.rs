@@ -121,6 +121,9 @@ pub(super) fn unary(context: &Context<'_>, op: UnaryOp, dtype: DType) -> Option<
     match op {
         UnaryOp::Identity => Some(content.clone()),
         UnaryOp::Cast if matches!(dtype, DType::I64 | DType::I32) => Some(content.clone()),
+        UnaryOp::Cast if dtype == DType::Bool => {
+            Content::new(content.values.iter().map(truth).collect())
+        }
         UnaryOp::Neg => {
             Content::new(content.values.iter().map(|v| size::mul(v, &Int::Known(-1))).collect())
         }
@@ -133,6 +136,14 @@ fn not(value: &Int) -> Int {
     match value {
         Int::Known(value) => Int::Known(i64::from(*value == 0)),
         _ => Int::Unknown,
+    }
+}
+
+/// A size of 0 is possible, so a name says nothing.
+fn truth(value: &Int) -> Int {
+    match value {
+        Int::Known(value) => Int::Known(i64::from(*value != 0)),
+        Int::Name(_) | Int::Unknown => Int::Unknown,
     }
 }
 
@@ -151,6 +162,10 @@ pub(super) fn binary(context: &Context<'_>, op: BinaryOp) -> Option<Content> {
         BinaryOp::Equal => |a, b| compare(a, b, |a, b| a == b),
         BinaryOp::Greater => |a, b| compare(a, b, |a, b| a > b),
         BinaryOp::Less => |a, b| compare(a, b, |a, b| a < b),
+        BinaryOp::GreaterOrEqual => |a, b| compare(a, b, |a, b| a >= b),
+        BinaryOp::LessOrEqual => |a, b| compare(a, b, |a, b| a <= b),
+        BinaryOp::And => |a, b| logic(a, b, 0),
+        BinaryOp::Or => |a, b| logic(a, b, 1),
         BinaryOp::Max => |a, b| either(a, b, i64::max),
         BinaryOp::Min => |a, b| either(a, b, i64::min),
         _ => return None,
@@ -202,12 +217,25 @@ fn common_len(contents: &[&Content]) -> Option<usize> {
     contents.iter().all(fits).then_some(longest)
 }
 
-/// A size has a name because it is not known; it is positive, so it is no negative number.
+/// A size has a name because it is not known; it is no negative number, unless the name is a difference.
 fn compare(a: &Int, b: &Int, test: fn(i64, i64) -> bool) -> Int {
     match (a, b) {
         (Int::Known(a), Int::Known(b)) => Int::Known(i64::from(test(*a, *b))),
-        (Int::Name(_), Int::Known(..0)) => Int::Known(i64::from(test(1, -1))),
-        (Int::Known(..0), Int::Name(_)) => Int::Known(i64::from(test(-1, 1))),
+        (Int::Name(name), Int::Known(..0)) if !name.contains('-') => {
+            Int::Known(i64::from(test(1, -1)))
+        }
+        (Int::Known(..0), Int::Name(name)) if !name.contains('-') => {
+            Int::Known(i64::from(test(-1, 1)))
+        }
+        _ => Int::Unknown,
+    }
+}
+
+/// `decisive` on either side is the outcome, whatever the other.
+fn logic(a: &Int, b: &Int, decisive: i64) -> Int {
+    match (a, b) {
+        (Int::Known(a), _) | (_, Int::Known(a)) if *a == decisive => Int::Known(decisive),
+        (Int::Known(_), Int::Known(_)) => Int::Known(1 - decisive),
         _ => Int::Unknown,
     }
 }

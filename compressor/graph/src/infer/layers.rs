@@ -4,7 +4,10 @@ use super::{
     Context, Inferred, axis_of, elementwise, fold,
     size::{self, Int},
 };
-use crate::{ConvAttrs, DType, Dim, GemmAttrs, PoolAttrs, PoolKind, RecurrentAttrs, ReduceKind};
+use crate::{
+    ConvAttrs, DType, Dim, EinsumEquation, GemmAttrs, PoolAttrs, PoolKind, RecurrentAttrs,
+    ReduceKind,
+};
 
 /// Kernel, strides, dilations and pads of a sliding window.
 struct Window<'a> {
@@ -16,10 +19,16 @@ struct Window<'a> {
     ceil: bool,
 }
 
-pub(super) fn conv(context: &Context<'_>, attrs: &ConvAttrs) -> Option<Vec<Inferred>> {
-    let (x, w) = (context.dims(0)?, context.dims(1)?);
+/// The filters are input `weights`.
+pub(super) fn conv(
+    context: &Context<'_>,
+    attrs: &ConvAttrs,
+    weights: usize,
+    dtype: DType,
+) -> Option<Vec<Inferred>> {
+    let (x, w) = (context.dims(0)?, context.dims(weights)?);
     if x.len() < 2 || w.len() != x.len() {
-        return context.one(None);
+        return Some(vec![Inferred::new(dtype, None)]);
     }
     let window = Window {
         kernel: kernel(&attrs.kernel_shape, w),
@@ -31,7 +40,7 @@ pub(super) fn conv(context: &Context<'_>, attrs: &ConvAttrs) -> Option<Vec<Infer
     };
     let mut dims = vec![x[0].clone(), w[0].clone()];
     dims.extend(window.outputs(&x[2..]));
-    context.one(Some(dims))
+    Some(vec![Inferred::new(dtype, Some(dims))])
 }
 
 fn kernel(declared: &[usize], weights: &[Dim]) -> Vec<Int> {
@@ -147,8 +156,13 @@ pub(super) fn gemm(context: &Context<'_>, attrs: &GemmAttrs) -> Option<Vec<Infer
     context.one(Some(vec![rows.clone(), columns.clone()]))
 }
 
-pub(super) fn matmul(context: &Context<'_>, dtype: DType) -> Option<Vec<Inferred>> {
-    let (Some(a), Some(b)) = (context.dims(0), context.dims(1)) else {
+/// The factors are the inputs `slots`.
+pub(super) fn matmul(
+    context: &Context<'_>,
+    slots: (usize, usize),
+    dtype: DType,
+) -> Option<Vec<Inferred>> {
+    let (Some(a), Some(b)) = (context.dims(slots.0), context.dims(slots.1)) else {
         return Some(vec![Inferred::new(dtype, None)]);
     };
     let ([.., _], [.., _]) = (a, b) else { return Some(vec![Inferred::new(dtype, None)]) };
@@ -160,6 +174,18 @@ pub(super) fn matmul(context: &Context<'_>, dtype: DType) -> Option<Vec<Inferred
     dims.extend(rows.cloned());
     dims.extend(columns.cloned());
     Some(vec![Inferred::new(dtype, Some(dims))])
+}
+
+/// Every letter has the size of an axis that it stands for, a number where one is known.
+pub(super) fn einsum(context: &Context<'_>, equation: &EinsumEquation) -> Option<Vec<Inferred>> {
+    let size = |letter: char| {
+        let dims = equation.axes(letter).map(|(slot, axis)| context.dims(slot)?.get(axis).cloned());
+        let dims: Vec<Dim> = dims.map(|dim| dim.unwrap_or(Dim::Unknown)).collect();
+        let wide = |dim: &&Dim| dim.fixed().is_some_and(|size| size > 1);
+        let known = |dim: &&Dim| **dim != Dim::Unknown;
+        dims.iter().find(wide).or(dims.iter().find(known)).cloned().unwrap_or(Dim::Unknown)
+    };
+    context.one(Some(equation.output.iter().map(|&letter| size(letter)).collect()))
 }
 
 pub(super) fn pool(context: &Context<'_>, attrs: &PoolAttrs) -> Option<Vec<Inferred>> {

@@ -4,7 +4,7 @@ use super::{
     Context, Inferred, axis_of, elementwise, fold,
     size::{self, Int},
 };
-use crate::{Dim, SliceAttrs};
+use crate::{Dim, SliceAttrs, op::resize};
 
 /// Exporters write "to the end" as `i64::MAX`, `i32::MAX` or a round billion; no axis is that long.
 const FAR: i64 = 1_000_000_000;
@@ -302,8 +302,8 @@ pub(super) fn resize(context: &Context<'_>) -> Option<Vec<Inferred>> {
         Some(axes) => axes.iter().map(|&axis| axis_of(axis, dims.len())).collect(),
     };
     let Some(axes) = axes.filter(|_| stretched) else { return context.one(Some(resized)) };
-    let scales_slot = if context.node.inputs.len() == 2 { 1 } else { 2 };
-    let wanted: Option<Vec<Int>> = match (context.content(3), context.floats(scales_slot)) {
+    let scales = resize::scales(context.node, |slot| context.floats(slot));
+    let wanted: Option<Vec<Int>> = match (context.content(3), scales) {
         (Some(sizes), _) => Some(sizes.values.clone()),
         (None, Some(scales)) if scales.len() == axes.len() => {
             Some(axes.iter().zip(scales).map(|(&axis, scale)| scaled(&dims[axis], scale)).collect())

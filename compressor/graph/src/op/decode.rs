@@ -4,8 +4,8 @@
 
 use super::attrs::Attrs;
 use crate::{
-    BinaryOp, ConvAttrs, GemmAttrs, Graph, Node, Op, PoolAttrs, PoolKind, RecurrentAttrs,
-    RecurrentKind, ReduceKind, UnaryOp,
+    BinaryOp, ConvAttrs, EinsumEquation, GemmAttrs, Graph, Node, Op, PoolAttrs, PoolKind,
+    RecurrentAttrs, RecurrentKind, ReduceKind, UnaryOp,
 };
 
 /// The newest `ai.onnx` operator set whose operators are decoded; those of a newer one are opaque.
@@ -261,6 +261,7 @@ fn layers(node: &Node, opset: i64, attrs: &Attrs<'_>) -> Option<Op> {
         "ConvTranspose" => Op::ConvTranspose(conv(attrs, true)),
         "Gemm" => gemm(opset, attrs),
         "MatMul" => Op::MatMul,
+        "Einsum" => einsum(node, attrs),
         "BatchNormalization" => batch_normalization(node, opset, attrs),
         "InstanceNormalization" => {
             attrs.ignore(&["consumed_inputs"]);
@@ -272,6 +273,18 @@ fn layers(node: &Node, opset: i64, attrs: &Attrs<'_>) -> Option<Op> {
                 axis: attrs.int("axis", -1),
                 epsilon: attrs.float("epsilon", 1e-5),
             }
+        }
+        "RMSNormalization" | "SimplifiedLayerNormalization" => {
+            attrs.only_int("stash_type", 1, 1);
+            Op::RmsNormalization {
+                axis: attrs.int("axis", -1),
+                epsilon: attrs.float("epsilon", 1e-5),
+            }
+        }
+        "GroupNormalization" => {
+            attrs.only_int("stash_type", 1, 1);
+            let groups = usize::try_from(attrs.int("num_groups", 0)).unwrap_or(0);
+            Op::GroupNormalization { groups, epsilon: attrs.float("epsilon", 1e-5) }
         }
         "Softmax" | "LogSoftmax" => {
             let flat = opset < 13;
@@ -311,6 +324,17 @@ fn recurrent(kind: RecurrentKind, attrs: &Attrs<'_>) -> RecurrentAttrs {
         directions: if bidirectional { 2 } else { 1 },
         batch_first: attrs.flag("layout", false),
     }
+}
+
+fn einsum(node: &Node, attrs: &Attrs<'_>) -> Op {
+    let equation = EinsumEquation::parse(&attrs.string("equation", "")).unwrap_or_else(|why| {
+        attrs.refuse(why);
+        EinsumEquation { inputs: Vec::new(), output: Vec::new() }
+    });
+    if equation.inputs.len() != node.inputs.len() {
+        attrs.refuse(format!("{} terms for {} inputs", equation.inputs.len(), node.inputs.len()));
+    }
+    Op::Einsum(equation)
 }
 
 fn gemm(opset: i64, attrs: &Attrs<'_>) -> Op {
@@ -379,6 +403,10 @@ fn shapes(node: &Node, opset: i64, attrs: &Attrs<'_>) -> Option<Op> {
             ]);
             Op::Resize
         }
+        "Upsample" if (7..10).contains(&opset) => {
+            attrs.ignore(&["mode", "scales"]);
+            Op::Resize
+        }
         "Shape" => {
             let end = node.attr("end").map(|_| attrs.int("end", 0));
             Op::Shape { start: attrs.int("start", 0), end }
@@ -406,6 +434,9 @@ fn quantized(node: &Node, attrs: &Attrs<'_>) -> Option<Op> {
         "QuantizeLinear" => Op::QuantizeLinear { axis: attrs.int("axis", 1) },
         "DynamicQuantizeLinear" => Op::DynamicQuantizeLinear,
         "MatMulInteger" => Op::MatMulInteger,
+        "ConvInteger" => Op::ConvInteger(conv(attrs, false)),
+        "QLinearConv" => Op::QLinearConv(conv(attrs, false)),
+        "QLinearMatMul" => Op::QLinearMatMul,
         _ => return None,
     })
 }
@@ -465,7 +496,10 @@ fn check_arity(op: &Op, node: &Node) -> Result<(), String> {
     if !present || node.inputs.len() > most {
         return Err(format!("{} has {} inputs", node.op_type, node.inputs.len()));
     }
-    if node.output(0).is_none() && !matches!(op, Op::If | Op::Loop | Op::Scan | Op::Opaque) {
+    // Of a recurrent layer any output may be the one that is wanted.
+    let any = matches!(op, Op::Recurrent(_)) && node.outputs.iter().any(Option::is_some);
+    let free = any || matches!(op, Op::If | Op::Loop | Op::Scan | Op::Opaque);
+    if node.output(0).is_none() && !free {
         return Err(format!("{} has no output", node.op_type));
     }
     Ok(())
@@ -487,7 +521,8 @@ fn arity(op: &Op) -> (usize, usize) {
         Op::Binary(_) | Op::MatMul | Op::Gather { .. } | Op::Expand | Op::Reshape { .. } => (2, 2),
         Op::Conv(_) | Op::ConvTranspose(_) | Op::Gemm(_) => (2, 3),
         Op::BatchNormalization { .. } => (5, 5),
-        Op::InstanceNormalization { .. } => (3, 3),
+        Op::InstanceNormalization { .. } | Op::GroupNormalization { .. } => (3, 3),
+        Op::RmsNormalization { .. } => (2, 2),
         Op::LayerNormalization { .. } => (2, 3),
         Op::Reduce { .. } | Op::Squeeze { .. } | Op::Split { .. } => (1, 2),
         Op::Unsqueeze { axes: Some(_) } | Op::Slice { attrs: Some(_) } => (1, 1),
@@ -500,7 +535,10 @@ fn arity(op: &Op) -> (usize, usize) {
         Op::ConstantOfShape | Op::DynamicQuantizeLinear | Op::If => (1, 1),
         Op::Range => (3, 3),
         Op::DequantizeLinear { .. } | Op::QuantizeLinear { .. } => (2, 3),
-        Op::MatMulInteger => (2, 4),
+        Op::MatMulInteger | Op::ConvInteger(_) => (2, 4),
+        Op::QLinearConv(_) => (8, 9),
+        Op::QLinearMatMul => (8, 8),
+        Op::Einsum(_) => (1, any),
         Op::Resize => (1, 4),
         Op::Recurrent(_) => (3, 8),
         Op::Loop | Op::Scan | Op::Opaque => (0, any),
