@@ -366,12 +366,15 @@ fn check(job: &CompressJob) -> Result<(), CompressError> {
 
 /// What the model's structure keeps from being narrowed.
 fn locked_dims(source: &Source) -> Vec<Refusal> {
-    let graph = &source.model.graph;
     let locked = source.grouping.locked.iter();
     locked
         .map(|l| {
-            let what =
-                format!("{} (axis {}, width {})", graph.value(l.value).name, l.axis, l.width);
+            let what = format!(
+                "{} (axis {}, width {})",
+                source.graph_of(&l.scope).value(l.value).name,
+                l.axis,
+                l.width
+            );
             Refusal::new("prune", what, l.why.clone())
         })
         .collect()

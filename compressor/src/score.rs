@@ -94,6 +94,14 @@ pub fn rate(
     let as_asked = |units| Rating { units, fell_back: None };
     match kind {
         ScoreKind::Magnitude => magnitude(graph, group).map(as_asked),
+        // What stands in a body is not observed, and its ids are not those of the main graph.
+        ScoreKind::Activation if !group.scope.is_main() => Ok(Rating {
+            units: magnitude(graph, group)?,
+            fell_back: Some(
+                "activations inside of control flow are not observed; its weights alone rate its units"
+                    .into(),
+            ),
+        }),
         ScoreKind::Activation => match activation(graph, group, deviations)? {
             Some(units) => Ok(as_asked(units)),
             None => Ok(Rating {

@@ -19,8 +19,8 @@ use std::collections::HashMap;
 use common::assets;
 use exec::Executor;
 use graph::{
-    AttributeValue, Builder, Choice, DType, DeadCode, Dim, Driver, Edit, Grouping, InlineIf, Model,
-    Op, PrunePlan, Tensor, ValueId, find, infer, mask, prune,
+    AttributeValue, Builder, Choice, DType, DeadCode, Dim, Driver, Edit, FoldMoves, Grouping,
+    InlineIf, Model, Op, PrunePlan, Tensor, ValueId, find, infer, mask, prune,
 };
 use nets::Numbers;
 use proptest::prelude::*;
@@ -309,7 +309,7 @@ fn voice_detectors() -> Vec<(&'static str, Model)> {
             let edit = Edit::Inline { node: chosen, branch: "then_branch".to_owned() };
             graph::apply(&mut model.graph, edit, &graph::Cause::new("test", "16 kHz")).unwrap();
         }
-        Driver::default().run(&mut model, &[&InlineIf, &DeadCode]).unwrap();
+        Driver::default().run(&mut model, &[&InlineIf, &FoldMoves, &DeadCode]).unwrap();
         (name, model)
     };
     names.into_iter().map(load).collect()

@@ -40,11 +40,24 @@ pub fn inner_params(model: &Model) -> u64 {
 /// Multiply-accumulate operations of one run, where every free dimension is `free`.
 ///
 /// Counted are convolutions, matrix products and recurrent layers, by their dimensions, constant or not (a product with a one-hot
-/// matrix counts in full). A node whose shapes are not known counts nothing.
+/// matrix counts in full). A node whose shapes are not known counts nothing. Of an `If` the costlier branch counts,
+/// of a loop one round.
 #[must_use]
 pub fn macs(model: &Model, shapes: &Shapes, free: u64) -> u64 {
-    let graph = &model.graph;
-    graph.nodes().filter_map(|(_, node)| node_macs(graph, shapes, node, free)).sum()
+    graph_macs(&model.graph, shapes, free)
+}
+
+fn graph_macs(graph: &Graph, shapes: &Shapes, free: u64) -> u64 {
+    let own: u64 = graph.nodes().filter_map(|(_, node)| node_macs(graph, shapes, node, free)).sum();
+    let holders = graph.nodes().filter(|(_, node)| node.has_subgraphs());
+    let bodies = holders.map(|(id, node)| {
+        let bodies = graph.subgraphs(id).into_iter().enumerate();
+        let each = bodies.map(|(index, (_, body))| {
+            shapes.body(id, index).map_or(0, |shapes| graph_macs(body, shapes, free))
+        });
+        if node.op == Op::If { each.max().unwrap_or(0) } else { each.sum() }
+    });
+    own + bodies.sum::<u64>()
 }
 
 /// As [`macs`], of one node; `None` where it has none or its shapes are not known.

@@ -21,7 +21,7 @@ mod reduce;
 mod resize;
 
 use factor::factors;
-pub(crate) use layout::{SliceAttrs, pad_amounts, split_sizes, windows};
+pub(crate) use layout::{SliceAttrs, Window, pad_amounts, split_sizes, windows};
 
 use crate::{Dim, Node, Op, Role};
 

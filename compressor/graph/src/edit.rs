@@ -81,6 +81,11 @@ pub enum Edit {
         /// The node.
         node: NodeId,
     },
+    /// Removes what a body captured and reads no more.
+    RemoveCapture {
+        /// The captured value.
+        value: ValueId,
+    },
     /// Replaces an `If` by one of its branches.
     Inline {
         /// The `If`.
@@ -181,6 +186,7 @@ pub fn apply(graph: &mut Graph, edit: Edit, cause: &Cause) -> Result<Applied, Ed
         Edit::SetConstant { value, tensor } => values::set_constant(graph, value, tensor),
         Edit::AddConstant { name, tensor } => values::add_constant(graph, &name, tensor),
         Edit::RemoveConstant { value } => values::remove_constant(graph, value),
+        Edit::RemoveCapture { value } => values::remove_capture(graph, value),
         Edit::AddNode { node, outputs } => nodes::add(graph, node, &outputs),
         Edit::ReplaceNode { node, with } => nodes::replace(graph, node, with),
         Edit::RemoveNode { node } => nodes::remove(graph, node),
@@ -206,6 +212,7 @@ impl fmt::Display for Edit {
                 write!(f, "add constant `{name}` {:?}", tensor.dims)
             }
             Self::RemoveConstant { value } => write!(f, "remove constant {}", value.0),
+            Self::RemoveCapture { value } => write!(f, "forget captured value {}", value.0),
             Self::AddNode { node, .. } => write!(f, "add {} `{}`", node.op_type, node.name),
             Self::ReplaceNode { node, with } => {
                 write!(f, "replace node {} by {}", node.0, with.op_type)

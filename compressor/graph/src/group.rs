@@ -17,9 +17,11 @@ mod states;
 pub use find::find;
 pub use states::{PairedBy, StatePair};
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::{NodeId, ValueId};
+use crate::{NodeId, Scope, ValueId};
 
 /// Names a group of one [`Grouping`]; the same model gives the same ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -111,6 +113,8 @@ pub struct Consumer {
 pub struct Group {
     /// Its name.
     pub id: GroupId,
+    /// The graph whose nodes and values the group names.
+    pub scope: Scope,
     /// Number of units.
     pub width: usize,
     /// Constants that shrink, and where.
@@ -128,9 +132,9 @@ pub struct Group {
 pub enum LockedBy {
     /// A node.
     Node(NodeId),
-    /// The axis belongs to an input of the model.
+    /// The axis belongs to an input of the graph, or to what a body captures.
     GraphInput,
-    /// The axis belongs to an output of the model.
+    /// The axis belongs to an output of the graph.
     GraphOutput,
     /// A limit of the search.
     Limit,
@@ -139,6 +143,8 @@ pub enum LockedBy {
 /// An axis that a weight computes and that must keep its width, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Locked {
+    /// The graph whose nodes and values are named.
+    pub scope: Scope,
     /// The value whose axis is locked.
     pub value: ValueId,
     /// The axis.
@@ -153,7 +159,7 @@ pub struct Locked {
     pub holds: u64,
 }
 
-/// Everything found in one graph.
+/// Everything found in a model.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Grouping {
     /// What can be pruned; `groups[i].id == GroupId(i)`.
@@ -163,9 +169,9 @@ pub struct Grouping {
     /// States between runs that become narrower inside of the model.
     pub states: Vec<StatePair>,
     /// Where the sizes of axes are read; a pruning rewrites these operands.
-    pub(crate) sizes_read: Vec<sizes::Read>,
+    pub(crate) sizes_read: BTreeMap<Scope, Vec<sizes::Read>>,
     /// What nodes need that fold an axis which shrinks.
-    pub(crate) corrections: Vec<folds::Correction>,
+    pub(crate) corrections: BTreeMap<Scope, Vec<folds::Correction>>,
 }
 
 impl Grouping {

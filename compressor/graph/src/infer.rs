@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 
-use crate::{DType, Dim, Graph, Model, Node, NodeId, Op, Origin, TensorType, ValueId};
+use crate::{DType, Dim, Graph, Model, Node, NodeId, Op, Origin, Scope, TensorType, ValueId};
 
 mod elementwise;
 mod fold;
@@ -85,6 +85,12 @@ impl Shapes {
     #[must_use]
     pub fn body(&self, node: NodeId, index: usize) -> Option<&Shapes> {
         self.bodies.get(&(node, index))
+    }
+
+    /// What is known of the graph of that name, if there is one.
+    #[must_use]
+    pub fn at(&self, scope: &Scope) -> Option<&Shapes> {
+        scope.0.iter().try_fold(self, |shapes, &(node, index)| shapes.body(node, index))
     }
 
     /// Where the file declares what cannot be.

@@ -13,8 +13,10 @@ use crate::{DType, Op, Tensor, op::resolve::Context, proto};
 mod access;
 mod constant;
 mod node;
+mod scope;
 
 pub(crate) use constant::constant_of;
+pub use scope::Scope;
 
 /// Names a node of one [`Graph`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -34,14 +34,17 @@ pub use group::{
 pub use import::{ImportError, MAP_ABOVE_BYTES, limits};
 pub use infer::{Conflict, Shapes, infer};
 pub use ir::{
-    Attribute, AttributeValue, Dim, Graph, Model, Node, NodeId, OpsetImport, Origin, TensorType,
-    Value, ValueId, Warning,
+    Attribute, AttributeValue, Dim, Graph, Model, Node, NodeId, OpsetImport, Origin, Scope,
+    TensorType, Value, ValueId, Warning,
 };
 pub use op::{
     BinaryOp, ConvAttrs, EinsumEquation, GemmAttrs, NEWEST_OPSET, Op, PoolAttrs, PoolKind,
     RecurrentAttrs, RecurrentKind, ReduceKind, SliceAttrs, UnaryOp,
 };
-pub use pass::{DeadCode, Driver, Editor, Halt, InlineIf, LiftConstants, Pass, PassError, Step};
+pub use pass::{
+    DeadCode, Driver, Editor, FoldMoves, Halt, InlineIf, LiftConstants, OwnConstants, Pass,
+    PassError, Step,
+};
 pub use prune::{Choice, PruneError, PrunePlan, PruneReport, mask, prune};
 pub use same::{Difference, same};
 pub use tensor::{DType, Tensor, TensorError};

@@ -12,12 +12,16 @@ use crate::{
 };
 
 mod dead;
+mod fold_moves;
 mod inline_if;
 mod lift;
+mod own_constants;
 
 pub use dead::DeadCode;
+pub use fold_moves::FoldMoves;
 pub use inline_if::InlineIf;
 pub use lift::LiftConstants;
+pub use own_constants::OwnConstants;
 
 /// Passes are repeated until none edits, at most this often.
 const MAX_ROUNDS: usize = 16;

@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::group::sizes::Reader;
 use crate::{
-    Attribute, Cause, DeadCode, Dim, Driver, Edit, EditError, Group, GroupId, Grouping, Model,
-    Node, NodeId, PassError, Role, Shapes, TensorType, ValueId, apply, cost, infer,
+    Attribute, Cause, DeadCode, Dim, Driver, Edit, EditError, Graph, Group, GroupId, Grouping,
+    Model, Node, NodeId, PassError, Role, Scope, Shapes, StatePair, TensorType, ValueId, apply,
+    cost, infer,
 };
 use constants::Slicing;
 
@@ -97,15 +98,21 @@ pub fn prune(
     grouping: &Grouping,
     plan: &PrunePlan,
 ) -> Result<PruneReport, PruneError> {
-    let removal = Removal::new(model, grouping, plan)?;
+    let removals = removals(model, grouping, plan)?;
     let mut work = Work::new(model, grouping);
     let params_before = cost::params(model);
     let shapes = infer(model);
-    constants::apply_all(&mut work, &removal, Slicing::Remove)?;
-    operands::fix_all(&mut work, &model.graph, &removal, &shapes)?;
-    corrections::apply_all(&mut work, &model.graph, grouping, &removal, &shapes)?;
-    correct_types(&mut work, grouping, &removal)?;
-    states::narrow_all(&mut work, grouping, &removal)?;
+    for (scope, removal) in &removals {
+        let (Some(graph), Some(shapes)) = (model.graph_at(scope), shapes.at(scope)) else {
+            return Err(no_graph(scope));
+        };
+        work.enter(scope)?;
+        constants::apply_all(&mut work, removal, Slicing::Remove)?;
+        operands::fix_all(&mut work, graph, removal, shapes)?;
+        corrections::apply_all(&mut work, graph, grouping, removal, shapes)?;
+        correct_types(&mut work, grouping, removal)?;
+        states::narrow_all(&mut work, grouping, removal)?;
+    }
     if !work.edits.is_empty() {
         Driver::default().run(&mut work.model, &[&DeadCode])?;
     }
@@ -123,34 +130,64 @@ pub fn prune(
 /// # Errors
 /// As for [`prune`].
 pub fn mask(model: &Model, grouping: &Grouping, plan: &PrunePlan) -> Result<Model, PruneError> {
-    let removal = Removal::new(model, grouping, plan)?;
     let mut work = Work::new(model, grouping);
-    constants::apply_all(&mut work, &removal, Slicing::Zero)?;
-    states::silence_all(&mut work, grouping, &removal)?;
+    for (scope, removal) in &removals(model, grouping, plan)? {
+        work.enter(scope)?;
+        constants::apply_all(&mut work, removal, Slicing::Zero)?;
+        states::silence_all(&mut work, grouping, removal)?;
+    }
     Ok(work.model)
 }
 
-/// A model under change.
+fn no_graph(scope: &Scope) -> PruneError {
+    PruneError::Stale(format!("there is no graph at {scope:?}"))
+}
+
+/// A model under change, one graph after the other.
 struct Work {
     model: Model,
+    /// The graph that is edited.
+    scope: Scope,
     edits: Vec<String>,
-    /// Shape operands made so far, by content.
+    /// Shape operands made so far in this graph, by content.
     sizes: HashMap<Vec<i64>, ValueId>,
     /// Declared types of the states that go out, which stay.
-    interface: HashMap<ValueId, TensorType>,
+    interface: HashMap<(Scope, ValueId), TensorType>,
 }
 
 impl Work {
     fn new(model: &Model, grouping: &Grouping) -> Self {
-        let ty = |value: ValueId| Some((value, model.graph.get_value(value)?.ty.clone()?));
-        let outputs = grouping.states.iter().map(|pair| pair.output);
-        let interface = outputs.filter_map(ty).collect();
-        Self { model: model.clone(), edits: Vec::new(), sizes: HashMap::new(), interface }
+        let ty = |pair: &StatePair| {
+            let value = model.graph_at(&pair.scope)?.get_value(pair.output)?;
+            Some(((pair.scope.clone(), pair.output), value.ty.clone()?))
+        };
+        let interface = grouping.states.iter().filter_map(ty).collect();
+        Self {
+            model: model.clone(),
+            scope: Scope::default(),
+            edits: Vec::new(),
+            sizes: HashMap::new(),
+            interface,
+        }
+    }
+
+    /// Goes on with another graph.
+    fn enter(&mut self, scope: &Scope) -> Result<(), PruneError> {
+        self.model.graph_at(scope).ok_or_else(|| no_graph(scope))?;
+        self.scope = scope.clone();
+        self.sizes.clear();
+        Ok(())
+    }
+
+    /// The graph that is edited.
+    fn graph(&self) -> &Graph {
+        self.model.graph_at(&self.scope).unwrap_or(&self.model.graph)
     }
 
     fn edit(&mut self, edit: Edit, cause: &Cause) -> Result<Option<ValueId>, PruneError> {
         self.edits.push(format!("{edit} ({cause})"));
-        Ok(apply(&mut self.model.graph, edit, cause)?.value())
+        let graph = self.model.graph_at_mut(&self.scope).ok_or_else(|| no_graph(&self.scope))?;
+        Ok(apply(graph, edit, cause)?.value())
     }
 
     /// Adds a node of one output, named after it.
@@ -223,7 +260,42 @@ struct Gone {
     groups: BTreeSet<GroupId>,
 }
 
-/// Everything a plan removes.
+/// What a plan removes, graph by graph.
+fn removals(
+    model: &Model,
+    grouping: &Grouping,
+    plan: &PrunePlan,
+) -> Result<BTreeMap<Scope, Removal>, PruneError> {
+    let mut found: BTreeMap<Scope, Removal> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    for choice in &plan.choices {
+        let group = grouping.group(choice.group).ok_or(PruneError::UnknownGroup(choice.group))?;
+        if !seen.insert(choice.group) {
+            return Err(PruneError::Twice(choice.group));
+        }
+        let units = removed(group, &choice.keep)?;
+        if !units.is_empty() {
+            let graph = model.graph_at(&group.scope).ok_or_else(|| no_graph(&group.scope))?;
+            found.entry(group.scope.clone()).or_default().add(graph, group, &units)?;
+        }
+    }
+    for (scope, removal) in &mut found {
+        if let Some(graph) = model.graph_at(scope) {
+            removal.leaves_something(graph)?;
+        }
+        for read in grouping.sizes_read.get(scope).into_iter().flatten() {
+            if let (Some(gone), Reader::Operand(node)) =
+                (removal.values.get(&(read.value, read.axis)), &read.by)
+            {
+                removal.size_readers.entry(*node).or_default().extend(&gone.groups);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Everything a plan removes from one graph.
+#[derive(Debug, Default)]
 struct Removal {
     /// By use of a constant, then by axis.
     uses: BTreeMap<(ValueId, NodeId, usize), BTreeMap<usize, Gone>>,
@@ -236,38 +308,7 @@ struct Removal {
 }
 
 impl Removal {
-    fn new(model: &Model, grouping: &Grouping, plan: &PrunePlan) -> Result<Self, PruneError> {
-        let mut removal = Self {
-            uses: BTreeMap::new(),
-            divisors: BTreeSet::new(),
-            values: BTreeMap::new(),
-            size_readers: BTreeMap::new(),
-        };
-        let mut seen = BTreeSet::new();
-        for choice in &plan.choices {
-            let group =
-                grouping.group(choice.group).ok_or(PruneError::UnknownGroup(choice.group))?;
-            if !seen.insert(choice.group) {
-                return Err(PruneError::Twice(choice.group));
-            }
-            let units = removed(group, &choice.keep)?;
-            if !units.is_empty() {
-                removal.add(model, group, &units)?;
-            }
-        }
-        removal.leaves_something(model)?;
-        for read in &grouping.sizes_read {
-            if let (Some(gone), Reader::Operand(node)) =
-                (removal.values.get(&(read.value, read.axis)), &read.by)
-            {
-                removal.size_readers.entry(*node).or_default().extend(&gone.groups);
-            }
-        }
-        Ok(removal)
-    }
-
-    fn add(&mut self, model: &Model, group: &Group, units: &[usize]) -> Result<(), PruneError> {
-        let graph = &model.graph;
+    fn add(&mut self, graph: &Graph, group: &Group, units: &[usize]) -> Result<(), PruneError> {
         for slice in &group.slices {
             let read = graph.get_node(slice.node).and_then(|node| node.input(slice.slot));
             if read != Some(slice.value) {
@@ -290,12 +331,12 @@ impl Removal {
         Ok(())
     }
 
-    fn leaves_something(&self, model: &Model) -> Result<(), PruneError> {
+    fn leaves_something(&self, graph: &Graph) -> Result<(), PruneError> {
         for ((value, ..), axes) in &self.uses {
-            let Some(tensor) = model.graph.constant(*value) else { continue };
+            let Some(tensor) = graph.constant(*value) else { continue };
             for (&axis, gone) in axes {
                 if tensor.dims.get(axis).is_some_and(|&size| gone.indices.len() >= size) {
-                    let value = model.graph.value(*value).name.clone();
+                    let value = graph.value(*value).name.clone();
                     return Err(PruneError::Empty { value, axis });
                 }
             }
@@ -369,13 +410,13 @@ fn correct_types(
     removal: &Removal,
 ) -> Result<(), PruneError> {
     let mut by_value: BTreeMap<ValueId, BTreeSet<GroupId>> = BTreeMap::new();
-    let fed: BTreeSet<ValueId> = grouping.states.iter().map(|pair| pair.input).collect();
+    let states = grouping.states.iter().filter(|pair| pair.scope == work.scope);
+    let fed: BTreeSet<ValueId> = states.map(|pair| pair.input).collect();
     for ((value, _), gone) in removal.values.iter().filter(|((value, _), _)| !fed.contains(value)) {
         by_value.entry(*value).or_default().extend(&gone.groups);
     }
     for (value, groups) in by_value {
-        let Some(mut ty) = work.model.graph.get_value(value).and_then(|found| found.ty.clone())
-        else {
+        let Some(mut ty) = work.graph().get_value(value).and_then(|found| found.ty.clone()) else {
             continue;
         };
         if let Some(dims) = &mut ty.dims {

@@ -4,7 +4,7 @@
 
 use std::{path::Path, process::Command};
 
-use graph::{DeadCode, Driver, InlineIf, LiftConstants, Model, Op, infer};
+use graph::{DeadCode, Driver, FoldMoves, InlineIf, LiftConstants, Model, Op, infer};
 
 #[path = "support/assets.rs"]
 mod assets;
@@ -256,4 +256,39 @@ fn conditions_on_inputs_stay_and_bodies_lose_what_is_decided() {
     let mut ifless =
         Model::load(assets::assets().join("models/silero_vad_op18_ifless.onnx")).unwrap();
     assert_eq!(run(&mut ifless), 0);
+}
+
+#[test]
+fn moves_of_constants_are_carried_out_and_nothing_grows() {
+    let mut found = model(
+        "
+    input x f32 N 6
+    const w f32[8,3] = +0
+    const begin i64[1] = 2
+    const end i64[1] = 8
+    const first i64[1] = 0
+    const axis i64[1] = 1
+    Slice part = w begin end first
+    Transpose turned = part
+    Unsqueeze long = turned axis
+    Squeeze short = long axis
+    Transpose kept = part
+    MatMul y = x part
+    MatMul z = y short
+    output z
+    output kept
+",
+    );
+    let before = graph::cost::params(&found);
+    let log = Driver::default().run(&mut found, &[&FoldMoves, &DeadCode]).unwrap();
+    assert!(log.iter().any(|step| step.cause.by == "fold-moves"));
+    assert_eq!(ops(&found), ["Transpose", "MatMul", "MatMul"], "an output stays computed");
+    let (_, last) = found.graph.nodes().last().unwrap();
+    let turned = found.graph.constant(last.input(1).unwrap()).unwrap();
+    assert_eq!(turned.dims, [3, 6]);
+    // Row 2 of `w`, which counts up to 10 and begins again, is 6, 7, 8.
+    let wanted: Vec<f64> =
+        (0..3).flat_map(|c| (2..8).map(move |r| f64::from((r * 3 + c) % 11))).collect();
+    assert_eq!(turned.to_f64_vec().unwrap(), wanted);
+    assert!(graph::cost::params(&found) <= before + 18, "one part, and its transposition");
 }

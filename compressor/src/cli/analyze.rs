@@ -25,7 +25,6 @@ pub struct Args {
 /// The model cannot be read.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let source = Source::load(&args.model)?;
-    let graph = &source.model.graph;
     let params = graph::cost::params(&source.model);
     let work = macs(&source.model, &source.shapes);
     let narrowest = narrowest(&source);
@@ -52,7 +51,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .locked
         .iter()
         .map(|l| {
-            json!({"dim": format!("{}[{}] = {}", graph.value(l.value).name, l.axis, l.width),
+            json!({"dim": format!("{}[{}] = {}", source.graph_of(&l.scope).value(l.value).name, l.axis, l.width),
                 "by": by(&source, l), "why": l.why})
         })
         .collect();
@@ -103,7 +102,7 @@ fn narrowest(source: &Source) -> Vec<GroupChoice> {
 
 fn by(source: &Source, locked: &graph::Locked) -> String {
     match locked.by {
-        graph::LockedBy::Node(node) => crate::refit::label(&source.model.graph, node),
+        graph::LockedBy::Node(node) => crate::refit::label(source.graph_of(&locked.scope), node),
         graph::LockedBy::Limit => "a limit of espalier".into(),
         graph::LockedBy::GraphInput => "model input".into(),
         graph::LockedBy::GraphOutput => "model output".into(),

@@ -357,10 +357,10 @@ impl Rating<'_> {
         ratio: f64,
         seed: u64,
     ) -> Result<(Vec<GroupChoice>, Vec<Refusal>), CompressError> {
-        let graph = &source.model.graph;
         let mut refused = Vec::new();
         let choices = choices(source, family, ratio, &mut |index, count| {
             let group = &source.grouping.groups[index];
+            let graph = source.graph_of(&group.scope);
             let rating = score::rate(self.kind, graph, group, self.deviations, seed)?;
             let label = source.group_label(index);
             refused.extend(rating.fell_back.map(|why| Refusal::new("score", label, why)));

@@ -182,7 +182,7 @@ fn run(
 /// The activations, and their axes, by which units are rated.
 fn wanted(shop: &Shop<'_>) -> Vec<(ValueId, usize)> {
     let graph = &shop.source.model.graph;
-    let groups = shop.source.grouping.groups.iter();
+    let groups = shop.source.observable();
     let wanted: BTreeSet<_> = groups.flat_map(|group| score::wanted(graph, group)).collect();
     wanted.into_iter().collect()
 }
@@ -368,7 +368,7 @@ impl Pass {
 fn sums(shop: &Shop<'_>) -> Vec<Sum> {
     let graph = &shop.source.model.graph;
     let mut sums: Vec<Sum> = Vec::new();
-    for group in &shop.source.grouping.groups {
+    for group in shop.source.observable() {
         for sum in rescale::sums(graph, &shop.source.shapes, group) {
             if !sums.contains(&sum) {
                 sums.push(sum);
@@ -392,7 +392,7 @@ pub(crate) enum Reach {
 fn sites(shop: &Shop<'_>, reach: Reach) -> (Vec<Site>, Vec<Refusal>) {
     let graph = &shop.source.model.graph;
     let mut wanted: HashSet<graph::NodeId> = refit::heads(graph).into_iter().collect();
-    for group in &shop.source.grouping.groups {
+    for group in shop.source.observable() {
         wanted.extend(group.consumers.iter().map(|c| c.node));
         let passed = group.slices.iter().filter(|s| s.role == Role::Elementwise).map(|s| s.node);
         wanted.extend(passed.filter(|node| matches!(graph.node(*node).op, Op::Conv(_))));

@@ -297,7 +297,9 @@ impl Left {
         for choice in groups {
             let group = source.grouping.groups.get(choice.group as usize);
             let group = group.ok_or_else(|| format!("there is no group {}", choice.group))?;
-            let here = group.values.iter().filter(|(value, ..)| *value == target.site.output);
+            // Sites are of the main graph.
+            let values = group.values.iter().filter(|_| group.scope.is_main());
+            let here = values.filter(|(value, ..)| *value == target.site.output);
             for (_, axis, map) in here {
                 let units =
                     (0..map.units() as u32).filter(|u| choice.keep.binary_search(u).is_err());

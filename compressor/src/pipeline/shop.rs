@@ -78,10 +78,20 @@ impl Source {
         save_as(&self.model, &work.join("source.onnx"))
     }
 
+    /// The graph that a group or a lock speaks of.
+    pub(crate) fn graph_of(&self, scope: &graph::Scope) -> &graph::Graph {
+        self.model.graph_at(scope).unwrap_or(&self.model.graph)
+    }
+
+    /// Groups of the main graph, whose activations can be observed.
+    pub(crate) fn observable(&self) -> impl Iterator<Item = &graph::Group> {
+        self.grouping.groups.iter().filter(|group| group.scope.is_main())
+    }
+
     /// What people call a group: its first producer.
     pub(crate) fn group_label(&self, index: usize) -> String {
         let group = &self.grouping.groups[index];
-        let graph = &self.model.graph;
+        let graph = self.graph_of(&group.scope);
         group
             .producers
             .first()
@@ -127,7 +137,7 @@ impl Source {
             .locked
             .iter()
             .map(|l| {
-                let value = &self.model.graph.value(l.value).name;
+                let value = &self.graph_of(&l.scope).value(l.value).name;
                 format!("{value}, axis {} of width {}: {}", l.axis, l.width, l.why)
             })
             .collect()

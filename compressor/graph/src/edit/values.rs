@@ -56,6 +56,18 @@ pub(super) fn remove_constant(graph: &mut Graph, id: ValueId) -> Outcome {
     Ok(Applied::default())
 }
 
+pub(super) fn remove_capture(graph: &mut Graph, id: ValueId) -> Outcome {
+    let value = graph.check_value(id)?;
+    if value.origin != Origin::Outer {
+        return Err(format!("`{}` is not captured", value.name));
+    }
+    if !graph.is_unused(id) {
+        return Err(format!("`{}` is still read", value.name));
+    }
+    graph.drop_value(id);
+    Ok(Applied::default())
+}
+
 pub(super) fn add_output(graph: &mut Graph, id: ValueId) -> Outcome {
     let name = &graph.check_value(id)?.name;
     if graph.outputs.contains(&id) {

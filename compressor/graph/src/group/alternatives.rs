@@ -8,13 +8,14 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::find::Found;
 use super::folds::Correction;
 use super::states;
-use super::{Group, GroupId, Grouping, IndexMap};
+use super::{Group, GroupId, IndexMap};
 use crate::{Graph, NodeId, ValueId};
 
 /// `first` with what `second` found beyond it.
-pub(super) fn join(graph: &Graph, mut first: Grouping, second: Grouping) -> Grouping {
+pub(super) fn join(graph: &Graph, mut first: Found, second: Found) -> Found {
     let disputed = disputed(graph, &first, &second);
     let known = Axes::new(&first.groups);
     for group in second.groups {
@@ -42,7 +43,7 @@ pub(super) fn join(graph: &Graph, mut first: Grouping, second: Grouping) -> Grou
 
 /// Axes whose corrections do not go together: different ones of one axis, or of two axes of one node, where what
 /// removed units held has to be added.
-fn disputed(graph: &Graph, first: &Grouping, second: &Grouping) -> HashSet<(ValueId, usize)> {
+fn disputed(graph: &Graph, first: &Found, second: &Found) -> HashSet<(ValueId, usize)> {
     let disagree = |a: &Correction, b: &Correction| {
         let held = a.echo.is_some() || b.echo.is_some();
         if a.axis == b.axis { a != b } else { held }

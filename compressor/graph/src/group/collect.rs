@@ -14,7 +14,7 @@ type Signature = Vec<(usize, usize)>;
 /// Indices of a unit by class, ascending.
 type Unit = BTreeMap<usize, Vec<u32>>;
 
-/// The groups of everything that is not locked, in topological order of their first producer.
+/// The groups of everything that is not locked, in topological order of their first producer, not yet numbered.
 pub(super) fn collect(search: &Search<'_>, atoms: &mut Atoms) -> Vec<Group> {
     let members = members(search, atoms);
     let mut by_signature: BTreeMap<Signature, Vec<Unit>> = BTreeMap::new();
@@ -32,9 +32,6 @@ pub(super) fn collect(search: &Search<'_>, atoms: &mut Atoms) -> Vec<Group> {
     groups.sort_by_key(|group| {
         group.producers.iter().filter_map(|node| order.get(node)).min().copied()
     });
-    for (id, group) in (0..).zip(&mut groups) {
-        group.id = GroupId(id);
-    }
     groups
 }
 
@@ -85,6 +82,7 @@ fn group(
         .collect();
     let mut found = Group {
         id: GroupId(0),
+        scope: search.scope.clone(),
         width: units.len(),
         slices: Vec::new(),
         producers: Vec::new(),
@@ -112,7 +110,8 @@ fn group(
             }
         }
     }
-    Some(found)
+    // Parts of a constant that no reader takes are nobody's units.
+    (!found.values.is_empty()).then_some(found)
 }
 
 fn consumers(search: &Search<'_>, atoms: &Atoms, maps: &HashMap<usize, IndexMap>) -> Vec<Consumer> {

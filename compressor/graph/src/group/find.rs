@@ -13,14 +13,14 @@ use super::collect::collect;
 use super::folds::{Correction, settle};
 use super::locked::locked;
 use super::sizes::{Read, Reader, reads};
-use super::states::{self, StatePair};
-use super::{Grouping, LockedBy};
+use super::states::{self, Ends, StatePair};
+use super::{Group, GroupId, Grouping, Locked, LockedBy};
 use crate::coupling::masked::{Fact, ZERO, is_silent, transfer};
 use crate::coupling::quantized::zero_point_of;
 use crate::coupling::{AxisRef, Coupling, Link, Port, PortInfo, Ports, coupling, normal_axis};
 use crate::op::resize::SIZES;
 use crate::shape_operand::{self, Kind};
-use crate::{DType, Dim, Graph, Model, NodeId, Op, Origin, Role, Shapes, Tensor, ValueId};
+use crate::{DType, Dim, Graph, Model, NodeId, Op, Origin, Role, Scope, Shapes, Tensor, ValueId};
 
 /// Axes wider than this stay as they are.
 pub(super) const MAX_AXIS: usize = 1 << 18;
@@ -34,17 +34,56 @@ const MAX_FLOATS: usize = 1 << 6;
 /// Largest constant read as integers, in elements.
 const MAX_INTS: usize = 1 << 12;
 
-/// Finds every group of the main graph, and what stands in the way of the rest.
+/// Finds every group, and what stands in the way of the rest: of the main graph, and of each body on its own, whose
+/// inputs, outputs and captured values keep their shapes.
 ///
 /// Where a reshape merges axes of which more than one could shrink (heads and the width of a head), or a grouped
 /// convolution could lose groups or parts of all groups, there are groups for the one and groups for the other; a
 /// plan may use both.
 pub fn find(model: &Model, shapes: &Shapes) -> Grouping {
-    let first = search(model, shapes, Prefer::First);
-    if !first.1 {
-        return first.0;
+    let mut found = Grouping::default();
+    let ends = Ends::of_model(&model.graph);
+    find_in(&model.graph, shapes, &ends, Scope::default(), &mut found);
+    found.states = states::narrowed(found.states, &found.groups);
+    found
+}
+
+fn find_in(graph: &Graph, shapes: &Shapes, ends: &Ends, scope: Scope, found: &mut Grouping) {
+    let one = find_one(graph, shapes, ends, &scope);
+    for mut group in one.groups {
+        group.id = GroupId(u32::try_from(found.groups.len()).unwrap_or(u32::MAX));
+        found.groups.push(group);
     }
-    alternatives::join(&model.graph, first.0, search(model, shapes, Prefer::Last).0)
+    found.locked.extend(one.locked);
+    found.states.extend(one.states);
+    found.sizes_read.insert(scope.clone(), one.sizes_read);
+    found.corrections.insert(scope.clone(), one.corrections);
+    for (id, _) in graph.nodes().filter(|(_, node)| node.has_subgraphs()) {
+        for (index, (_, body)) in graph.subgraphs(id).into_iter().enumerate() {
+            if let Some(shapes) = shapes.body(id, index) {
+                let ends = ends.within(graph, id, body);
+                find_in(body, shapes, &ends, scope.body(id, index), found);
+            }
+        }
+    }
+}
+
+/// What is found in one graph; its groups are numbered later.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) groups: Vec<Group>,
+    pub(super) locked: Vec<Locked>,
+    pub(super) states: Vec<StatePair>,
+    pub(super) sizes_read: Vec<Read>,
+    pub(super) corrections: Vec<Correction>,
+}
+
+fn find_one(graph: &Graph, shapes: &Shapes, ends: &Ends, scope: &Scope) -> Found {
+    let (first, chose) = search(graph, shapes, ends, scope, Prefer::First);
+    if !chose {
+        return first;
+    }
+    alternatives::join(graph, first, search(graph, shapes, ends, scope, Prefer::Last).0)
 }
 
 /// Which of several choices is tried first.
@@ -55,10 +94,16 @@ enum Prefer {
 }
 
 /// The groups with one preference, and whether there was a choice.
-fn search(model: &Model, shapes: &Shapes, prefer: Prefer) -> (Grouping, bool) {
-    let mut search = Search::new(&model.graph, shapes);
+fn search(
+    graph: &Graph,
+    shapes: &Shapes,
+    ends: &Ends,
+    scope: &Scope,
+    prefer: Prefer,
+) -> (Found, bool) {
+    let mut search = Search::new(graph, shapes, scope.clone());
     let mut atoms = Atoms::new(&search);
-    search.states = states::pair(&search, shapes, &mut atoms);
+    search.states = states::pair(&search, shapes, ends, &mut atoms);
     search.lock_ends();
     search.lock_operands();
     search.lock_sizes();
@@ -67,9 +112,8 @@ fn search(model: &Model, shapes: &Shapes, prefer: Prefer) -> (Grouping, bool) {
     let corrections = search.lock_loud_sums(&mut atoms);
     let locked = locked(&search, &mut atoms);
     let groups = collect(&search, &mut atoms);
-    let states = states::narrowed(std::mem::take(&mut search.states), &groups);
-    let sizes_read = search.sizes_read;
-    (Grouping { groups, locked, states, sizes_read, corrections }, chose)
+    let (states, sizes_read) = (search.states, search.sizes_read);
+    (Found { groups, locked, states, sizes_read, corrections }, chose)
 }
 
 /// Who reads each value.
@@ -135,6 +179,7 @@ pub(super) struct Statement {
 
 pub(super) struct Search<'a> {
     pub(super) graph: &'a Graph,
+    pub(super) scope: Scope,
     shapes: &'a Shapes,
     pub(super) readers: Readers,
     pub(super) ports: HashMap<NodeId, Ports>,
@@ -156,10 +201,11 @@ pub(super) struct Entry {
 }
 
 impl<'a> Search<'a> {
-    fn new(graph: &'a Graph, shapes: &'a Shapes) -> Self {
+    fn new(graph: &'a Graph, shapes: &'a Shapes, scope: Scope) -> Self {
         let readers = Readers::new(graph);
         let mut search = Self {
             graph,
+            scope,
             shapes,
             ports: ports(graph, shapes, &readers),
             readers,
@@ -308,11 +354,27 @@ impl<'a> Search<'a> {
             if self.states.iter().any(|pair| pair.holds(value, axis.axis)) {
                 continue;
             }
-            if matches!(self.graph.value(value).origin, Origin::Input | Origin::Outer) {
-                entries.push((index, LockedBy::GraphInput, "an input of the model"));
+            let main = self.scope.is_main();
+            match self.graph.value(value).origin {
+                Origin::Input if main => {
+                    entries.push((index, LockedBy::GraphInput, "an input of the model"));
+                }
+                Origin::Input => {
+                    entries.push((index, LockedBy::GraphInput, "an input of a control-flow body"));
+                }
+                Origin::Outer => {
+                    let why = "a control-flow body captures it from the graph around";
+                    entries.push((index, LockedBy::GraphInput, why));
+                }
+                Origin::Initializer | Origin::Node(..) => {}
             }
             if self.readers.outputs.contains(&value) {
-                entries.push((index, LockedBy::GraphOutput, "an output of the model"));
+                let why = if main {
+                    "an output of the model"
+                } else {
+                    "an output of a control-flow body"
+                };
+                entries.push((index, LockedBy::GraphOutput, why));
             }
             if let Some(node) = self.readers.captured.get(&value) {
                 entries.push((index, LockedBy::Node(*node), "a control-flow body reads it"));

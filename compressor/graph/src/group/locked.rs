@@ -25,6 +25,7 @@ pub(super) fn locked(search: &Search<'_>, atoms: &mut Atoms) -> Vec<Locked> {
         if touches && seen.insert((axis.value, axis.axis, entry.by, entry.why.clone())) {
             let holds = roots.iter().filter_map(|root| weights.elements.get(root)).sum();
             found.push(Locked {
+                scope: search.scope.clone(),
                 value: axis.value,
                 axis: axis.axis,
                 width: axis.size,

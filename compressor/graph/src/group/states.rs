@@ -1,5 +1,7 @@
 //! States that a caller carries from one run to the next: a model input and the model output that fills it.
 //!
+//! A branch of an `If` may capture the one and make the other; then the pair is found, and narrowed, within it.
+//!
 //! Inputs and outputs keep their shapes, and so the hidden width of a recurrent layer whose state is fed back
 //! would be locked. But what a removed unit held nobody reads, so inside of the interface the state may be
 //! narrower: a pruning picks the units that are left behind the input and puts zeros for the others before the
@@ -10,15 +12,19 @@ use std::collections::HashSet;
 use super::Group;
 use super::atoms::Atoms;
 use super::find::{Owner, Search};
-use crate::{DType, Dim, Graph, GroupId, NodeId, Op, Origin, Shapes, UnaryOp, ValueId};
+use crate::{DType, Dim, Graph, GroupId, NodeId, Op, Origin, Scope, Shapes, UnaryOp, ValueId};
 
 /// A model input and the model output that holds its next value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatePair {
-    /// The input.
+    /// The graph that reads the one and makes the other.
+    pub scope: Scope,
+    /// The input of the model, or the value by which a branch captures it.
     pub input: ValueId,
-    /// The output.
+    /// The output of the model, or that of a branch which becomes it.
     pub output: ValueId,
+    /// Their element type.
+    pub dtype: DType,
     /// The axis of both that carries units.
     pub axis: usize,
     /// Number of axes of both.
@@ -50,39 +56,94 @@ impl StatePair {
 /// The pairs that groups make narrower.
 pub(super) fn narrowed(mut pairs: Vec<StatePair>, groups: &[Group]) -> Vec<StatePair> {
     for pair in &mut pairs {
-        let carries = |group: &&Group| {
+        let on_axis = |group: &Group| {
             group.values.iter().any(|(value, axis, _)| *value == pair.input && *axis == pair.axis)
         };
+        let carries = |group: &&Group| group.scope == pair.scope && on_axis(group);
         pair.groups = groups.iter().filter(carries).map(|group| group.id).collect();
     }
     pairs.retain(|pair| !pair.groups.is_empty());
     pairs
 }
 
-/// Finds the pairs of the main graph, and joins the units of those that only their names show.
-pub(super) fn pair(search: &Search<'_>, shapes: &Shapes, atoms: &mut Atoms) -> Vec<StatePair> {
+/// Where a state may come into a graph and go out of it, by the names that the caller knows.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Ends {
+    inputs: Vec<(ValueId, String)>,
+    outputs: Vec<(ValueId, String)>,
+}
+
+impl Ends {
+    /// Inputs and outputs of a model.
+    pub(super) fn of_model(graph: &Graph) -> Self {
+        let named = |&value: &ValueId| (value, graph.value(value).name.clone());
+        Self {
+            inputs: graph.inputs().iter().map(named).collect(),
+            outputs: graph.outputs().iter().map(named).collect(),
+        }
+    }
+
+    /// What a body of `node` captures of these, and makes for them: a branch does so once, a loop again and again.
+    pub(super) fn within(&self, graph: &Graph, node: NodeId, body: &Graph) -> Self {
+        if graph.node(node).op != Op::If {
+            return Self::default();
+        }
+        let captured = |(value, name): &(ValueId, String)| {
+            let inner = body.value_by_name(&graph.value(*value).name)?;
+            (body.value(inner).origin == Origin::Outer).then(|| (inner, name.clone()))
+        };
+        let made = |(value, name): &(ValueId, String)| {
+            let source = Some(unaliased(graph, *value));
+            let slot = graph.node(node).outputs.iter().position(|output| *output == source)?;
+            Some((*body.outputs().get(slot)?, name.clone()))
+        };
+        Self {
+            inputs: self.inputs.iter().filter_map(captured).collect(),
+            outputs: self.outputs.iter().filter_map(made).collect(),
+        }
+    }
+}
+
+/// The value that a chain of `Identity` nodes begins with.
+fn unaliased(graph: &Graph, value: ValueId) -> ValueId {
+    let mut at = value;
+    while let Some(node) = graph.producer(at).map(|node| graph.node(node))
+        && let (Op::Unary(UnaryOp::Identity), Some(source)) = (&node.op, node.input(0))
+    {
+        at = source;
+    }
+    at
+}
+
+/// Finds the pairs between `ends`, and joins the units of those that only their names show.
+pub(super) fn pair(
+    search: &Search<'_>,
+    shapes: &Shapes,
+    ends: &Ends,
+    atoms: &mut Atoms,
+) -> Vec<StatePair> {
     let graph = search.graph;
-    let starts = starts(graph);
+    let starts = starts(graph, ends);
     let layer_of =
         |input: ValueId| starts.iter().find(|(_, value)| *value == input).map(|(layer, _)| *layer);
     let mut taken: HashSet<ValueId> = HashSet::new();
     let mut pairs = Vec::new();
-    for &input in graph.inputs() {
-        let mut outputs = candidates(graph, shapes, input);
-        outputs.retain(|output| !taken.contains(output));
-        let name = |value: ValueId| graph.value(value).name.as_str();
-        let named = outputs.into_iter().find(|&output| related(name(input), name(output)));
-        if let Some(output) = named {
+    for (input, name) in &ends.inputs {
+        let input = *input;
+        let mut outputs = candidates(graph, shapes, ends, input);
+        outputs.retain(|(output, _)| !taken.contains(output));
+        let named = outputs.into_iter().find(|(_, after)| related(name, after));
+        if let Some((output, _)) = named {
             taken.extend([input, output]);
             join(search, atoms, input, output);
             pairs.push((input, output, layer_of(input).map_or(PairedBy::Names, PairedBy::Layer)));
         }
     }
-    for &(layer, input) in starts.iter().filter(|(_, input)| !graph.outputs().contains(input)) {
-        let mut outputs = candidates(graph, shapes, input);
-        outputs.retain(|output| !taken.contains(output) && !taken.contains(&input));
-        let same = |output: &ValueId| !axes(search, atoms, input, *output).is_empty();
-        if let Some(output) = outputs.into_iter().find(same) {
+    for &(layer, input) in &starts {
+        let mut outputs = candidates(graph, shapes, ends, input);
+        outputs.retain(|(output, _)| !taken.contains(output) && !taken.contains(&input));
+        let same = |(output, _): &(ValueId, &str)| !axes(search, atoms, input, *output).is_empty();
+        if let Some((output, _)) = outputs.into_iter().find(same) {
             taken.extend([input, output]);
             pairs.push((input, output, PairedBy::Layer(layer)));
         }
@@ -91,15 +152,16 @@ pub(super) fn pair(search: &Search<'_>, shapes: &Shapes, atoms: &mut Atoms) -> V
     let mut found = Vec::new();
     for (input, output, by) in pairs {
         for (axis, width) in axes(search, atoms, input, output) {
-            let (rank, groups) = (rank(input), Vec::new());
-            found.push(StatePair { input, output, axis, rank, width, by, groups });
+            let (scope, rank, groups) = (search.scope.clone(), rank(input), Vec::new());
+            let dtype = shapes.dtype(input).unwrap_or(DType::F32);
+            found.push(StatePair { scope, input, output, dtype, axis, rank, width, by, groups });
         }
     }
     found
 }
 
 /// Inputs that recurrent layers begin with, moved about at most.
-fn starts(graph: &Graph) -> Vec<(NodeId, ValueId)> {
+fn starts(graph: &Graph, ends: &Ends) -> Vec<(NodeId, ValueId)> {
     let mut found = Vec::new();
     for (id, node) in graph.nodes().filter(|(_, node)| matches!(node.op, Op::Recurrent(_))) {
         let mut open: Vec<ValueId> = [5, 6].iter().filter_map(|&slot| node.input(slot)).collect();
@@ -109,9 +171,12 @@ fn starts(graph: &Graph) -> Vec<(NodeId, ValueId)> {
                 continue;
             }
             match graph.value(value).origin {
-                Origin::Input => found.push((id, value)),
+                Origin::Input | Origin::Outer => {
+                    let comes_in = ends.inputs.iter().any(|(input, _)| *input == value);
+                    found.extend(comes_in.then_some((id, value)));
+                }
                 Origin::Node(from, _) => open.extend(moved(graph, from)),
-                Origin::Initializer | Origin::Outer => {}
+                Origin::Initializer => {}
             }
         }
     }
@@ -137,7 +202,12 @@ fn moved(graph: &Graph, id: NodeId) -> Vec<ValueId> {
 
 /// Computed outputs of the type and shape of `input`. Narrowing a state adds nodes that engines have for these
 /// types.
-fn candidates(graph: &Graph, shapes: &Shapes, input: ValueId) -> Vec<ValueId> {
+fn candidates<'a>(
+    graph: &Graph,
+    shapes: &Shapes,
+    ends: &'a Ends,
+    input: ValueId,
+) -> Vec<(ValueId, &'a str)> {
     let fits = |a: &Dim, b: &Dim| match (a, b) {
         (Dim::Fixed(a), Dim::Fixed(b)) => a == b,
         _ => true,
@@ -149,9 +219,14 @@ fn candidates(graph: &Graph, shapes: &Shapes, input: ValueId) -> Vec<ValueId> {
         let sizes = from.len() == to.len() && from.iter().zip(to).all(|(a, b)| fits(a, b));
         float && a.dtype == b.dtype && sizes
     };
-    let outputs = graph.outputs().iter().copied();
-    let computed = outputs.filter(|&output| graph.producer(output).is_some());
-    computed.filter(|output| !graph.outputs().contains(&input) && alike(output)).collect()
+    if graph.outputs().contains(&input) {
+        return Vec::new();
+    }
+    let once =
+        |value: ValueId| graph.outputs().iter().filter(|&&other| other == value).count() == 1;
+    let outputs = ends.outputs.iter().map(|(output, name)| (*output, name.as_str()));
+    let made = outputs.filter(|(output, _)| graph.producer(*output).is_some() && once(*output));
+    made.filter(|(output, _)| alike(output)).collect()
 }
 
 /// Axes of one known size of at least 2 whose units are the same in both values.

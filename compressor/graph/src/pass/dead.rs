@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::{Editor, Halt, Pass};
 use crate::{Edit, Graph, NodeId, Op, Origin, ValueId};
 
-/// Removes nodes and initializers that no output depends on. Opaque nodes and control flow stay: they might do
+/// Removes nodes, initializers and captures that no output depends on. Opaque nodes and control flow stay: they might do
 /// something we do not know of. Initializers that are listed as inputs stay: a caller may feed them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct DeadCode;
@@ -22,6 +22,9 @@ impl Pass for DeadCode {
         }
         for value in dead_constants(editor.graph()) {
             editor.apply(Edit::RemoveConstant { value }, "nothing reads it")?;
+        }
+        for value in dead_captures(editor.graph()) {
+            editor.apply(Edit::RemoveCapture { value }, "nothing reads it")?;
         }
         Ok(())
     }
@@ -45,6 +48,22 @@ fn dead_nodes(graph: &Graph) -> Vec<NodeId> {
 }
 
 fn dead_constants(graph: &Graph) -> Vec<ValueId> {
+    let read = read(graph);
+    let constants = graph
+        .values()
+        .filter(|(_, value)| value.origin == Origin::Initializer && value.data.is_some());
+    let unread =
+        constants.filter(|(id, _)| !read.contains(id) && !graph.listed_inputs().contains(id));
+    unread.map(|(id, _)| id).collect()
+}
+
+fn dead_captures(graph: &Graph) -> Vec<ValueId> {
+    let read = read(graph);
+    let captured = graph.values().filter(|(_, value)| value.origin == Origin::Outer);
+    captured.filter(|(id, _)| !read.contains(id)).map(|(id, _)| id).collect()
+}
+
+fn read(graph: &Graph) -> HashSet<ValueId> {
     let mut read: HashSet<ValueId> = graph.outputs().iter().copied().collect();
     for (id, node) in graph.nodes() {
         read.extend(node.inputs.iter().flatten());
@@ -52,10 +71,5 @@ fn dead_constants(graph: &Graph) -> Vec<ValueId> {
             read.extend(graph.captures(id));
         }
     }
-    let constants = graph
-        .values()
-        .filter(|(_, value)| value.origin == Origin::Initializer && value.data.is_some());
-    let unread =
-        constants.filter(|(id, _)| !read.contains(id) && !graph.listed_inputs().contains(id));
-    unread.map(|(id, _)| id).collect()
+    read
 }

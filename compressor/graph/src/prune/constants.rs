@@ -54,10 +54,10 @@ fn apply_one(
     uses: &[(NodeId, usize)],
     slicing: Slicing,
 ) -> Result<(), PruneError> {
-    let Some(old) = work.model.graph.constant(value) else {
+    let Some(old) = work.graph().constant(value) else {
         return Err(PruneError::Stale(format!("{value:?} is no constant")));
     };
-    let point = fill.and_then(|(point, axis)| Some((work.model.graph.constant(point)?, axis)));
+    let point = fill.and_then(|(point, axis)| Some((work.graph().constant(point)?, axis)));
     let tensor = cuts.iter().try_fold(old.as_ref().clone(), |tensor, (&axis, gone)| {
         match (slicing, &point) {
             (Slicing::Zero, Some((point, along))) => filled(&tensor, axis, gone, point, *along),
@@ -77,9 +77,9 @@ fn apply_one(
 
 /// The zero point of a quantized constant.
 fn fill(work: &Work, node: NodeId, slot: usize) -> Fill {
-    let node = work.model.graph.get_node(node)?;
+    let node = work.graph().get_node(node)?;
     let point = node.input(zero_point_of(&node.op, slot)?)?;
-    let rank = work.model.graph.constant(node.input(slot)?)?.dims.len();
+    let rank = work.graph().constant(node.input(slot)?)?.dims.len();
     Some((point, zero_point_axis(&node.op, slot, rank)))
 }
 
@@ -117,7 +117,7 @@ fn unshare(
     uses: &[(NodeId, usize)],
     cause: &Cause,
 ) -> Result<(), PruneError> {
-    let name = work.model.graph.value(value).name.clone();
+    let name = work.graph().value(value).name.clone();
     let copy = work.edit(Edit::AddConstant { name, tensor }, cause)?;
     for &(node, slot) in uses {
         work.edit(Edit::ReplaceInput { node, slot, value: copy }, cause)?;
@@ -127,7 +127,7 @@ fn unshare(
 
 /// Whether the constant can be changed in place: it is no alias, and nothing else sees it.
 fn only_these_read(work: &Work, value: ValueId, uses: &[(NodeId, usize)]) -> bool {
-    let graph = &work.model.graph;
+    let graph = work.graph();
     let own = match graph.value(value).origin {
         Origin::Initializer => true,
         Origin::Node(node, _) => graph.node(node).op == Op::Constant,

@@ -23,7 +23,7 @@ pub(super) fn apply_all(
     shapes: &Shapes,
 ) -> Result<(), PruneError> {
     let mut by_node: BTreeMap<NodeId, Vec<Shrunk<'_>>> = BTreeMap::new();
-    for correction in &grouping.corrections {
+    for correction in grouping.corrections.get(&work.scope).into_iter().flatten() {
         let Some(value) = graph.get_node(correction.node).and_then(|node| node.input(0)) else {
             return Err(PruneError::Stale(format!("{:?} has no input", correction.node)));
         };
@@ -124,7 +124,7 @@ impl Place<'_> {
 
     /// Zeros for the removed units, in front of the node only. Where they stand does not matter to a norm.
     fn standardised(&self, work: &mut Work) -> Result<(), PruneError> {
-        let node = work.model.graph.node(self.id).clone();
+        let node = work.graph().node(self.id).clone();
         let mut inputs = node.inputs.clone();
         for shrunk in &self.shrunk {
             let (axis, more) = (shrunk.correction.axis, shrunk.gone.indices.len());
@@ -148,14 +148,14 @@ impl Place<'_> {
 
     fn root_mean_square(&self, work: &mut Work) -> Result<(), PruneError> {
         let share = self.share();
-        let node = work.model.graph.node(self.id).clone();
+        let node = work.graph().node(self.id).clone();
         let epsilon = f64::from(node.attr_float("epsilon").unwrap_or(1e-5)) / share;
         #[allow(clippy::cast_possible_truncation)]
         let value = Some(AttributeValue::Float(epsilon as f32));
         let name = "epsilon".to_owned();
         work.edit(Edit::SetAttribute { node: self.id, name, value }, &self.cause)?;
         let scale = node.input(1);
-        let tensor = scale.and_then(|scale| work.model.graph.constant(scale));
+        let tensor = scale.and_then(|scale| work.graph().constant(scale));
         let tensor = tensor
             .ok_or_else(|| PruneError::Stale("a norm without a constant scale".to_owned()))?;
         let factor = share.sqrt().recip();
@@ -173,7 +173,7 @@ impl Place<'_> {
         work: &mut Work,
         inputs: Option<Vec<Option<ValueId>>>,
     ) -> Result<ValueId, PruneError> {
-        let node = work.model.graph.node(self.id);
+        let node = work.graph().node(self.id);
         let inputs = inputs.unwrap_or_else(|| node.inputs.clone());
         let mut again = Node::new(node.op_type.clone(), "kept", inputs, node.attributes.clone());
         again.domain.clone_from(&node.domain);
@@ -242,7 +242,7 @@ impl Place<'_> {
     ) -> Result<ValueId, PruneError> {
         let (id, parts) = match echo {
             Echo::Exact(number, like) => {
-                let constant = work.model.graph.constant(*like).map(|tensor| tensor.dtype);
+                let constant = work.graph().constant(*like).map(|tensor| tensor.dtype);
                 let dtype = constant.or_else(|| self.shapes.dtype(*like)).unwrap_or(self.dtype);
                 let tensor = Tensor::from_f64_as(dtype, Vec::new(), &[*number]).map_err(stale)?;
                 return self.constant(work, "held", tensor);
@@ -252,7 +252,7 @@ impl Place<'_> {
         if let Some((_, value)) = known.iter().find(|(node, _)| *node == id) {
             return Ok(*value);
         }
-        let node = work.model.graph.node(id).clone();
+        let node = work.graph().node(id).clone();
         let mut inputs = node.inputs.clone();
         for (input, part) in inputs.iter_mut().zip(parts) {
             if let Some(part) = part {
@@ -293,7 +293,7 @@ impl Place<'_> {
         let node = self.graph.node(self.id);
         let constant = |graph: &Graph, value: Option<ValueId>| graph.constant(value?);
         let (Some(old), Some(new)) =
-            (constant(self.graph, node.input(slot)), constant(&work.model.graph, param))
+            (constant(self.graph, node.input(slot)), constant(work.graph(), param))
         else {
             return Ok(param);
         };

@@ -1,7 +1,7 @@
 //! States at the interface of the model: as wide as before outside, narrower or silent inside.
 
 use super::{Gone, PruneError, Removal, Work};
-use crate::{Attribute, AttributeValue, Cause, DType, Edit, Grouping, StatePair, Tensor, ValueId};
+use crate::{Attribute, AttributeValue, Cause, Edit, Grouping, StatePair, Tensor, ValueId};
 
 /// Narrows every state whose units `removal` takes: `Gather` of what is left behind the input, and before the
 /// output one `0` more (`Pad`), which a `Gather` puts wherever a unit is gone.
@@ -10,7 +10,7 @@ pub(super) fn narrow_all(
     grouping: &Grouping,
     removal: &Removal,
 ) -> Result<(), PruneError> {
-    for (pair, gone) in affected(grouping, removal) {
+    for (pair, gone) in affected(work, grouping, removal) {
         let cause = gone.cause("a narrower state");
         let kept = gone.kept(pair.width);
         let indices = work.ints(&integers(kept.iter().copied())?, &cause)?;
@@ -39,15 +39,13 @@ pub(super) fn silence_all(
     grouping: &Grouping,
     removal: &Removal,
 ) -> Result<(), PruneError> {
-    for (pair, gone) in affected(grouping, removal) {
+    for (pair, gone) in affected(work, grouping, removal) {
         let cause = gone.cause("a silent part of a state");
         let mut dims = vec![1; pair.rank - pair.axis];
         dims[0] = pair.width;
         let mut values = vec![0.0; pair.width];
         gone.kept(pair.width).into_iter().for_each(|unit| values[unit] = 1.0);
-        let dtype = work.model.graph.get_value(pair.input).and_then(|value| value.ty.as_ref());
-        let dtype = dtype.map_or(DType::F32, |ty| ty.dtype);
-        let tensor = Tensor::from_f64_as(dtype, dims, &values);
+        let tensor = Tensor::from_f64_as(pair.dtype, dims, &values);
         let tensor = tensor.map_err(|error| PruneError::Stale(error.to_string()))?;
         let mask = work.constant("state_mask", tensor, &cause)?;
         replace_input(work, pair, &cause, |work, state| {
@@ -60,12 +58,15 @@ pub(super) fn silence_all(
     Ok(())
 }
 
+/// States of the graph that is edited, with what goes of them.
 fn affected<'a>(
+    work: &Work,
     grouping: &'a Grouping,
     removal: &'a Removal,
-) -> impl Iterator<Item = (&'a StatePair, &'a Gone)> {
+) -> Vec<(&'a StatePair, &'a Gone)> {
     let gone = |pair: &'a StatePair| Some((pair, removal.gone(Some(pair.input), pair.axis)?));
-    grouping.states.iter().filter_map(gone)
+    let here = grouping.states.iter().filter(|pair| pair.scope == work.scope);
+    here.filter_map(gone).collect()
 }
 
 /// Everything that read the state reads what `make` makes of it.
@@ -75,7 +76,7 @@ fn replace_input(
     cause: &Cause,
     make: impl FnOnce(&mut Work, ValueId) -> Result<ValueId, PruneError>,
 ) -> Result<(), PruneError> {
-    let readers = work.model.graph.consumers(pair.input);
+    let readers = work.graph().consumers(pair.input);
     let made = make(work, pair.input)?;
     for (node, slot) in readers {
         work.edit(Edit::ReplaceInput { node, slot, value: Some(made) }, cause)?;
@@ -90,15 +91,15 @@ fn replace_output(
     cause: &Cause,
     make: impl FnOnce(&mut Work, ValueId, String) -> Result<ValueId, PruneError>,
 ) -> Result<(), PruneError> {
-    let graph = &work.model.graph;
+    let graph = work.graph();
     let name = graph.value(pair.output).name.clone();
     let inner = graph.free_name(&format!("{name}_inner"));
     work.edit(Edit::Rename { value: pair.output, name: inner }, cause)?;
     let made = make(work, pair.output, name)?;
     let swap = |&value: &ValueId| if value == pair.output { made } else { value };
-    let outputs = work.model.graph.outputs().iter().map(swap).collect();
+    let outputs = work.graph().outputs().iter().map(swap).collect();
     work.edit(Edit::SetOutputs { values: outputs }, cause)?;
-    let ty = work.interface.get(&pair.output).cloned();
+    let ty = work.interface.get(&(pair.scope.clone(), pair.output)).cloned();
     work.edit(Edit::SetType { value: made, ty }, cause).map(drop)
 }
 
