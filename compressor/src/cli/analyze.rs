@@ -25,7 +25,7 @@ pub struct Args {
 /// The model cannot be read.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let source = Source::load(&args.model)?;
-    let params = graph::cost::params(&source.model);
+    let params = source.params;
     let work = macs(&source.model, &source.shapes);
     let narrowest = narrowest(&source);
     let smallest = source.pruned(&narrowest)?;

@@ -47,6 +47,11 @@ pub(crate) struct Source {
     pub(crate) digest: bundle::Digest,
     /// Of the file, and of the tensors that lie in other files.
     pub(crate) size_bytes: u64,
+    /// Whether tensors lie in other files.
+    apart: bool,
+    /// Of the file.
+    pub(crate) params: u64,
+    /// What the file computes, as plainly as it can be written.
     pub(crate) model: Model,
     pub(crate) shapes: Shapes,
     pub(crate) grouping: Grouping,
@@ -62,17 +67,20 @@ impl Source {
             wrong(format!("is not valid: {}", all.join("; ")))
         })?;
         let digest = bundle::Digest::of_file(path).map_err(|e| wrong(e.to_string()))?;
+        let (file, constants) = (file_size(path)?, constant_bytes(&model));
+        let (apart, params) = (constants > file, graph::cost::params(&model));
+        let size_bytes = if apart { file + constants } else { file };
+        let model = plain(model).map_err(|e| wrong(e.to_string()))?;
         let shapes = graph::infer(&model);
         let grouping = graph::find(&model, &shapes);
-        let (file, constants) = (file_size(path)?, constant_bytes(&model));
-        let size_bytes = if file >= constants { file } else { file + constants };
-        Ok(Self { path: path.to_path_buf(), digest, size_bytes, model, shapes, grouping })
+        let path = path.to_path_buf();
+        Ok(Self { path, digest, size_bytes, apart, params, model, shapes, grouping })
     }
 
     /// The model as a file that can be bundled: the very file, or, where its tensors lie in other files, a copy in
     /// `work` with at most one of these.
     pub(crate) fn file(&self, work: &WorkDir) -> Result<ModelFile, CompressError> {
-        if file_size(&self.path)? >= constant_bytes(&self.model) {
+        if !self.apart {
             return Ok(ModelFile { path: self.path.clone(), external: None });
         }
         save_as(&self.model, &work.join("source.onnx"))
@@ -142,6 +150,16 @@ impl Source {
             })
             .collect()
     }
+}
+
+/// The model without what stands between a pruning and its weights: branches that cannot be taken, constants that
+/// only a body reads, nodes that only move constants. Ids of a plan are those of the result, which is the same
+/// whenever the same file is read.
+fn plain(mut model: Model) -> Result<Model, graph::PassError> {
+    let passes: [&dyn graph::Pass; 4] =
+        [&graph::InlineIf, &graph::OwnConstants, &graph::FoldMoves, &graph::DeadCode];
+    graph::Driver::default().run(&mut model, &passes)?;
+    Ok(model)
 }
 
 fn constant_bytes(model: &Model) -> u64 {

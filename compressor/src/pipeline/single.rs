@@ -122,7 +122,7 @@ fn finish(
     refused.extend(made.refused);
     let float = made.float.as_ref().unwrap_or(&made.model);
     Ok(PruneOutcome {
-        params_before: graph::cost::params(&source.model),
+        params_before: source.params,
         params_after: graph::cost::params(float),
         macs_before: macs(&source.model, &source.shapes),
         macs_after: macs(float, &graph::infer(float)),

@@ -99,6 +99,8 @@ pub struct Summary {
     pub before: Measured,
     /// The new model, after the commit.
     pub after: Measured,
+    /// Models that were asked for: more than one where the first did not meet the budget.
+    pub rounds: u32,
     /// Windows over the budget among those after the commit.
     pub windows_over_after: usize,
     /// Windows judged after the commit.
@@ -140,6 +142,7 @@ pub(super) struct Facts<'a> {
     pub(super) install: &'a InstallEvent,
     pub(super) breach_to_committed_ms: u64,
     pub(super) took: Duration,
+    pub(super) rounds: u32,
     pub(super) windows_over: usize,
     pub(super) windows_after: usize,
     pub(super) stats: &'a ClientStats,
@@ -164,6 +167,7 @@ impl Summary {
             budget_p95_us: facts.budget_us,
             before: Measured { model_bytes: model_bytes(facts.original), ..facts.before },
             after: Measured { model_bytes: model_bytes(&facts.offer.digest), ..facts.after },
+            rounds: facts.rounds,
             windows_over_after: facts.windows_over,
             windows_after: facts.windows_after,
             cause: facts.breach.cause,
@@ -219,7 +223,9 @@ impl Summary {
         let failed = format!("{} of {}", self.requests_failed, self.requests);
         row("requests failed", "", &failed, "over the whole run");
         let closed = format!("{:.1} s", secs(self.breach_to_committed_ms));
-        row("breach to committed", "", &closed, "");
+        let rounds =
+            if self.rounds == 1 { String::new() } else { format!("in {} rounds", self.rounds) };
+        row("breach to committed", "", &closed, &rounds);
         let report = self.report.as_ref().map_or("none".to_owned(), |p| p.display().to_string());
         let _ = write!(text, "  report: {report}\n  logs:   {}", self.run_dir.display());
         text
@@ -281,6 +287,7 @@ mod tests {
             budget_p95_us: 170_000,
             before: measured(240_000),
             after: measured(150_000),
+            rounds: 1,
             windows_over_after: 0,
             windows_after: 4,
             cause: wire::Cause::Model,
