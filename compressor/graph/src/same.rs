@@ -4,10 +4,12 @@
 //! are ids, how elements were stored (raw or typed), and the order in which initializers and `value_info`
 //! stand.
 
+use std::sync::Arc;
+
 use prost::Message;
 
 use crate::{
-    Attribute, AttributeValue, Graph, Model, Node, Value, ValueId, export::described,
+    Attribute, AttributeValue, Graph, Model, Node, Tensor, Value, ValueId, export::described,
     import::node_label,
 };
 
@@ -73,7 +75,14 @@ fn values(
     let (left, right) = (a_graph.value(a), b_graph.value(b));
     equal(place, "type", &left.ty, &right.ty)?;
     if left.data != right.data {
-        return differs(place, "the constants differ");
+        let what = |data: &Option<Arc<Tensor>>| {
+            data.as_ref().map_or_else(
+                || "none".to_owned(),
+                |t| format!("{:?} {:?} of {} bytes", t.dtype, t.dims, t.data.len()),
+            )
+        };
+        let (left, right) = (what(&left.data), what(&right.data));
+        return differs(place, &format!("the constants differ: {left} and {right}"));
     }
     let words = described(a_graph, a).into_iter().zip(described(b_graph, b));
     for (what, (a, b)) in

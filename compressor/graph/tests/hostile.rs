@@ -19,7 +19,7 @@ use taken::{Came, take};
 /// Files above this size cost more to break than they teach.
 const MAX_BYTES: u64 = 40_000;
 /// Broken copies of each file; more by `ESPALIER_MANGLED`.
-const COPIES: u64 = 12;
+const COPIES: u64 = 8;
 
 fn seeds() -> Vec<PathBuf> {
     let mut files = assets::models();

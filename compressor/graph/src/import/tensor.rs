@@ -17,6 +17,9 @@ pub(super) fn import(
     }
     let dims = dims(&std::mem::take(&mut proto.dims), place)?;
     let kind = proto.data_type.take().unwrap_or(0);
+    if kind == Kind::Undefined as i32 {
+        return Err(wrong("it has no element type".to_owned()));
+    }
     let dtype = DType::from_onnx(kind);
     proto.data_location = None;
     proto.external_data.clear();
