@@ -54,12 +54,12 @@ fn answers(path: &Path, engine: EngineKind, inputs: &Inputs) -> Result<Vec<Vec<f
     Ok(outputs.iter().map(|(_, tensor)| tensor.to_f64_lossy().unwrap()).collect())
 }
 
-/// The largest difference, as a share of the largest number of its output.
+/// The largest difference, as a share of the largest number of its output; sigmoids near zero are rounded coarsely.
 fn difference(a: &[Vec<f64>], b: &[Vec<f64>]) -> f64 {
     assert_eq!(a.len(), b.len());
     let off = |(a, b): (&Vec<f64>, &Vec<f64>)| {
         assert_eq!(a.len(), b.len());
-        let largest = a.iter().fold(1e-6f64, |most, v| most.max(v.abs()));
+        let largest = a.iter().fold(1e-3f64, |most, v| most.max(v.abs()));
         a.iter().zip(b).fold(0f64, |most, (a, b)| most.max((a - b).abs() / largest))
     };
     a.iter().zip(b).map(off).fold(0.0, f64::max)
@@ -72,14 +72,14 @@ fn check(name: &str, inputs: &Inputs) {
     let wanted = answers(&masked, EngineKind::Ort, inputs).unwrap();
     let got = answers(&pruned, EngineKind::Ort, inputs).unwrap_or_else(|e| panic!("{name}: {e}"));
     let off = difference(&wanted, &got);
-    assert!(off < 2e-3, "{name}: off by {off} in ONNX Runtime");
+    assert!(off < 1e-4, "{name}: off by {off} in ONNX Runtime");
     if let Err(why) = answers(&assets().join(name), EngineKind::Tract, inputs) {
         println!("{name}: tract does not take the original: {why}");
         return;
     }
     let got = answers(&pruned, EngineKind::Tract, inputs).unwrap_or_else(|e| panic!("{name}: {e}"));
     let off = difference(&wanted, &got);
-    assert!(off < 2e-3, "{name}: off by {off} in tract");
+    assert!(off < 1e-4, "{name}: off by {off} in tract");
 }
 
 #[test]
