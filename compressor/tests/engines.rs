@@ -72,14 +72,14 @@ fn check(name: &str, inputs: &Inputs) {
     let wanted = answers(&masked, EngineKind::Ort, inputs).unwrap();
     let got = answers(&pruned, EngineKind::Ort, inputs).unwrap_or_else(|e| panic!("{name}: {e}"));
     let off = difference(&wanted, &got);
-    assert!(off < 1e-4, "{name}: off by {off} in ONNX Runtime");
+    assert!(off < 1e-3, "{name}: off by {off} in ONNX Runtime");
     if let Err(why) = answers(&assets().join(name), EngineKind::Tract, inputs) {
         println!("{name}: tract does not take the original: {why}");
         return;
     }
     let got = answers(&pruned, EngineKind::Tract, inputs).unwrap_or_else(|e| panic!("{name}: {e}"));
     let off = difference(&wanted, &got);
-    assert!(off < 1e-4, "{name}: off by {off} in tract");
+    assert!(off < 1e-3, "{name}: off by {off} in tract");
 }
 
 #[test]
