@@ -5,15 +5,20 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 mod apply;
+mod auto;
 mod finish;
 mod hunt;
 mod judge;
 mod kinds;
+mod mend;
+mod norms;
 mod observe;
 mod repair;
+mod seen;
 mod select;
 pub(crate) mod shop;
 pub mod single;
+mod takeover;
 #[cfg(test)]
 mod testing;
 
@@ -266,8 +271,12 @@ pub fn compress(job: &CompressJob, progress: &dyn Progress) -> Result<Outcome, C
     } else {
         let (fit, judged) = select::split(shop.calibration.len());
         let screened = if hunt.shortlist.len() < 2 { 0..0 } else { fit..fit + judged };
-        let (original, refused) =
-            observe::observe(&shop, &outputs, screened, observe::Reach::LastProducts)?;
+        let looks = observe::Looks {
+            reach: Some(observe::Reach::LastProducts),
+            grams: observe::Grams::None,
+            samples: shop.calibration.len(),
+        };
+        let (original, refused) = observe::observe(&shop, &outputs, screened, looks)?;
         hunt.refuse_all(refused);
         let craft = select::Craft {
             shop: &shop,

@@ -9,14 +9,113 @@ use serde::{Deserialize, Serialize};
 
 /// How units of a group are rated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "kebab-case")]
 pub enum ScoreKind {
-    /// L2 norm of every slice that goes with the unit.
+    /// L2 norm of every slice that goes with the unit, batch normalizations folded in.
     Magnitude,
+    /// L1 norm of the same.
+    MagnitudeL1,
     /// Deviation of the unit's activation times the L2 norm of what its consumers do with it.
     Activation,
+    /// Size of the unit's activation times the L2 norm of what its consumers do with it.
+    Wanda,
+    /// Mean absolute activation of the unit.
+    MeanAbs,
+    /// Share of the unit's activations above zero.
+    Apoz,
+    /// Turn in which second-order removal with compensation gives the unit up.
+    Obs,
+    /// Mean rank over several scores.
+    Combined,
+    /// For each kind of group the score that lost least where it was measured.
+    Auto,
     /// Uniformly at random, from the seed: the yardstick.
     Random,
+}
+
+impl ScoreKind {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Auto,
+        Self::Magnitude,
+        Self::MagnitudeL1,
+        Self::Activation,
+        Self::Wanda,
+        Self::MeanAbs,
+        Self::Apoz,
+        Self::Obs,
+        Self::Combined,
+        Self::Random,
+    ];
+
+    /// Its name on the command line and in plans.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Magnitude => "magnitude",
+            Self::MagnitudeL1 => "magnitude-l1",
+            Self::Activation => "activation",
+            Self::Wanda => "wanda",
+            Self::MeanAbs => "mean-abs",
+            Self::Apoz => "apoz",
+            Self::Obs => "obs",
+            Self::Combined => "combined",
+            Self::Auto => "auto",
+            Self::Random => "random",
+        }
+    }
+
+    /// Whether it rates by what was seen on samples; *auto* does where there are any.
+    pub fn needs_data(self) -> bool {
+        !matches!(self, Self::Magnitude | Self::MagnitudeL1 | Self::Auto | Self::Random)
+    }
+
+    /// Whether it asks how channels go together.
+    pub fn needs_grams(self) -> bool {
+        matches!(self, Self::Obs | Self::Combined)
+    }
+}
+
+impl std::fmt::Display for ScoreKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A way to bring a narrowed model back without training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RepairKind {
+    /// The channels that stay take over from those that went, from what was seen of the original alone.
+    Gram,
+    /// Mean and variance of batch normalizations are taken anew from the narrowed model.
+    Bn,
+    /// Sums over units are scaled back, and consumers re-fitted by least squares, one after the other.
+    Ls,
+}
+
+impl RepairKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Bn, Self::Gram, Self::Ls];
+
+    /// Its name on the command line and in plans.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gram => "gram",
+            Self::Bn => "bn",
+            Self::Ls => "ls",
+        }
+    }
+
+    /// The repair that goes with a score where none is named: second-order removal is half of it.
+    pub fn usual(score: ScoreKind) -> Vec<Self> {
+        vec![if score == ScoreKind::Obs { Self::Gram } else { Self::Ls }]
+    }
+}
+
+impl std::fmt::Display for RepairKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// Integer formats for MatMul and Gemm weights.
@@ -72,6 +171,20 @@ pub struct RefitSite {
     pub stride: usize,
 }
 
+/// A consumer whose weights take over what removed channels gave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GramSite {
+    /// The MatMul, Gemm or Conv.
+    #[serde(flatten)]
+    pub at: NodeRef,
+    /// Axis of the channels in what it reads.
+    pub axis: usize,
+    /// Every how-manieth row of a batch of activations is taken, at least 1.
+    pub stride: usize,
+    /// The first so many samples are taken.
+    pub samples: usize,
+}
+
 /// How a narrowed model is brought back to the original.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Repair {
@@ -89,6 +202,20 @@ pub struct Repair {
     pub rescale: Vec<NodeRef>,
     /// Consumers that are re-fitted, in this order, each on what those before it left.
     pub refit: Vec<RefitSite>,
+    /// What is done, in this order.
+    #[serde(default = "least_squares")]
+    pub kinds: Vec<RepairKind>,
+    /// Consumers that take over what removed channels gave.
+    #[serde(default)]
+    pub gram: Vec<GramSite>,
+    /// Batch normalizations whose mean and variance are taken anew.
+    #[serde(default)]
+    pub norms: Vec<NodeRef>,
+}
+
+/// What plans did before there was a choice.
+fn least_squares() -> Vec<RepairKind> {
+    vec![RepairKind::Ls]
 }
 
 /// What the repair of one consumer by regularised least squares came to.
@@ -108,6 +235,21 @@ pub struct RefitStep {
     pub note: Option<String>,
 }
 
+/// A batch normalization whose mean and variance were taken anew.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NormStep {
+    /// Label of the node.
+    pub node: String,
+    /// Root mean square over the channels of how far the mean moved, in deviations of before.
+    pub mean_moved: f64,
+    /// Mean over the channels of the variance after, as a share of that before.
+    pub variance_ratio: f64,
+    /// Elements seen of each channel.
+    pub rows: u64,
+    /// Said where channels kept what they had.
+    pub note: Option<String>,
+}
+
 /// A sum over narrowed units that was scaled back to what it was.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RescaleStep {
@@ -124,7 +266,7 @@ pub struct RescaleStep {
 /// A thing that was not done, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// The stage that refused: `prune`, `score`, `rescale`, `refit`, `quantize`, `search`, `judge`.
+    /// The stage that refused: `prune`, `score`, `rescale`, `gram`, `norm`, `refit`, `quantize`, `search`, `judge`.
     pub stage: String,
     /// What it refused: a group, a node, a candidate.
     pub what: String,
@@ -231,12 +373,36 @@ mod tests {
                 samples: 512,
                 rescale_samples: 256,
                 rescale: vec![],
-                refit: vec![RefitSite { at, stride: 2 }],
+                refit: vec![RefitSite { at: at.clone(), stride: 2 }],
+                kinds: vec![RepairKind::Bn, RepairKind::Gram],
+                gram: vec![GramSite { at: at.clone(), axis: 1, stride: 3, samples: 256 }],
+                norms: vec![at],
             }),
             quantize: Some(QuantFormat::DynamicInt8),
         };
         let text = serde_json::to_string(&plan).unwrap();
         assert!(text.contains("dynamic-int8"));
         assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
+    }
+
+    #[test]
+    fn a_plan_from_before_there_was_a_choice_of_repairs_means_least_squares() {
+        let text = r#"{"source_sha256":"sha256:00","keep_ratio":0.5,"score":"activation","seed":7,
+            "groups":[],"repair":{"data_sha256":"sha256:01","hold_out_every":null,"engine":"tract",
+            "samples":512,"rescale_samples":256,"rescale":[],
+            "refit":[{"node":9,"label":"dense","stride":2}]},"quantize":null}"#;
+        let repair = serde_json::from_str::<Plan>(text).unwrap().repair.unwrap();
+        assert_eq!(repair.kinds, vec![RepairKind::Ls]);
+        assert!(repair.gram.is_empty() && repair.norms.is_empty() && repair.refit.len() == 1);
+    }
+
+    #[test]
+    fn kinds_are_written_as_they_are_named() {
+        for kind in ScoreKind::ALL {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+        }
+        for kind in RepairKind::ALL {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+        }
     }
 }

@@ -51,8 +51,15 @@ fn wrong_usage_exits_with_two_and_says_what_is_wrong() {
             "static-int8 is not done yet; there are auto, dynamic-int8, int8",
         ),
         (vec!["quantize", "m", "-o", "x", "--data", "d", "--format", "int9"], "there are auto"),
-        (vec!["prune", "m", "-o", "x", "--ratio", "0.5", "--score", "obs"], "obs is not done yet"),
-        (vec!["prune", "m", "-o", "x", "--ratio", "0.5", "--repair", "bn"], "bn is not done yet"),
+        (
+            vec!["prune", "m", "-o", "x", "--ratio", "0.5", "--score", "gradient"],
+            "gradient is not done yet",
+        ),
+        (
+            vec!["prune", "m", "-o", "x", "--ratio", "0.5", "--repair", "ls,none"],
+            "none goes with no other repair",
+        ),
+        (vec!["prune", "m", "-o", "x", "--ratio", "0.5", "--repair", "ls,ls"], "ls is there twice"),
     ] {
         let output = espalier(&args);
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -8,43 +8,41 @@ use super::common::{Common, share};
 use super::later::word;
 use super::terminal::Terminal;
 use crate::pipeline::single::{self, PruneJob};
-use crate::plan::ScoreKind;
+use crate::plan::{RepairKind, ScoreKind};
 
-/// How units are rated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Score {
-    Auto,
-    Magnitude,
-    Activation,
-    Random,
+fn score(text: &str) -> Result<ScoreKind, String> {
+    word(text, &ScoreKind::ALL.map(|kind| (kind.name(), kind)), &["gradient"])
 }
 
-fn score(text: &str) -> Result<Score, String> {
-    let done = [
-        ("auto", Score::Auto),
-        ("magnitude", Score::Magnitude),
-        ("activation", Score::Activation),
-        ("random", Score::Random),
-    ];
-    word(text, &done, &["obs", "gradient", "combined"])
-}
+/// How the narrowed model is brought back, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Repairs(Vec<RepairKind>);
 
-/// How consumers are repaired.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Repair {
-    Ls,
-    None,
-}
-
-fn repair(text: &str) -> Result<Repair, String> {
-    word(text, &[("ls", Repair::Ls), ("none", Repair::None)], &["gram", "bn"])
+/// `none`, or kinds with commas between them.
+fn repairs(text: &str) -> Result<Repairs, String> {
+    if text == "none" {
+        return Ok(Repairs(Vec::new()));
+    }
+    let done = RepairKind::ALL.map(|kind| (kind.name(), Some(kind)));
+    let all = [("none", None)].into_iter().chain(done).collect::<Vec<_>>();
+    let mut kinds = Vec::new();
+    for name in text.split(',') {
+        let kind = word(name, &all, &[])?.ok_or("none goes with no other repair")?;
+        if kinds.contains(&kind) {
+            return Err(format!("{kind} is there twice"));
+        }
+        kinds.push(kind);
+    }
+    Ok(Repairs(kinds))
 }
 
 /// Arguments of `prune`.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:
   espalier prune model.onnx -o half.onnx --ratio 0.5
-  espalier prune model.onnx -o half.onnx --ratio 50% --data calib.npz --score activation --repair ls")]
+  espalier prune model.onnx -o half.onnx --ratio 50% --data calib.npz --score activation --repair ls
+  espalier prune model.onnx -o half.onnx --ratio 50% --data calib.npz --score obs
+  espalier prune model.onnx -o half.onnx --ratio 50% --data calib.npz --repair bn,ls")]
 pub struct Args {
     /// The model.
     model: PathBuf,
@@ -57,13 +55,15 @@ pub struct Args {
     /// Calibration samples: arrays named after the model's inputs, or a preprocessing file (docs/data.md).
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// How units are rated: auto (activation where there are samples, else magnitude), magnitude (L2 norm of a unit's
-    /// weights), activation (deviation of a unit times what its consumers do with it), or random (from the seed).
-    #[arg(long, value_parser = score, default_value = "auto")]
-    score: Score,
-    /// How consumers are repaired: ls (regularised least squares on the samples; needs --data) or none.
-    #[arg(long, value_parser = repair)]
-    repair: Option<Repair>,
+    /// How units are rated: by their weights (magnitude, magnitude-l1), by what consumers read of them (activation,
+    /// wanda, mean-abs, apoz), by second-order removal (obs), by rank over several (combined), at random (random), or
+    /// for each kind of group by what loses least on samples (auto; without --data magnitude). See docs/pruning.md.
+    #[arg(long, value_parser = score, default_value = "auto", value_name = "SCORE")]
+    score: ScoreKind,
+    /// How the model is brought back without training, in this order: gram (the channels that stay take over), bn (batch
+    /// normalizations taken anew), ls (least squares, layer by layer), or none. Without it gram for obs, else ls.
+    #[arg(long, value_parser = repairs, value_name = "REPAIR[,..]")]
+    repair: Option<Repairs>,
     #[command(flatten)]
     common: Common,
 }
@@ -73,22 +73,18 @@ pub struct Args {
 /// # Errors
 /// See [`crate::CompressError`].
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let needs_data = args.score == Score::Activation || args.repair == Some(Repair::Ls);
+    let repairs = args.repair.as_ref().is_some_and(|repairs| !repairs.0.is_empty());
     anyhow::ensure!(
-        args.data.is_some() || !needs_data,
-        "--score activation and --repair ls need samples; give them with --data"
+        args.data.is_some() || !(repairs || args.score.needs_data()),
+        "--repair, and every score but magnitude, magnitude-l1 and random, need samples; give them with --data"
     );
     let job = PruneJob {
         source: args.model.clone(),
         output: args.output.clone(),
         ratio: args.ratio,
-        score: match (args.score, &args.data) {
-            (Score::Magnitude, _) | (Score::Auto, None) => ScoreKind::Magnitude,
-            (Score::Random, _) => ScoreKind::Random,
-            (Score::Auto | Score::Activation, _) => ScoreKind::Activation,
-        },
+        score: args.score,
         data: args.data.clone(),
-        repair: args.repair != Some(Repair::None),
+        repair: args.repair.clone().map(|repairs| repairs.0),
         engine: args.common.engine(),
         seed: args.common.seed,
     };
@@ -106,6 +102,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     for group in &outcome.groups {
         println!("  {:5} → {:5}  {}", group.width, group.keep.len(), group.label);
+    }
+    for pick in &outcome.auto {
+        println!("  {} rates {} ({} groups)", pick.score, pick.kind, pick.groups);
     }
     for refusal in &outcome.refused {
         println!("  not done: {}: {}: {}", refusal.stage, refusal.what, refusal.why);

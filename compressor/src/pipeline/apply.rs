@@ -8,7 +8,7 @@ use graph::Model;
 use super::repair::Fitting;
 use super::shop::Source;
 use crate::error::CompressError;
-use crate::plan::{Plan, RefitStep, Refusal, Repair, RescaleStep};
+use crate::plan::{NormStep, Plan, RefitStep, Refusal, Repair, RepairKind, RescaleStep};
 use crate::quantize;
 
 /// A model that a plan gave, and what its repairs came to.
@@ -20,6 +20,8 @@ pub(crate) struct Applied {
     /// Layers that became integer.
     pub(crate) integer: Vec<String>,
     pub(crate) rescales: Vec<RescaleStep>,
+    pub(crate) grams: Vec<RefitStep>,
+    pub(crate) norms: Vec<NormStep>,
     pub(crate) refits: Vec<RefitStep>,
     pub(crate) refused: Vec<Refusal>,
 }
@@ -43,6 +45,8 @@ pub(crate) fn apply(
         float: None,
         integer: Vec::new(),
         rescales: Vec::new(),
+        grams: Vec::new(),
+        norms: Vec::new(),
         refits: Vec::new(),
         refused: Vec::new(),
     };
@@ -89,14 +93,43 @@ impl Applied {
                 repair.engine
             )));
         }
-        let model = &mut self.model;
-        let (steps, refused) = fitting.rescale(model, &repair.rescale, repair.rescale_samples)?;
-        self.rescales = steps;
-        self.refused.extend(refused);
-        let (steps, refused) = fitting.refit(model, &plan.groups, &repair.refit, repair.samples)?;
-        self.refits = steps;
-        self.refused.extend(refused);
+        for kind in &repair.kinds {
+            let refused = self.repair_by(*kind, plan, repair, fitting)?;
+            self.refused.extend(refused);
+        }
         Ok(())
+    }
+
+    fn repair_by(
+        &mut self,
+        kind: RepairKind,
+        plan: &Plan,
+        repair: &Repair,
+        fitting: Fitting<'_>,
+    ) -> Result<Vec<Refusal>, CompressError> {
+        let model = &mut self.model;
+        match kind {
+            RepairKind::Gram => {
+                let (steps, refused) = fitting.take_over(model, &plan.groups, &repair.gram);
+                self.grams.extend(steps);
+                Ok(refused)
+            }
+            RepairKind::Bn => {
+                let (steps, refused) = fitting.renew_norms(model, &repair.norms, repair.samples)?;
+                self.norms.extend(steps);
+                Ok(refused)
+            }
+            RepairKind::Ls => {
+                let (steps, mut refused) =
+                    fitting.rescale(model, &repair.rescale, repair.rescale_samples)?;
+                self.rescales.extend(steps);
+                let (steps, more) =
+                    fitting.refit(model, &plan.groups, &repair.refit, repair.samples)?;
+                self.refits.extend(steps);
+                refused.extend(more);
+                Ok(refused)
+            }
+        }
     }
 }
 

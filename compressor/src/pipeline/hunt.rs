@@ -18,7 +18,7 @@ use crate::plan::{
 };
 use crate::quality::QualityReport;
 use crate::quantize;
-use crate::score::{self, Deviations};
+use crate::score::{self, Evidence};
 use crate::search::{self, Family, Measured, SEARCH_MARGIN, cost_misses, ladder, widest_that_fits};
 
 /// Groups that are tried alone: those whose narrowing saves most.
@@ -344,7 +344,9 @@ fn choices<E>(
 /// How the units of groups are rated.
 pub(crate) struct Rating<'a> {
     pub(crate) kind: ScoreKind,
-    pub(crate) deviations: &'a Deviations,
+    /// For each group, where they are not all rated alike; else empty.
+    pub(crate) by_group: &'a [ScoreKind],
+    pub(crate) evidence: &'a Evidence,
 }
 
 impl Rating<'_> {
@@ -361,7 +363,8 @@ impl Rating<'_> {
         let choices = choices(source, family, ratio, &mut |index, count| {
             let group = &source.grouping.groups[index];
             let graph = source.graph_of(&group.scope);
-            let rating = score::rate(self.kind, graph, group, self.deviations, seed)?;
+            let kind = self.by_group.get(index).copied().unwrap_or(self.kind);
+            let rating = score::rate(kind, graph, group, self.evidence, seed)?;
             let label = source.group_label(index);
             refused.extend(rating.fell_back.map(|why| Refusal::new("score", label, why)));
             Ok(score::best(&rating.units, count))

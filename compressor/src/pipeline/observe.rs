@@ -1,20 +1,22 @@
 //! The pass over the calibration samples that shows what the original computes.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::ops::{ControlFlow, Range};
 
 use graph::{Op, Role, ValueId};
-use runtime::{ElementType, Tensor};
+use runtime::Tensor;
 
 use super::judge::split;
+use super::seen::{Key, Seen, Watch};
 use super::shop::{Shop, save};
 use crate::calibrate::{Batch, observed};
 use crate::error::CompressError;
-use crate::plan::{NodeRef, RefitSite, Refusal, Repair};
+use crate::gram::MAX_CHANNELS;
+use crate::plan::{NodeRef, Refusal, Repair};
 use crate::quality::Answer;
 use crate::refit::{self, MAX_GRAM_BYTES, MAX_GRAM_WORK, MAX_INPUTS, Site};
 use crate::rescale::{self, Sum};
-use crate::score::{self, AxisMoments, Deviations};
+use crate::score::{self, Evidence};
 
 /// Samples that suffice for sums, and for rating where it needs passes of its own.
 pub(crate) const RATING_SAMPLES: usize = 256;
@@ -31,31 +33,34 @@ pub(crate) struct Original {
     pub(crate) targets: Vec<Target>,
     /// Answers of the samples that a screening judges on; empty where they were too large to keep.
     pub(crate) answers: Vec<Vec<Answer>>,
-    /// How much the activations that consumers read vary.
-    pub(crate) deviations: Deviations,
+    /// What was seen of the activations that consumers read.
+    pub(crate) evidence: Evidence,
+    /// How the channel Grams among it were taken.
+    pub(crate) watches: Vec<Watch>,
+    /// Consumers that are too wide for least squares, and not for a channel Gram.
+    pub(crate) wide: Vec<graph::NodeId>,
     pub(crate) sums: Vec<Sum>,
     /// For each batch of the first samples, what each sum computes.
     pub(crate) sum_values: Vec<Vec<Vec<f32>>>,
 }
 
-impl Original {
-    /// The repair that all of this allows, fitted to the first `samples` samples.
-    pub(crate) fn repair(&self, shop: &Shop<'_>, samples: usize) -> Repair {
-        let at =
-            |node: graph::NodeId, label: &str| NodeRef { node: node.0, label: label.to_owned() };
-        let sites = self.targets.iter();
-        Repair {
-            data_sha256: shop.calibration.digest().to_string(),
-            hold_out_every: shop.hold_out_every,
-            engine: shop.job.engine.kind,
-            samples,
-            rescale_samples: RATING_SAMPLES.min(shop.calibration.len()),
-            rescale: self.sums.iter().map(|s| at(s.node, &s.label)).collect(),
-            refit: sites
-                .map(|t| RefitSite { at: at(t.site.node, &t.site.label), stride: t.stride })
-                .collect(),
-        }
-    }
+/// What is looked at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Looks {
+    /// Places that may be re-fitted; none where nothing is.
+    pub(crate) reach: Option<Reach>,
+    pub(crate) grams: Grams,
+    /// The first so many samples.
+    pub(crate) samples: usize,
+}
+
+/// Of which activations the channels' Gram matrices are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Grams {
+    None,
+    /// Of those that consumers read which are too wide for least squares.
+    Wide,
+    All,
 }
 
 /// What a re-fit is fitted to: rows of what a place computes in the original.
@@ -97,42 +102,62 @@ impl Target {
     }
 }
 
-/// Runs the original over all calibration samples and keeps what rates units and what repairs are fitted
-/// to, and the answers of the samples in `screened`. Activations beyond the first few are rated in passes of their
+/// Runs the original over the calibration samples and keeps what rates units and what repairs are fitted
+/// to, and the answers of the samples in `screened`. Activations beyond the first few are looked at in passes of their
 /// own, to bound memory.
 pub(crate) fn observe(
     shop: &Shop<'_>,
     outputs: &[String],
     screened: Range<usize>,
-    reach: Reach,
+    looks: Looks,
 ) -> Result<(Original, Vec<Refusal>), CompressError> {
-    let (sites, mut refused) = sites(shop, reach);
+    let Sites { sites, wide, mut refused } =
+        looks.reach.map_or_else(Sites::default, |reach| sites(shop, reach));
     let targets = sites.into_iter().map(|site| Target::new(site, 0)).collect();
+    let sums = looks.reach.map_or_else(Vec::new, |_| sums(shop));
     let wanted = wanted(shop);
+    let watched = match looks.grams {
+        Grams::None => Vec::new(),
+        Grams::Wide => keys_of(shop, &wide),
+        Grams::All => wanted.clone(),
+    };
+    let watches = |keys: &[Key], samples: usize| -> Vec<Watch> {
+        let keys = keys.iter().filter(|key| watched.contains(key));
+        keys.map(|key| Watch { key: *key, stride: 0, samples }).collect()
+    };
     let first = &wanted[..wanted.len().min(VALUES_PER_PASS)];
-    let pass = Pass::new(targets, sums(shop), first);
+    let pass = Pass::new(targets, sums, Seen::new(first, watches(first, looks.samples)));
     let mut pass = pass.answering(shop, outputs, screened);
-    let samples = shop.calibration.len();
-    shop.progress.stage("observing the original", samples as u64);
-    run(shop, &pass.values.clone(), samples, &mut |batch| pass.take(shop, &batch))?;
-    let Pass { found: mut original, mut spreads, refused: more, .. } = pass;
+    shop.progress.stage("observing the original", looks.samples as u64);
+    run(shop, &pass.values.clone(), looks.samples, &mut |batch| pass.take(shop, &batch))?;
+    let Pass { found: mut original, mut seen, refused: more, .. } = pass;
     refused.extend(more);
     for chunk in wanted[first.len()..].chunks(VALUES_PER_PASS) {
-        let mut more = Spreads::new(chunk);
-        let values = distinct(chunk.iter().map(|(v, _)| *v));
-        let samples = RATING_SAMPLES.min(samples);
+        let samples = RATING_SAMPLES.min(looks.samples);
+        let mut more = seen.another(chunk, watches(chunk, samples));
+        let values = distinct(more.values());
         shop.progress.stage("rating units", samples as u64);
         run(shop, &values, samples, &mut |batch| more.take(&values, &batch))?;
-        spreads.extend(more);
+        seen.extend(more);
     }
-    let (deviations, unseen) = spreads.deviations();
-    original.deviations = deviations;
+    let (evidence, watches, unseen) = seen.finish();
+    (original.evidence, original.watches, original.wide) = (evidence, watches, wide);
     let graph = &shop.source.model.graph;
     refused.extend(unseen.into_iter().map(|value| {
         let why = "its activation is no f32 tensor with that axis; weights alone rate its units";
         Refusal::new("score", graph.value(value).name.clone(), why)
     }));
     Ok((original, refused))
+}
+
+/// What these consumers read, where weighted consumers of groups read it.
+fn keys_of(shop: &Shop<'_>, nodes: &[graph::NodeId]) -> Vec<Key> {
+    let graph = &shop.source.model.graph;
+    let consumers = shop.source.observable().flat_map(|group| &group.consumers);
+    let consumers = consumers.filter(|c| c.weight.is_some() && nodes.contains(&c.node));
+    consumers
+        .filter_map(|c| Some((graph.node(c.node).input(c.input_slot)?, c.input_axis)))
+        .collect()
 }
 
 /// Runs the original for what `repair` names and nothing else, to apply a plan that was made before.
@@ -152,16 +177,34 @@ pub(crate) fn observe_again(shop: &Shop<'_>, repair: &Repair) -> Result<Original
     let named: Option<Vec<Sum>> = repair.rescale.iter().map(sum).collect();
     let named =
         named.ok_or_else(|| wrong("it scales a sum that the source does not have".into()))?;
-    let mut pass = Pass::new(targets, named, &[]);
+    let mut watches: Vec<Watch> = Vec::new();
+    for wanted in &repair.gram {
+        let label = &wanted.at.label;
+        let node = graph::NodeId(wanted.at.node);
+        let known = graph.get_node(node).ok_or_else(|| "the source has no such node".to_owned());
+        let site = known.and_then(|_| refit::site(graph, node));
+        let site = site.map_err(|why| wrong(format!("channel Gram of {label}: {why}")))?;
+        let (stride, samples) = (wanted.stride.max(1), wanted.samples);
+        let watch = Watch { key: (site.input, wanted.axis), stride, samples };
+        if watches.iter().any(|other| other.key == watch.key && *other != watch) {
+            return Err(wrong(format!(
+                "{label} reads what another one reads, with another stride"
+            )));
+        }
+        watches.extend((!watches.contains(&watch)).then_some(watch));
+    }
+    let mut pass = Pass::new(targets, named, Seen::new(&[], watches));
     if pass.values.is_empty() {
         return Ok(pass.found);
     }
     let samples = shop.calibration.len();
     shop.progress.stage("observing the original", samples as u64);
     run(shop, &pass.values.clone(), samples, &mut |batch| pass.take(shop, &batch))?;
-    match pass.refused.first() {
+    let Pass { found: mut original, seen, refused, .. } = pass;
+    (original.evidence, original.watches, _) = seen.finish();
+    match refused.first() {
         Some(refusal) => Err(wrong(format!("{}: {}", refusal.what, refusal.why))),
-        None => Ok(pass.found),
+        None => Ok(original),
     }
 }
 
@@ -180,58 +223,17 @@ fn run(
 }
 
 /// The activations, and their axes, by which units are rated.
-fn wanted(shop: &Shop<'_>) -> Vec<(ValueId, usize)> {
+fn wanted(shop: &Shop<'_>) -> Vec<Key> {
     let graph = &shop.source.model.graph;
     let groups = shop.source.observable();
     let wanted: BTreeSet<_> = groups.flat_map(|group| score::wanted(graph, group)).collect();
     wanted.into_iter().collect()
 }
 
-/// Moments of some activations along some axes.
-struct Spreads {
-    axes: Vec<(ValueId, usize)>,
-    moments: HashMap<(ValueId, usize), AxisMoments>,
-}
-
-impl Spreads {
-    fn new(axes: &[(ValueId, usize)]) -> Self {
-        Self { axes: axes.to_vec(), moments: HashMap::new() }
-    }
-
-    /// Takes a batch whose outputs are `values`.
-    fn take(&mut self, values: &[ValueId], batch: &Batch) -> Result<(), CompressError> {
-        for (value, axis) in &self.axes {
-            let at = values.iter().position(|v| v == value);
-            let Some((_, tensor)) = at.and_then(|at| batch.outputs.get(at)) else { continue };
-            let Some(&width) = tensor.shape.get(*axis) else { continue };
-            if tensor.dtype != ElementType::F32 {
-                continue;
-            }
-            let moments = self.moments.entry((*value, *axis));
-            let moments = moments.or_insert_with(|| AxisMoments::new(width));
-            moments.push(&tensor.shape, *axis, &floats(tensor)?);
-        }
-        Ok(())
-    }
-
-    fn extend(&mut self, other: Self) {
-        self.axes.extend(other.axes);
-        self.moments.extend(other.moments);
-    }
-
-    /// The deviations, and the values that showed none.
-    fn deviations(self) -> (Deviations, Vec<ValueId>) {
-        let unseen = self.axes.iter().filter(|key| !self.moments.contains_key(key));
-        let unseen = unseen.map(|(value, _)| *value).collect();
-        let seen = self.moments.into_iter().map(|(key, m)| (key, m.deviations()));
-        (seen.collect(), unseen)
-    }
-}
-
 /// The one pass over all calibration samples.
 struct Pass {
     values: Vec<ValueId>,
-    spreads: Spreads,
+    seen: Seen,
     found: Original,
     /// Outputs whose answers are kept, and of which samples.
     outputs: Vec<String>,
@@ -245,15 +247,15 @@ struct Pass {
 }
 
 impl Pass {
-    fn new(targets: Vec<Target>, sums: Vec<Sum>, wanted: &[(ValueId, usize)]) -> Self {
+    fn new(targets: Vec<Target>, sums: Vec<Sum>, seen: Seen) -> Self {
         let values = targets
             .iter()
             .map(|t| t.site.output)
             .chain(sums.iter().map(|s| s.output))
-            .chain(wanted.iter().map(|(v, _)| *v));
+            .chain(seen.values());
         Self {
             values: distinct(values),
-            spreads: Spreads::new(wanted),
+            seen,
             outputs: Vec::new(),
             screened: 0..0,
             samples: 0,
@@ -264,7 +266,9 @@ impl Pass {
             found: Original {
                 targets,
                 answers: Vec::new(),
-                deviations: Deviations::new(),
+                evidence: Evidence::default(),
+                watches: Vec::new(),
+                wide: Vec::new(),
                 sums,
                 sum_values: Vec::new(),
             },
@@ -287,7 +291,7 @@ impl Pass {
     }
 
     fn take(&mut self, shop: &Shop<'_>, batch: &Batch) -> Result<(), CompressError> {
-        self.spreads.take(&self.values, batch)?;
+        self.seen.take(&self.values, batch)?;
         for at in 0..self.found.targets.len() {
             self.take_target(shop, batch, at)?;
         }
@@ -353,9 +357,8 @@ impl Pass {
         if target.stride == 0 {
             let rows = data.len() / target.columns / batch.samples.len().max(1);
             let (inputs, _) = size(shop, &target.site);
-            let wanted = stride(rows, shop.calibration.len(), inputs);
-            // One that shares a factor with the positions of a map would see some of its columns only.
-            target.stride = (wanted..).find(|s| coprime(*s, rows)).unwrap_or(wanted);
+            let samples = shop.calibration.len();
+            target.stride = spread_stride(rows, samples, inputs, MAX_GRAM_WORK);
         }
         let rows = rows_along(&data, &tensor.shape, target.axis, target.stride);
         target.bytes += rows.len() * 4;
@@ -387,9 +390,17 @@ pub(crate) enum Reach {
     LastProducts,
 }
 
+/// Places that may be re-fitted, those too wide for it that a channel Gram can repair, and the rest with the reason.
+#[derive(Default)]
+struct Sites {
+    sites: Vec<Site>,
+    wide: Vec<graph::NodeId>,
+    refused: Vec<Refusal>,
+}
+
 /// Places that may be re-fitted in any candidate: consumers of any group, depthwise convolutions that its units pass
 /// through, and the heads, in the graph's order; and those that cannot, with the reason.
-fn sites(shop: &Shop<'_>, reach: Reach) -> (Vec<Site>, Vec<Refusal>) {
+fn sites(shop: &Shop<'_>, reach: Reach) -> Sites {
     let graph = &shop.source.model.graph;
     let mut wanted: HashSet<graph::NodeId> = refit::heads(graph).into_iter().collect();
     for group in shop.source.observable() {
@@ -397,36 +408,57 @@ fn sites(shop: &Shop<'_>, reach: Reach) -> (Vec<Site>, Vec<Refusal>) {
         let passed = group.slices.iter().filter(|s| s.role == Role::Elementwise).map(|s| s.node);
         wanted.extend(passed.filter(|node| matches!(graph.node(*node).op, Op::Conv(_))));
     }
-    let (mut sites, mut refused) = (Vec::new(), Vec::new());
+    let mut found = Sites::default();
     for (node, _) in graph.nodes().filter(|(id, _)| wanted.contains(id)) {
         match refit::site(graph, node) {
             Ok(site) if reach == Reach::LastProducts && site.conv.is_some() => {
-                refused.push(refit::refusal(
+                found.refused.push(refit::refusal(
                     &site.label,
                     "a search re-fits no convolutions; `espalier prune` does",
                 ))
             }
-            Ok(site) if size(shop, &site).0 > MAX_INPUTS => refused.push(refit::refusal(
-                &site.label,
-                format!("it has more than MAX_INPUTS = {MAX_INPUTS} inputs"),
-            )),
-            Ok(site) if gram_bytes(shop, &site) > MAX_GRAM_BYTES => refused.push(refit::refusal(
-                &site.label,
-                format!("its moments take more than MAX_GRAM_BYTES = {MAX_GRAM_BYTES}"),
-            )),
-            Ok(site) => sites.push(site),
-            Err(why) => refused.push(refit::refusal(&refit::label(graph, node), why)),
+            Ok(site) => found.take(shop, reach, site),
+            Err(why) => found.refused.push(refit::refusal(&refit::label(graph, node), why)),
         }
     }
     // The last ones see the sum of all that was lost before them.
     let most = if reach == Reach::All { usize::MAX } else { MAX_SITES };
-    for extra in sites.drain(..sites.len().saturating_sub(most)) {
-        refused.push(refit::refusal(
+    for extra in found.sites.drain(..found.sites.len().saturating_sub(most)) {
+        found.refused.push(refit::refusal(
             &extra.label,
             format!("only the last MAX_SITES = {MAX_SITES} consumers are re-fitted"),
         ));
     }
-    (sites, refused)
+    found
+}
+
+impl Sites {
+    /// Takes a site, unless its moments are too large.
+    fn take(&mut self, shop: &Shop<'_>, reach: Reach, site: Site) {
+        let mut why = if size(shop, &site).0 > MAX_INPUTS {
+            format!("it has more than MAX_INPUTS = {MAX_INPUTS} inputs")
+        } else if gram_bytes(shop, &site) > MAX_GRAM_BYTES {
+            format!("its moments take more than MAX_GRAM_BYTES = {MAX_GRAM_BYTES}")
+        } else {
+            self.sites.push(site);
+            return;
+        };
+        if reach == Reach::All && channels(shop, &site) <= MAX_CHANNELS {
+            why.push_str("; the Gram matrix of its channels repairs it instead");
+            self.wide.push(site.node);
+        }
+        self.refused.push(refit::refusal(&site.label, why));
+    }
+}
+
+/// Channels that a site reads.
+fn channels(shop: &Shop<'_>, site: &Site) -> usize {
+    let weight = shop.source.model.graph.constant(site.weight);
+    let Some(weight) = weight else { return usize::MAX };
+    match site.conv {
+        Some(_) => weight.dims.get(1).map_or(usize::MAX, |each| each * site.groups()),
+        None => site.size(&weight.dims).0,
+    }
 }
 
 /// Inputs of one product of a site, and outputs of all, in the source.
@@ -448,11 +480,18 @@ fn too_large() -> String {
     )
 }
 
-/// Every how-manieth row is used, so that one Gram matrix costs at most [`MAX_GRAM_WORK`].
-fn stride(rows_per_sample: usize, samples: usize, inputs: usize) -> usize {
-    let affordable = (MAX_GRAM_WORK / (inputs.max(1) as f64).powi(2)).clamp(256.0, 1e6);
+/// Every how-manieth row is used, so that one Gram matrix costs at most `work`. One that shares a factor with the
+/// positions of a map would see some of its columns only.
+pub(crate) fn spread_stride(
+    rows_per_sample: usize,
+    samples: usize,
+    inputs: usize,
+    work: f64,
+) -> usize {
+    let affordable = (work / (inputs.max(1) as f64).powi(2)).clamp(256.0, 1e6);
     let all = (rows_per_sample * samples) as f64;
-    ((all / affordable).ceil() as usize).max(1)
+    let wanted = ((all / affordable).ceil() as usize).max(1);
+    (wanted..).find(|s| coprime(*s, rows_per_sample)).unwrap_or(wanted)
 }
 
 /// Every `stride`-th row of a tensor: its elements along `axis` at one place of all others, in row-major order.

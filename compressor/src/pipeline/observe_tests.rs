@@ -28,7 +28,7 @@ fn halving_keeps_what_twice_the_stride_would_have_kept() {
 fn over_the_limit_the_largest_target_is_thinned_then_given_up_and_said_so() {
     let many = target(4, vec![rows(8, 4), rows(8, 4)]);
     let one_each = target(2, vec![rows(1, 2), rows(1, 2)]);
-    let mut pass = Pass::new(vec![one_each, many], Vec::new(), &[]);
+    let mut pass = Pass::new(vec![one_each, many], Vec::new(), Seen::default());
     // 16 bytes of the small one, and 256 of the large one, which is halved twice.
     pass.limit = 16 + 64;
     pass.shrink();

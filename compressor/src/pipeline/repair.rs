@@ -3,15 +3,16 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
-use graph::{Cause, Edit, Model, NodeId, ValueId};
+use graph::{Cause, Edit, Graph, Model, NodeId, ValueId};
 use runtime::Tensor;
 
+use super::norms;
 use super::observe::{Original, Target, distinct, floats, output_of, rows_along};
 use super::shop::{Shop, Source, save};
 use crate::calibrate::observed;
 use crate::error::CompressError;
 use crate::plan::{GroupChoice, NodeRef, RefitSite, RefitStep, Refusal, RescaleStep};
-use crate::refit::{self, FOLDS, Gram, Site, Solution, Windows};
+use crate::refit::{self, FOLDS, Fit, Gram, Site, Solution, Windows};
 use crate::rescale::{self, Moments, Sum};
 
 /// A sum whose relative change is under this is left alone.
@@ -127,10 +128,12 @@ impl Fitting<'_> {
             Ok(site) => site,
             Err(why) => return Ok(Err(why)),
         };
-        let left = match Left::of(&self.shop.source, groups, target) {
+        let mut left = match Left::of(&self.shop.source, groups, target) {
             Ok(left) => left,
             Err(why) => return Ok(Err(why)),
         };
+        let original = &self.shop.source.model.graph;
+        left.moved = norms::moved(original, &model.graph, site.output, &left.columns);
         let folds = match self.accumulate(model, &site, target, &left, samples)? {
             Ok(folds) => folds,
             Err(why) => return Ok(Err(why)),
@@ -138,7 +141,7 @@ impl Fitting<'_> {
         let mut groups = folds;
         let solved = solve_all(&mut groups, &site);
         Ok(solved.and_then(|solution| {
-            write(model, &site, &solution)?;
+            write(model, &site, &solution.fit, "refit")?;
             Ok(step(&site, &groups, &solution))
         }))
     }
@@ -289,6 +292,8 @@ fn here(model: &Model, target: &Target) -> Result<Site, String> {
 struct Left {
     of: usize,
     columns: Vec<usize>,
+    /// Factor and summand for each column left, where the norm behind it changed.
+    moved: Option<Vec<(f64, f64)>>,
 }
 
 impl Left {
@@ -312,11 +317,19 @@ impl Left {
             }
         }
         let columns = (0..target.columns).filter(|column| !gone.contains(column)).collect();
-        Ok(Self { of: target.columns, columns })
+        Ok(Self { of: target.columns, columns, moved: None })
     }
 
-    /// These columns of `rows`.
+    /// These columns of `rows`, as the norm behind them needs them.
     fn of_rows<'a>(&self, rows: &'a [f32]) -> std::borrow::Cow<'a, [f32]> {
+        let Some(moved) = &self.moved else { return self.columns_of(rows) };
+        let columns = self.columns_of(rows).into_owned();
+        let by_column = moved.iter().cycle();
+        let moved = columns.into_iter().zip(by_column);
+        moved.map(|(v, (factor, summand))| (f64::from(v) * factor + summand) as f32).collect()
+    }
+
+    fn columns_of<'a>(&self, rows: &'a [f32]) -> std::borrow::Cow<'a, [f32]> {
         if self.columns.len() == self.of {
             return rows.into();
         }
@@ -338,23 +351,34 @@ fn step(site: &Site, groups: &[Vec<Gram>], solution: &Solution) -> RefitStep {
     }
 }
 
-fn write(model: &mut Model, site: &Site, solution: &Solution) -> Result<(), String> {
-    let (weight, bias) = refit::corrected(model, site, &solution.fit)?;
-    let cause = Cause::new("refit", site.label.clone());
+/// Adds `fit` to the weight and bias of `site`, as constants of their own; `stage` names them.
+pub(crate) fn write(model: &mut Model, site: &Site, fit: &Fit, stage: &str) -> Result<(), String> {
+    let (weight, bias) = refit::corrected(model, site, fit)?;
+    let cause = Cause::new(stage, site.label.clone());
     let graph = &mut model.graph;
-    let mut replace = |node, slot, name: String, tensor| -> Result<(), String> {
-        let added = graph::apply(graph, Edit::AddConstant { name, tensor }, &cause)
-            .map_err(|e| e.to_string())?;
-        let value = added.value().ok_or("the constant was not added")?;
-        graph::apply(graph, Edit::ReplaceInput { node, slot, value: Some(value) }, &cause)
-            .map(drop)
-            .map_err(|e| e.to_string())
-    };
-    replace(site.node, 1, format!("{}_refit", site.label), weight)?;
+    let name = format!("{}_{stage}", site.label);
+    replace(graph, site.node, 1, name.clone(), weight, &cause)?;
     let Some(bias) = bias else { return Ok(()) };
     let (node, slot) =
         site.bias.map_or((site.node, refit::CONV_BIAS), |(node, slot, _)| (node, slot));
-    replace(node, slot, format!("{}_refit_bias", site.label), bias)
+    replace(graph, node, slot, format!("{name}_bias"), bias, &cause)
+}
+
+/// Lets `node` read a new constant at `slot`.
+pub(crate) fn replace(
+    graph: &mut Graph,
+    node: NodeId,
+    slot: usize,
+    name: String,
+    tensor: graph::Tensor,
+    cause: &Cause,
+) -> Result<(), String> {
+    let added = graph::apply(graph, Edit::AddConstant { name, tensor }, cause)
+        .map_err(|e| e.to_string())?;
+    let value = added.value().ok_or("the constant was not added")?;
+    graph::apply(graph, Edit::ReplaceInput { node, slot, value: Some(value) }, cause)
+        .map(drop)
+        .map_err(|e| e.to_string())
 }
 
 #[cfg(test)]

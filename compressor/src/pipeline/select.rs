@@ -15,7 +15,7 @@ use super::repair::Fitting;
 use super::shop::{Bench, Shop, save};
 use crate::calibrate::BATCH;
 use crate::error::CompressError;
-use crate::plan::{Plan, Refusal, ScoreKind};
+use crate::plan::{Plan, Refusal, RepairKind, ScoreKind};
 use crate::quality::Compared;
 use crate::search::{self, CONFIRM_MARGIN, Measured, SEARCH_MARGIN, cost_misses, quality_miss};
 
@@ -44,14 +44,11 @@ impl Craft<'_> {
             return Ok((trial.plan.clone(), Vec::new()));
         };
         let ratio = trial.plan.keep_ratio;
-        let rating = Rating { kind: self.score, deviations: &self.original.deviations };
-        let (groups, refused) = rating.choices(&shop.source, family, ratio, shop.job.seed)?;
-        let plan = Plan {
-            score: self.score,
-            groups,
-            repair: Some(self.original.repair(shop, samples)),
-            ..trial.plan.clone()
-        };
+        let rating = Rating { kind: self.score, by_group: &[], evidence: &self.original.evidence };
+        let (groups, mut refused) = rating.choices(&shop.source, family, ratio, shop.job.seed)?;
+        let (repair, more) = self.original.repair(shop, samples, &[RepairKind::Ls], &groups);
+        refused.extend(more);
+        let plan = Plan { score: self.score, groups, repair: Some(repair), ..trial.plan.clone() };
         Ok((plan, refused))
     }
 

@@ -5,16 +5,20 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::apply::{Applied, apply};
+pub use super::auto::{Pick, Tried};
 use super::hunt::{self, PAYS, Rating, not_faster};
 use super::judge::{self, Answers};
 use super::repair::Fitting;
 use super::shop::{Bench, Shop, Source, macs, save};
-use super::{CompressJob, Goal, Progress, kinds, locked_dims, observe};
+use super::{CompressJob, Goal, Progress, auto, kinds, locked_dims, norms, observe};
 use crate::error::CompressError;
 use crate::latency::HostLatency;
-use crate::plan::{GroupChoice, Plan, QuantFormat, RefitStep, Refusal, RescaleStep, ScoreKind};
+use crate::plan::{
+    GroupChoice, NormStep, Plan, QuantFormat, RefitStep, Refusal, RepairKind, RescaleStep,
+    ScoreKind,
+};
 use crate::quality::QualityReport;
-use crate::score::Deviations;
+use crate::score::Evidence;
 use crate::search::Family;
 
 /// What `prune` is asked to do.
@@ -26,12 +30,12 @@ pub struct PruneJob {
     pub output: PathBuf,
     /// Share of units to keep in every group.
     pub ratio: f64,
-    /// How units are rated; activations need `data`.
+    /// How units are rated; most ask for `data`. *Auto* without data is the magnitude.
     pub score: ScoreKind,
     /// Calibration samples.
     pub data: Option<PathBuf>,
-    /// Whether consumers are re-fitted, which needs `data`.
-    pub repair: bool,
+    /// How the narrowed model is brought back, in this order, which needs `data`; none for what goes with the score.
+    pub repair: Option<Vec<RepairKind>>,
     /// Engine that observes activations.
     pub engine: runtime::EngineOptions,
     /// Seed of everything random.
@@ -57,6 +61,12 @@ pub struct PruneOutcome {
     pub rescales: Vec<RescaleStep>,
     /// Repairs made.
     pub refits: Vec<RefitStep>,
+    /// Consumers that took over what removed channels gave.
+    pub grams: Vec<RefitStep>,
+    /// Batch normalizations taken anew.
+    pub norms: Vec<NormStep>,
+    /// What *auto* measured, and took.
+    pub auto: Vec<Pick>,
     /// What was not done.
     pub refused: Vec<Refusal>,
 }
@@ -66,28 +76,74 @@ pub struct PruneOutcome {
 /// # Errors
 /// See [`CompressError`]. Nothing is left at `output` on any of them.
 pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, CompressError> {
+    let asked = job.repair.as_deref();
     let Some(data) = &job.data else {
+        if asked.is_some_and(|kinds| !kinds.is_empty()) {
+            return Err(wrong("a repair takes calibration samples, and there are none"));
+        }
+        let score = if job.score == ScoreKind::Auto { ScoreKind::Magnitude } else { job.score };
         let source = Source::load(&job.source)?;
-        let (plan, refused) = pruning(&source, job, &Deviations::new())?;
+        let rating = Rating { kind: score, by_group: &[], evidence: &Evidence::default() };
+        let (plan, refused) = pruning(&source, job, &rating)?;
         return finish(&source, &job.output, plan, None, refused);
     };
+    let kinds = asked.map_or_else(|| RepairKind::usual(job.score), <[RepairKind]>::to_vec);
     let shell = shell(&job.source, data, &job.engine, job.seed);
     let shop = Shop::open_whole(&shell, progress)?;
-    let (original, seen) = observe::observe(&shop, &[], 0..0, observe::Reach::All)?;
-    let (mut plan, mut refused) = pruning(&shop.source, job, &original.deviations)?;
-    if job.repair {
-        refused.extend(seen);
-        plan.repair = Some(original.repair(&shop, shop.calibration.len()));
+    let (by_group, picks, mut refused) = match job.score {
+        ScoreKind::Auto => {
+            let found = auto::pick(&shop)?;
+            (found.by_group, found.picks, found.refused)
+        }
+        _ => (Vec::new(), Vec::new(), Vec::new()),
+    };
+    let looks = looks(&shop, job.score, &by_group, &kinds);
+    let (original, seen) = observe::observe(&shop, &[], 0..0, looks)?;
+    let rating = Rating { kind: job.score, by_group: &by_group, evidence: &original.evidence };
+    let (mut plan, more) = pruning(&shop.source, job, &rating)?;
+    refused.extend(more);
+    if !kinds.is_empty() {
+        let samples = shop.calibration.len();
+        let (repair, left_out) = original.repair(&shop, samples, &kinds, &plan.groups);
+        if kinds == [RepairKind::Bn] && repair.norms.is_empty() {
+            return Err(CompressError::Graph { stage: "repair", what: norms::NONE.into() });
+        }
+        refused.extend(seen.into_iter().chain(left_out));
+        plan.repair = Some(repair);
     }
     let fitting = Fitting { shop: &shop, original: &original };
-    finish(&shop.source, &job.output, plan, Some(fitting), refused)
+    let mut outcome = finish(&shop.source, &job.output, plan, Some(fitting), refused)?;
+    outcome.auto = picks;
+    Ok(outcome)
+}
+
+/// What a pruning with these scores and repairs has to see of the original.
+fn looks(
+    shop: &Shop<'_>,
+    score: ScoreKind,
+    by_group: &[ScoreKind],
+    kinds: &[RepairKind],
+) -> observe::Looks {
+    let fits = kinds.contains(&RepairKind::Ls);
+    let rated = std::iter::once(&score).chain(by_group).any(|kind| kind.needs_grams());
+    observe::Looks {
+        reach: fits.then_some(observe::Reach::All),
+        grams: if rated || kinds.contains(&RepairKind::Gram) {
+            observe::Grams::All
+        } else if fits {
+            observe::Grams::Wide
+        } else {
+            observe::Grams::None
+        },
+        samples: shop.calibration.len(),
+    }
 }
 
 /// The plan to narrow every group, and what is refused on the way.
 fn pruning(
     source: &Source,
     job: &PruneJob,
-    deviations: &Deviations,
+    rating: &Rating<'_>,
 ) -> Result<(Plan, Vec<Refusal>), CompressError> {
     if source.grouping.groups.is_empty() {
         return Err(CompressError::NothingToPrune {
@@ -95,12 +151,11 @@ fn pruning(
             reasons: source.locked(),
         });
     }
-    let rating = Rating { kind: job.score, deviations };
     let (groups, unrated) = rating.choices(source, Family::All, job.ratio, job.seed)?;
     let plan = Plan {
         source_sha256: source.digest.to_string(),
         keep_ratio: job.ratio,
-        score: job.score,
+        score: rating.kind,
         seed: job.seed,
         groups,
         repair: None,
@@ -130,6 +185,9 @@ fn finish(
         plan,
         rescales: made.rescales,
         refits: made.refits,
+        grams: made.grams,
+        norms: made.norms,
+        auto: Vec::new(),
         refused,
     })
 }
@@ -159,7 +217,6 @@ pub fn replay(job: &ReplayJob, progress: &dyn Progress) -> Result<PruneOutcome, 
         let source = Source::load(&job.source)?;
         return finish(&source, &job.output, job.plan.clone(), None, Vec::new());
     };
-    let wrong = |what: &str| CompressError::Graph { stage: "plan", what: what.to_owned() };
     let data = job
         .data
         .as_ref()
@@ -173,6 +230,10 @@ pub fn replay(job: &ReplayJob, progress: &dyn Progress) -> Result<PruneOutcome, 
     let original = observe::observe_again(&shop, repair)?;
     let fitting = Fitting { shop: &shop, original: &original };
     finish(&shop.source, &job.output, job.plan.clone(), Some(fitting), Vec::new())
+}
+
+fn wrong(what: &str) -> CompressError {
+    CompressError::Graph { stage: "plan", what: what.to_owned() }
 }
 
 /// What `quantize` is asked to do.

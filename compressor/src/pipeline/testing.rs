@@ -11,15 +11,25 @@ use super::{CompressJob, Goal};
 #[path = "../../tests/support/nets.rs"]
 mod nets;
 
-pub(crate) use nets::{mlp, samples, weight};
+pub(crate) use nets::{mlp, noise, samples, weight};
 
 /// A job on `model` in `folder`, in tract, with `calibration` samples and a quarter as many to judge by.
 pub(crate) fn job(folder: &Path, model: &Model, width: usize, calibration: usize) -> CompressJob {
+    job_of(folder, model, &[width], calibration)
+}
+
+/// As [`job`], with samples of shape `dims`.
+pub(crate) fn job_of(
+    folder: &Path,
+    model: &Model,
+    dims: &[usize],
+    calibration: usize,
+) -> CompressJob {
     let source = folder.join("model.onnx");
     model.save(&source).unwrap();
     let (fit, judge) = (folder.join("fit.npz"), folder.join("judge.npz"));
-    samples(&fit, calibration, &[width], 1);
-    samples(&judge, calibration / 4, &[width], 2);
+    samples(&fit, calibration, dims, 1);
+    samples(&judge, calibration / 4, dims, 2);
     CompressJob {
         name: "m".into(),
         source,

@@ -3,6 +3,8 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul};
 
+use crate::linalg::{axpy, cholesky, dot, substitute};
+
 /// Folds of the cross-validation.
 pub const FOLDS: usize = 4;
 /// Ridges tried, as shares of the mean diagonal of XᵀX.
@@ -393,74 +395,6 @@ fn mean_correction(gram: &Gram, weight: &[f64]) -> Vec<f64> {
         axpy(-sum / n, &weight[i * gram.m..(i + 1) * gram.m], &mut bias);
     }
     bias
-}
-
-/// Factors the symmetric matrix whose lower triangle is in `a` (`n` by `n`, row-major) into L·Lᵀ in
-/// place. False where a pivot is not safely positive.
-fn cholesky(a: &mut [f64], n: usize) -> bool {
-    let largest = (0..n).map(|i| a[i * n + i].abs()).fold(0.0, f64::max);
-    let smallest = largest * n as f64 * f64::EPSILON;
-    for i in 0..n {
-        let (above, below) = a.split_at_mut(i * n);
-        let row = &mut below[..n];
-        for j in 0..i {
-            let other = &above[j * n..j * n + j + 1];
-            row[j] = (row[j] - dot(&row[..j], &other[..j])) / other[j];
-        }
-        let pivot = row[i] - dot(&row[..i], &row[..i]);
-        if pivot.is_nan() || pivot <= smallest {
-            return false;
-        }
-        row[i] = pivot.sqrt();
-    }
-    true
-}
-
-/// Solves L·Lᵀ·D = B in place of `b` (`n` by `m`, row-major).
-fn substitute(l: &[f64], n: usize, b: &mut [f64], m: usize) {
-    for i in 0..n {
-        let (done, rest) = b.split_at_mut(i * m);
-        let row = &mut rest[..m];
-        for j in 0..i {
-            axpy(-l[i * n + j], &done[j * m..(j + 1) * m], row);
-        }
-        scale(1.0 / l[i * n + i], row);
-    }
-    for i in (0..n).rev() {
-        let (head, done) = b.split_at_mut((i + 1) * m);
-        let row = &mut head[i * m..];
-        for j in i + 1..n {
-            let at = (j - i - 1) * m;
-            axpy(-l[j * n + i], &done[at..at + m], row);
-        }
-        scale(1.0 / l[i * n + i], row);
-    }
-}
-
-fn axpy(a: f64, x: &[f64], y: &mut [f64]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y += a * x;
-    }
-}
-
-fn scale(a: f64, y: &mut [f64]) {
-    for v in y {
-        *v *= a;
-    }
-}
-
-/// Four partial sums, so that the compiler can use vectors.
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let (a4, a_rest) = a.as_chunks::<4>();
-    let (b4, b_rest) = b.as_chunks::<4>();
-    let mut sums = [0.0; 4];
-    for (x, y) in a4.iter().zip(b4) {
-        for (sum, (x, y)) in sums.iter_mut().zip(x.iter().zip(y)) {
-            *sum += x * y;
-        }
-    }
-    let rest: f64 = a_rest.iter().zip(b_rest).map(|(x, y)| x * y).sum();
-    sums.iter().sum::<f64>() + rest
 }
 
 #[cfg(test)]

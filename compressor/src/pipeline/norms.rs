@@ -1,0 +1,233 @@
+//! Batch normalizations that stay separate nodes: their means and variances, taken anew from a narrowed model.
+//!
+//! What a cut took away changes the mean and the variance of everything behind it, while the normalizations still
+//! divide by those of the original. Taken one after the other, in the graph's order and each behind those that were
+//! taken before it, they bring the scale of every layer back. Those that do not depend on each other share a pass.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
+
+use graph::{Cause, Graph, Model, NodeId, Op, Tensor, ValueId};
+
+use super::observe::{distinct, floats};
+use super::repair::{Fitting, replace};
+use super::shop::{Source, save};
+use crate::calibrate::observed;
+use crate::error::CompressError;
+use crate::plan::{GroupChoice, NodeRef, NormStep, Refusal};
+use crate::refit;
+use crate::score::AxisMoments;
+
+/// Why there may be nothing to re-estimate.
+pub(crate) const NONE: &str = "no batch normalization stands behind what was narrowed; exporters often fold them into \
+    the convolutions, and then gram or ls repair";
+/// Slots of the mean and the variance.
+const MEAN: usize = 3;
+const VARIANCE: usize = 4;
+/// A channel whose variance falls below this share of what it was has lost its input, and keeps the variance.
+const DEAD: f64 = 1e-6;
+
+/// The batch normalizations behind what `groups` narrow, in the graph's order.
+pub(crate) fn behind(source: &Source, groups: &[GroupChoice]) -> Vec<NodeRef> {
+    let graph = &source.model.graph;
+    let chosen = groups.iter().filter_map(|c| source.grouping.groups.get(c.group as usize));
+    let chosen = chosen.filter(|group| group.scope.is_main());
+    let changed: HashSet<NodeId> =
+        chosen.flat_map(|group| &group.consumers).map(|c| c.node).collect();
+    let mut touched: HashSet<ValueId> = HashSet::new();
+    let mut norms = Vec::new();
+    for (id, node) in graph.nodes() {
+        let reads = || node.inputs.iter().flatten().any(|v| touched.contains(v));
+        if !changed.contains(&id) && !reads() {
+            continue;
+        }
+        touched.extend(node.outputs.iter().flatten());
+        if Norm::of(graph, id).is_some() {
+            norms.push(NodeRef { node: id.0, label: refit::label(graph, id) });
+        }
+    }
+    norms
+}
+
+/// A batch normalization at inference, with constants for mean and variance.
+struct Norm {
+    node: NodeId,
+    input: ValueId,
+    mean: Vec<f32>,
+    variance: Vec<f32>,
+    epsilon: f32,
+}
+
+impl Norm {
+    fn of(graph: &Graph, id: NodeId) -> Option<Self> {
+        let node = graph.get_node(id)?;
+        let Op::BatchNormalization { epsilon, training: false } = node.op else { return None };
+        let read = |slot: usize| -> Option<Vec<f32>> {
+            let tensor = graph.constant(node.input(slot)?)?;
+            (tensor.dtype == graph::DType::F32).then(|| tensor.to_f32_vec().ok())?
+        };
+        let (mean, variance) = (read(MEAN)?, read(VARIANCE)?);
+        (mean.len() == variance.len()).then_some(())?;
+        Some(Self { node: id, input: node.input(0)?, mean, variance, epsilon })
+    }
+
+    /// Writes the moments of what it reads in their place.
+    fn renew(&self, model: &mut Model, moments: &AxisMoments) -> Result<NormStep, String> {
+        let (means, deviations) = (moments.means(), moments.deviations());
+        if moments.count() == 0 || means.iter().chain(&deviations).any(|v| !v.is_finite()) {
+            return Err("what it reads is empty or not finite".into());
+        }
+        let old = self.variance.iter().map(|v| f64::from(*v));
+        let mut kept = 0;
+        let variance: Vec<f64> = old
+            .clone()
+            .zip(&deviations)
+            .map(|(old, deviation)| {
+                let new = deviation * deviation;
+                let dead = new <= DEAD * old;
+                kept += usize::from(dead);
+                if dead { old } else { new }
+            })
+            .collect();
+        let label = refit::label(&model.graph, self.node);
+        let cause = Cause::new("norm", label.clone());
+        for (slot, what, values) in [(MEAN, "mean", &means), (VARIANCE, "variance", &variance)] {
+            let values: Vec<f32> = values.iter().map(|v| *v as f32).collect();
+            let tensor =
+                Tensor::from_f32(vec![values.len()], &values).map_err(|e| e.to_string())?;
+            replace(&mut model.graph, self.node, slot, format!("{label}_{what}"), tensor, &cause)?;
+        }
+        let count = means.len().max(1) as f64;
+        let moved = self.mean.iter().zip(&self.variance).zip(&means).map(|((old, v), new)| {
+            (new - f64::from(*old)).powi(2) / f64::from(v + self.epsilon).max(f64::MIN_POSITIVE)
+        });
+        let ratio = old.zip(&variance).map(|(old, new)| new / old.max(f64::MIN_POSITIVE));
+        Ok(NormStep {
+            node: label,
+            mean_moved: (moved.sum::<f64>() / count).sqrt(),
+            variance_ratio: ratio.sum::<f64>() / count,
+            rows: moments.count(),
+            note: (kept > 0).then(|| {
+                format!("{kept} channels no longer vary on the samples and keep their variance")
+            }),
+        })
+    }
+}
+
+impl Fitting<'_> {
+    /// Takes mean and variance of the batch normalizations `wanted` anew from `model` on the first `samples` samples.
+    pub(crate) fn renew_norms(
+        &self,
+        model: &mut Model,
+        wanted: &[NodeRef],
+        samples: usize,
+    ) -> Result<(Vec<NormStep>, Vec<Refusal>), CompressError> {
+        let (mut steps, mut refused) = (Vec::new(), Vec::new());
+        for layer in layers(&model.graph, wanted) {
+            self.shop.check("repair")?;
+            let norms: Vec<Norm> =
+                layer.iter().filter_map(|at| Norm::of(&model.graph, NodeId(at.node))).collect();
+            if norms.len() < layer.len() {
+                let gone = layer.iter().filter(|at| norms.iter().all(|n| n.node.0 != at.node));
+                let why = "it is no batch normalization with constants in the narrowed model";
+                refused.extend(gone.map(|at| Refusal::new("norm", at.label.clone(), why)));
+            }
+            let seen = self.moments(model, &norms, samples)?;
+            for (norm, moments) in norms.iter().zip(seen) {
+                match moments.and_then(|moments| norm.renew(model, &moments)) {
+                    Ok(step) => steps.push(step),
+                    Err(why) => {
+                        let label = refit::label(&model.graph, norm.node);
+                        refused.push(Refusal::new("norm", label, why));
+                    }
+                }
+            }
+        }
+        Ok((steps, refused))
+    }
+
+    /// Of what each norm reads, along its channels.
+    fn moments(
+        &self,
+        model: &Model,
+        norms: &[Norm],
+        samples: usize,
+    ) -> Result<Vec<Result<AxisMoments, String>>, CompressError> {
+        let shop = self.shop;
+        let mut seen: Vec<Result<AxisMoments, String>> =
+            norms.iter().map(|norm| Ok(AxisMoments::new(norm.mean.len()))).collect();
+        if norms.is_empty() {
+            return Ok(seen);
+        }
+        shop.progress.stage("re-estimating normalizations", samples as u64);
+        let values = distinct(norms.iter().map(|norm| norm.input));
+        let path = shop.work.join("norms.onnx");
+        save(&observed(model, &values)?, &path)?;
+        shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
+            for (norm, moments) in norms.iter().zip(&mut seen) {
+                let at = values.iter().position(|v| *v == norm.input).unwrap_or(usize::MAX);
+                let tensor = super::observe::output_of(&batch, at)?;
+                let data = floats(tensor)?;
+                if moments.as_mut().is_ok_and(|m| !m.push(&tensor.shape, 1, &data)) {
+                    *moments = Err(format!("it reads {:?}, without its channels", tensor.shape));
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(seen)
+    }
+}
+
+/// The norms in layers, each of which depends on those before it alone.
+fn layers(graph: &Graph, wanted: &[NodeRef]) -> Vec<Vec<NodeRef>> {
+    let known: HashMap<u32, &NodeRef> = wanted.iter().map(|at| (at.node, at)).collect();
+    let mut depth: HashMap<ValueId, usize> = HashMap::new();
+    let mut layers: Vec<Vec<NodeRef>> = Vec::new();
+    for (id, node) in graph.nodes() {
+        let captured = graph.captures(id);
+        let inputs = node.inputs.iter().flatten().chain(&captured);
+        let mut own = inputs.filter_map(|v| depth.get(v)).copied().max().unwrap_or(0);
+        if let Some(at) = known.get(&id.0) {
+            layers.resize(layers.len().max(own + 1), Vec::new());
+            layers[own].push((*at).clone());
+            own += 1;
+        }
+        depth.extend(node.outputs.iter().flatten().map(|v| (*v, own)));
+    }
+    layers.retain(|layer| !layer.is_empty());
+    layers
+}
+
+/// Factor and summand for each column of what stands in front of a norm, where the norm of the narrowed `model` is not
+/// the original's: what makes the new norm compute what the original one did, `s = σ'/σ` and `μ' − s·μ`. `columns` are
+/// the channels that are left.
+pub(crate) fn moved(
+    source: &Graph,
+    model: &Graph,
+    output: ValueId,
+    columns: &[usize],
+) -> Option<Vec<(f64, f64)>> {
+    let only = |graph: &Graph| match graph.consumers(output).as_slice() {
+        [(node, 0)] => Norm::of(graph, *node),
+        _ => None,
+    };
+    let (old, new) = (only(source)?, only(model)?);
+    if old.node != new.node || new.mean.len() != columns.len() {
+        return None;
+    }
+    let mut same = true;
+    let mut all = Vec::with_capacity(columns.len());
+    for (at, column) in columns.iter().enumerate() {
+        let (mean, variance) = (*old.mean.get(*column)?, *old.variance.get(*column)?);
+        same &= mean == new.mean[at] && variance == new.variance[at];
+        let root = |v: f32, epsilon: f32| f64::from(v + epsilon).max(f64::MIN_POSITIVE).sqrt();
+        let s = root(new.variance[at], new.epsilon) / root(variance, old.epsilon);
+        all.push((s, f64::from(new.mean[at]) - s * f64::from(mean)));
+    }
+    (!same).then_some(all)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "norms_tests.rs"]
+mod tests;
