@@ -5,6 +5,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 mod apply;
+pub mod budget;
+mod check;
+mod counted;
+mod curves;
 mod finish;
 mod hunt;
 mod judge;

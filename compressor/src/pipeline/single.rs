@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::apply::{Applied, apply};
+use super::budget::{Allocation, Curve};
 use super::hunt::{self, PAYS, Rating, not_faster};
 use super::judge::{self, Answers};
 use super::repair::Fitting;
 use super::shop::{Bench, Shop, Source, macs, save};
 use super::{CompressJob, Goal, Progress, kinds, locked_dims, observe};
 use crate::error::CompressError;
-use crate::latency::HostLatency;
+use crate::latency::{HostLatency, Speed};
 use crate::plan::{GroupChoice, Plan, QuantFormat, RefitStep, Refusal, RescaleStep, ScoreKind};
 use crate::quality::QualityReport;
 use crate::score::Deviations;
@@ -59,6 +60,12 @@ pub struct PruneOutcome {
     pub refits: Vec<RefitStep>,
     /// What was not done.
     pub refused: Vec<Refusal>,
+    /// Time beside the original's, where there were samples to measure it on.
+    pub latency: Option<Speed>,
+    /// What narrowing each group loses; empty where widths were not allocated.
+    pub curves: Vec<Curve>,
+    /// How widths were allocated under a budget, if they were.
+    pub allocation: Option<Allocation>,
 }
 
 /// Narrows every group of a model.
@@ -80,7 +87,19 @@ pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, Co
         plan.repair = Some(original.repair(&shop, shop.calibration.len()));
     }
     let fitting = Fitting { shop: &shop, original: &original };
-    finish(&shop.source, &job.output, plan, Some(fitting), refused)
+    let mut outcome = finish(&shop.source, &job.output, plan, Some(fitting), refused)?;
+    let mut bench = Bench::open(&shop)?;
+    match bench.against_reference(&job.output, Some(PAYS)) {
+        Ok(host) => outcome.latency = Some(Speed::of(&job.engine, &bench.stats, host, PAYS)),
+        Err(error) => {
+            outcome.refused.push(Refusal::new(
+                "latency",
+                "the pruned model",
+                error.of_candidate()?,
+            ));
+        }
+    }
+    Ok(outcome)
 }
 
 /// The plan to narrow every group, and what is refused on the way.
@@ -115,13 +134,23 @@ fn finish(
     output: &Path,
     plan: Plan,
     fitting: Option<Fitting<'_>>,
-    mut refused: Vec<Refusal>,
+    refused: Vec<Refusal>,
 ) -> Result<PruneOutcome, CompressError> {
     let made = apply(source, &plan, fitting)?;
     save(&made.model, output)?;
+    Ok(outcome(source, plan, made, refused))
+}
+
+/// What a plan came to.
+pub(super) fn outcome(
+    source: &Source,
+    plan: Plan,
+    made: Applied,
+    mut refused: Vec<Refusal>,
+) -> PruneOutcome {
     refused.extend(made.refused);
     let float = made.float.as_ref().unwrap_or(&made.model);
-    Ok(PruneOutcome {
+    PruneOutcome {
         params_before: graph::cost::params(&source.model),
         params_after: graph::cost::params(float),
         macs_before: macs(&source.model, &source.shapes),
@@ -131,7 +160,10 @@ fn finish(
         rescales: made.rescales,
         refits: made.refits,
         refused,
-    })
+        latency: None,
+        curves: Vec::new(),
+        allocation: None,
+    }
 }
 
 /// What `apply` is asked to do.
@@ -307,7 +339,12 @@ fn compare(shop: &Shop<'_>, path: &Path) -> Result<(QualityReport, Vec<Refusal>)
 }
 
 /// A job that only opens a shop.
-fn shell(source: &Path, data: &Path, engine: &runtime::EngineOptions, seed: u64) -> CompressJob {
+pub(super) fn shell(
+    source: &Path,
+    data: &Path,
+    engine: &runtime::EngineOptions,
+    seed: u64,
+) -> CompressJob {
     CompressJob {
         name: "model".into(),
         source: source.to_path_buf(),
