@@ -8,6 +8,7 @@
 pub mod analyze;
 pub mod apply;
 pub mod bench;
+pub mod budget;
 pub mod common;
 pub mod compress;
 pub mod later;

@@ -57,6 +57,14 @@ pub enum CompressError {
         /// What went wrong.
         what: String,
     },
+    /// The file of measured widths cannot be used.
+    #[error("curves {path}: {what}")]
+    Curves {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
     /// A file could not be read or written.
     #[error("{path}: {source}")]
     Io {

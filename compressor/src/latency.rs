@@ -97,6 +97,40 @@ impl HostLatency {
     }
 }
 
+/// How fast a model is beside the one that it was made from, on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Speed {
+    /// The engine.
+    pub engine: runtime::EngineKind,
+    /// Threads of one inference.
+    pub threads: usize,
+    /// Median of the original, in microseconds, measured alone.
+    pub original_p50_us: f64,
+    /// Both in turns.
+    #[serde(flatten)]
+    pub host: HostLatency,
+    /// Whether it is measurably faster: even the upper end of the ratio's interval says so.
+    pub faster: bool,
+}
+
+impl Speed {
+    /// Of a comparison in the engine of `options`; what takes at most a share of `pays` counts as faster.
+    pub fn of(
+        options: &runtime::EngineOptions,
+        original: &LatencyStats,
+        host: HostLatency,
+        pays: f64,
+    ) -> Self {
+        Self {
+            engine: options.kind,
+            threads: options.threads,
+            original_p50_us: original.p50_us,
+            host,
+            faster: host.ratio_high < pays,
+        }
+    }
+}
+
 /// Nearest rank of `share` in `sorted`.
 fn rank(sorted: &[f64], share: f64) -> f64 {
     let rank = (share * sorted.len() as f64).ceil() as usize;
@@ -130,6 +164,18 @@ mod tests {
         let local = host.predict(&stats(100), None);
         assert!((local.value - 60.0).abs() < 1e-6);
         assert_eq!(local.quality, Quality::Measured);
+    }
+
+    #[test]
+    fn only_what_is_clearly_under_the_original_counts_as_faster() {
+        let options = runtime::EngineOptions::new(runtime::EngineKind::Tract);
+        let speed = |us| {
+            let host = HostLatency::of(&[us; 20], &[100.0; 20]);
+            Speed::of(&options, &stats(100), host, 0.98)
+        };
+        assert!(speed(90.0).faster && !speed(99.0).faster && !speed(130.0).faster);
+        let json = serde_json::to_value(speed(90.0)).unwrap();
+        assert_eq!((&json["ratio"], &json["faster"]), (&0.9.into(), &true.into()));
     }
 
     #[test]

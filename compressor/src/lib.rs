@@ -1,7 +1,7 @@
 //! Compresses ONNX models towards a device's budgets.
 //!
 //! The stages, in the order in which [`pipeline`] runs them: read the data ([`data`]), observe the
-//! model on it ([`calibrate`]), rate units ([`score`]), write a [`plan`], apply it (cut, repair by [`rescale`] and
+//! model on it ([`calibrate`]), rate units ([`score`]), choose widths ([`allocate`]), write a [`plan`], apply it (cut, repair by [`rescale`] and
 //! [`refit`], [`quantize`]), judge ([`quality`], [`latency`], [`memory`]), choose ([`search`]), and write the bundle
 //! with its report ([`report`]). Metrics of a task ([`metric`]) and the tests that compare two models by them ([`stats`])
 //! know no stage.
@@ -14,6 +14,7 @@
 //! 4. Every number says whether it was measured or modelled.
 //! 5. The library prints nothing; [`cli`] owns the terminal.
 
+pub mod allocate;
 pub mod calibrate;
 pub mod cli;
 pub mod data;

@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 
 mod apply;
 mod auto;
+pub mod budget;
+mod check;
+mod counted;
+mod curves;
 mod finish;
 mod hunt;
 mod judge;

@@ -27,6 +27,12 @@ fn wrong_usage_exits_with_two_and_says_what_is_wrong() {
     for (args, part) in [
         (vec!["prune", "m.onnx", "-o", "x.onnx"], "--ratio"),
         (vec!["prune", "m.onnx", "-o", "x.onnx", "--ratio", "2"], "no share"),
+        (vec!["prune", "m", "-o", "x", "--ratio", "0.5", "--params", "60%"], "cannot be used with"),
+        (vec!["prune", "m", "-o", "x", "--params", "0%"], "leaves nothing"),
+        (vec!["prune", "m", "-o", "x", "--macs", "many"], "is no count"),
+        (vec!["prune", "m", "-o", "x", "--size", "3XB"], "is no size"),
+        (vec!["prune", "m", "-o", "x", "--latency", "70%"], "--data"),
+        (vec!["prune", "m", "-o", "x", "--params", "60%", "--global"], "--ratio"),
         (vec!["bench", "m.onnx", "--runtime", "rten"], "no engine"),
         (
             vec![
@@ -303,4 +309,52 @@ fn bench_measures_in_both_engines() {
         assert!(report["p50_us"].as_f64() <= report["p99_us"].as_f64());
         assert!(report["pss_bytes"].as_u64().unwrap() > 1_000_000);
     }
+}
+
+/// A budget on the command line: what was reached is reported, the plan is written, edited and replayed.
+#[test]
+fn pruning_under_a_budget_writes_a_plan_that_can_be_edited_and_replayed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/fashion.onnx");
+    let (out, plan, again) = (path("out.onnx"), path("plan.json"), path("again.onnx"));
+    let prune =
+        ["prune", text(&model), "-o", text(&out), "--params", "50%", "--plan-out", text(&plan)];
+    let report = json(&espalier(&[&prune[..], &["--json"]].concat()));
+    let (found, after) = (&report["allocation"], report["params_after"].as_f64().unwrap());
+    assert_eq!(found["of"], "params");
+    assert!(after <= 0.5 * report["params_before"].as_f64().unwrap(), "{found}");
+    assert_eq!(found["real"].as_f64(), Some(after));
+    assert!(!report["curves"].as_array().unwrap().is_empty());
+    let apply = ["apply", text(&model), "-o", text(&again), "--plan", text(&plan)];
+    assert!(espalier(&apply).status.success());
+    assert!(std::fs::read(&out).unwrap() == std::fs::read(&again).unwrap());
+
+    let whole: serde_json::Value = serde_json::from_slice(&std::fs::read(&plan).unwrap()).unwrap();
+    for (pointer, value, part) in [
+        ("/groups/0/keep", serde_json::json!([1, 0]), "ascending"),
+        ("/groups/0/keep", serde_json::json!([]), "keeps no unit"),
+        ("/groups/0/keep", serde_json::json!([0, 4096]), "keeps unit 4096"),
+        ("/groups/0/group", serde_json::json!(4096), "no such group"),
+        ("/groups/0/keep", serde_json::json!([-1]), "plan.json"),
+        ("/source_sha256", serde_json::json!("sha256:00"), "is for the model"),
+    ] {
+        let mut edited = whole.clone();
+        *edited.pointer_mut(pointer).unwrap() = value;
+        std::fs::write(&plan, edited.to_string()).unwrap();
+        std::fs::remove_file(&again).ok();
+        let output = espalier(&apply);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{pointer}: {stderr}");
+        assert!(stderr.contains(part) && !again.exists(), "{pointer}: {stderr}");
+    }
+    let mut edited = whole;
+    *edited.pointer_mut("/groups/0/keep").unwrap() = serde_json::json!([0]);
+    std::fs::write(&plan, edited.to_string()).unwrap();
+    assert!(espalier(&apply).status.success());
+
+    let output = espalier(&["prune", text(&model), "-o", text(&path("no.onnx")), "--params", "10"]);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("out of reach: the nearest is") && !path("no.onnx").exists());
 }

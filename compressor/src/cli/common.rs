@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::Args;
 use runtime::{EngineKind, EngineOptions};
 
+use crate::pipeline::budget::Amount;
+
 /// What every command takes, for those that run no engine and draw nothing at random.
 #[derive(Debug, Clone, Args)]
 pub struct Reporting {
@@ -109,6 +111,31 @@ pub fn share(text: &str) -> Result<f64, String> {
         .ok_or_else(|| format!("\"{text}\" is no share; write it as 0.01 or 1%"))
 }
 
+/// A count such as `250000`, `250k`, `1.5M` or `2G`.
+///
+/// # Errors
+/// The text is no such number, or is under 1.
+pub fn count(text: &str) -> Result<u64, String> {
+    with_unit(text, &[("k", 1e3), ("M", 1e6), ("G", 1e9), ("", 1.0)])
+        .filter(|count| *count >= 1.0 && *count < 1e18)
+        .map(|count| count as u64)
+        .ok_or_else(|| format!("\"{text}\" is no count; write it as 250000, 250k, 1.5M or 2G"))
+}
+
+/// A share of what the original has, such as `60%`, or what `own` reads, in its unit.
+///
+/// # Errors
+/// The text is neither.
+pub fn amount(text: &str, own: impl Fn(&str) -> Result<f64, String>) -> Result<Amount, String> {
+    if text.trim_end().ends_with('%') {
+        return share(text.trim()).map(Amount::Share).and_then(|amount| match amount {
+            Amount::Share(share) if share <= 0.0 => Err("0% leaves nothing".into()),
+            amount => Ok(amount),
+        });
+    }
+    own(text).map(Amount::Of).map_err(|why| format!("{why}, or as a share of the original: 60%"))
+}
+
 fn with_unit(text: &str, units: &[(&str, f64)]) -> Option<f64> {
     let text = text.trim();
     units.iter().find_map(|(unit, factor)| {
@@ -141,6 +168,18 @@ mod tests {
         for bad in ["", "MiB", "-1", "0", "1e30GiB", "inf"] {
             assert!(size(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn amounts_are_counts_or_shares_of_the_original() {
+        let params = |text: &str| amount(text, |text| count(text).map(|n| n as f64));
+        assert_eq!(params("250k").unwrap(), Amount::Of(250_000.0));
+        assert_eq!(params("1.5M").unwrap(), Amount::Of(1_500_000.0));
+        assert_eq!(params("60%").unwrap(), Amount::Share(0.6));
+        for bad in ["0%", "101%", "-3", "0", "0.5", "k", "1e30", "nan", "%"] {
+            assert!(params(bad).is_err(), "{bad}");
+        }
+        assert!(params("many").unwrap_err().contains("60%"));
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! `espalier prune`: narrows every group of a model and repairs what reads it.
+//! `espalier prune`: narrows the groups of a model, all alike or under a budget, and repairs what reads them.
 
 use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
-use super::common::{Common, share};
+use super::budget::{self, BudgetArgs};
+use super::common::Common;
 use super::later::word;
 use super::terminal::Terminal;
 use crate::pipeline::single::{self, PruneJob};
@@ -42,16 +43,17 @@ fn repairs(text: &str) -> Result<Repairs, String> {
   espalier prune model.onnx -o half.onnx --ratio 0.5
   espalier prune model.onnx -o half.onnx --ratio 50% --data calib.npz --score activation --repair ls
   espalier prune model.onnx -o half.onnx --ratio 50% --data calib.npz --score obs
-  espalier prune model.onnx -o half.onnx --ratio 50% --data calib.npz --repair bn,ls")]
+  espalier prune model.onnx -o half.onnx --ratio 50% --data calib.npz --repair bn,ls
+  espalier prune model.onnx -o small.onnx --params 60% --data calib.npz --plan-out small.json
+  espalier prune model.onnx -o fast.onnx --latency 5ms --data calib.npz --runtime ort --threads 2")]
 pub struct Args {
     /// The model.
     model: PathBuf,
     /// Where the narrowed model is written.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Share of units to keep in every group, rounded up to what engines like.
-    #[arg(long, value_name = "SHARE", value_parser = share)]
-    ratio: f64,
+    #[command(flatten)]
+    budget: BudgetArgs,
     /// Calibration samples: arrays named after the model's inputs, or a preprocessing file (docs/data.md).
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
@@ -81,7 +83,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let job = PruneJob {
         source: args.model.clone(),
         output: args.output.clone(),
-        ratio: args.ratio,
+        ratio: args.budget.ratio.unwrap_or(1.0),
         score: args.score,
         data: args.data.clone(),
         repair: args.repair.clone().map(|repairs| repairs.0),
@@ -89,9 +91,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         seed: args.common.seed,
     };
     let outcome = {
-        let terminal = Terminal::new();
-        single::prune(&job, &terminal)?
+        let terminal = Terminal::interruptible()?;
+        match args.budget.budget() {
+            None => single::prune(&job, &terminal)?,
+            Some(budget) => args.budget.prune(job, budget, &terminal)?,
+        }
     };
+    if let Some(file) = &args.budget.plan_out {
+        budget::write_plan(&outcome.plan, file)?;
+    }
     if args.common.json {
         println!("{}", serde_json::to_string(&outcome)?);
         return Ok(());
@@ -100,6 +108,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let (Some(before), Some(after)) = (outcome.macs_before, outcome.macs_after) {
         println!("multiply-accumulates {before} → {after}");
     }
+    budget::describe(&outcome);
     for group in &outcome.groups {
         println!("  {:5} → {:5}  {}", group.width, group.keep.len(), group.label);
     }

@@ -2,11 +2,14 @@
 
 use std::io::IsTerminal;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::pipeline::Progress;
+
+/// Whether the person at the terminal asked to stop.
+static STOP: AtomicBool = AtomicBool::new(false);
 
 /// Shows a compression's progress on standard error.
 #[derive(Debug)]
@@ -29,6 +32,32 @@ impl Terminal {
             bar
         });
         Self { bar, stage: Mutex::new(String::new()), total: AtomicU64::new(0) }
+    }
+}
+
+impl Terminal {
+    /// As [`Self::new`], and the first Ctrl-C asks the work to stop between two steps; the second ends it at once.
+    ///
+    /// # Errors
+    /// Ctrl-C cannot be listened to.
+    pub fn interruptible() -> std::io::Result<Self> {
+        let listener = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        std::thread::Builder::new()
+            .name("ctrl-c".into())
+            .spawn(move || listener.block_on(listen()))?;
+        Ok(Self::new())
+    }
+}
+
+async fn listen() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        return;
+    }
+    STOP.store(true, Ordering::Relaxed);
+    eprintln!("stopping after this step; once more ends at once");
+    if tokio::signal::ctrl_c().await.is_ok() {
+        let own = rustix::process::getpid();
+        let _ = rustix::process::kill_process(own, rustix::process::Signal::KILL);
     }
 }
 
@@ -74,5 +103,9 @@ impl Progress for Terminal {
             Some(bar) => bar.println(format!("  {text}")),
             None => eprintln!("  {text}"),
         }
+    }
+
+    fn cancelled(&self) -> bool {
+        STOP.load(Ordering::Relaxed)
     }
 }

@@ -5,6 +5,7 @@
 
 use graph::Model;
 
+use super::check::check;
 use super::repair::Fitting;
 use super::shop::Source;
 use crate::error::CompressError;
@@ -40,6 +41,7 @@ pub(crate) fn apply(
             source.path.display()
         )));
     }
+    check(source, plan).map_err(wrong)?;
     let mut made = Applied {
         model: source.pruned(&plan.groups)?,
         float: None,

@@ -350,6 +350,11 @@ pub(crate) struct Rating<'a> {
 }
 
 impl Rating<'_> {
+    /// The score of a group.
+    pub(crate) fn of(&self, index: usize) -> ScoreKind {
+        self.by_group.get(index).copied().unwrap_or(self.kind)
+    }
+
     /// Choices of a family at a ratio with the best rated units, and a refusal for each group that could not be rated
     /// as asked.
     pub(crate) fn choices(
@@ -363,7 +368,7 @@ impl Rating<'_> {
         let choices = choices(source, family, ratio, &mut |index, count| {
             let group = &source.grouping.groups[index];
             let graph = source.graph_of(&group.scope);
-            let kind = self.by_group.get(index).copied().unwrap_or(self.kind);
+            let kind = self.of(index);
             let rating = score::rate(kind, graph, group, self.evidence, seed)?;
             let label = source.group_label(index);
             refused.extend(rating.fell_back.map(|why| Refusal::new("score", label, why)));

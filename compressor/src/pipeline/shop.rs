@@ -162,7 +162,8 @@ fn plain(mut model: Model) -> Result<Model, graph::PassError> {
     Ok(model)
 }
 
-fn constant_bytes(model: &Model) -> u64 {
+/// Bytes of the main graph's constants.
+pub(crate) fn constant_bytes(model: &Model) -> u64 {
     let constants = model.graph.values().filter_map(|(_, v)| v.data.as_ref());
     constants.map(|tensor| tensor.byte_size() as u64).sum()
 }

@@ -6,13 +6,15 @@ use serde::Serialize;
 
 use super::apply::{Applied, apply};
 pub use super::auto::{Pick, Tried};
+use super::budget::{Allocation, Curve};
 use super::hunt::{self, PAYS, Rating, not_faster};
 use super::judge::{self, Answers};
+use super::observe::Original;
 use super::repair::Fitting;
 use super::shop::{Bench, Shop, Source, macs, save};
 use super::{CompressJob, Goal, Progress, auto, kinds, locked_dims, norms, observe};
 use crate::error::CompressError;
-use crate::latency::HostLatency;
+use crate::latency::{HostLatency, Speed};
 use crate::plan::{
     GroupChoice, NormStep, Plan, QuantFormat, RefitStep, Refusal, RepairKind, RescaleStep,
     ScoreKind,
@@ -69,6 +71,12 @@ pub struct PruneOutcome {
     pub auto: Vec<Pick>,
     /// What was not done.
     pub refused: Vec<Refusal>,
+    /// Time beside the original's, where there were samples to measure it on.
+    pub latency: Option<Speed>,
+    /// What narrowing each group loses; empty where widths were not allocated.
+    pub curves: Vec<Curve>,
+    /// How widths were allocated under a budget, if they were.
+    pub allocation: Option<Allocation>,
 }
 
 /// Narrows every group of a model.
@@ -90,17 +98,10 @@ pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, Co
     let kinds = asked.map_or_else(|| RepairKind::usual(job.score), <[RepairKind]>::to_vec);
     let shell = shell(&job.source, data, &job.engine, job.seed);
     let shop = Shop::open_whole(&shell, progress)?;
-    let (by_group, picks, mut refused) = match job.score {
-        ScoreKind::Auto => {
-            let found = auto::pick(&shop)?;
-            (found.by_group, found.picks, found.refused)
-        }
-        _ => (Vec::new(), Vec::new(), Vec::new()),
-    };
-    let looks = looks(&shop, job.score, &by_group, &kinds);
-    let (original, seen) = observe::observe(&shop, &[], 0..0, looks)?;
-    let rating = Rating { kind: job.score, by_group: &by_group, evidence: &original.evidence };
-    let (mut plan, more) = pruning(&shop.source, job, &rating)?;
+    let seen = look(&shop, job.score, &kinds, false)?;
+    let original = &seen.original;
+    let (mut plan, more) = pruning(&shop.source, job, &seen.rating(job.score))?;
+    let mut refused = seen.refused;
     refused.extend(more);
     if !kinds.is_empty() {
         let samples = shop.calibration.len();
@@ -108,27 +109,63 @@ pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, Co
         if kinds == [RepairKind::Bn] && repair.norms.is_empty() {
             return Err(CompressError::Graph { stage: "repair", what: norms::NONE.into() });
         }
-        refused.extend(seen.into_iter().chain(left_out));
+        refused.extend(seen.unrepaired.into_iter().chain(left_out));
         plan.repair = Some(repair);
     }
-    let fitting = Fitting { shop: &shop, original: &original };
+    let fitting = Fitting { shop: &shop, original };
     let mut outcome = finish(&shop.source, &job.output, plan, Some(fitting), refused)?;
-    outcome.auto = picks;
+    outcome.auto = seen.picks;
+    let mut bench = Bench::open(&shop)?;
+    match bench.against_reference(&job.output, Some(PAYS)) {
+        Ok(host) => outcome.latency = Some(Speed::of(&job.engine, &bench.stats, host, PAYS)),
+        Err(error) => {
+            outcome.refused.push(Refusal::new(
+                "latency",
+                "the pruned model",
+                error.of_candidate()?,
+            ));
+        }
+    }
     Ok(outcome)
 }
 
-/// What a pruning with these scores and repairs has to see of the original.
-fn looks(
+/// What a pruning has seen of the original.
+pub(super) struct Seen {
+    pub(super) original: Original,
+    by_group: Vec<ScoreKind>,
+    /// What *auto* measured.
+    pub(super) picks: Vec<Pick>,
+    pub(super) refused: Vec<Refusal>,
+    /// What cannot be repaired.
+    pub(super) unrepaired: Vec<Refusal>,
+}
+
+impl Seen {
+    /// How units are rated.
+    pub(super) fn rating(&self, kind: ScoreKind) -> Rating<'_> {
+        Rating { kind, by_group: &self.by_group, evidence: &self.original.evidence }
+    }
+}
+
+/// Looks at the original for what this score and these repairs need, and at the channel Grams if `grams`.
+pub(super) fn look(
     shop: &Shop<'_>,
     score: ScoreKind,
-    by_group: &[ScoreKind],
     kinds: &[RepairKind],
-) -> observe::Looks {
+    grams: bool,
+) -> Result<Seen, CompressError> {
+    let (by_group, picks, refused) = match score {
+        ScoreKind::Auto => {
+            let found = auto::pick(shop)?;
+            (found.by_group, found.picks, found.refused)
+        }
+        _ => (Vec::new(), Vec::new(), Vec::new()),
+    };
     let fits = kinds.contains(&RepairKind::Ls);
-    let rated = std::iter::once(&score).chain(by_group).any(|kind| kind.needs_grams());
-    observe::Looks {
+    let rated = std::iter::once(&score).chain(&by_group).any(|kind| kind.needs_grams());
+    let looks = observe::Looks {
         reach: fits.then_some(observe::Reach::All),
-        grams: if rated || kinds.contains(&RepairKind::Gram) {
+        grams: if grams || rated || kinds.contains(&RepairKind::Gram) {
             observe::Grams::All
         } else if fits {
             observe::Grams::Wide
@@ -136,7 +173,9 @@ fn looks(
             observe::Grams::None
         },
         samples: shop.calibration.len(),
-    }
+    };
+    let (original, unrepaired) = observe::observe(shop, &[], 0..0, looks)?;
+    Ok(Seen { original, by_group, picks, refused, unrepaired })
 }
 
 /// The plan to narrow every group, and what is refused on the way.
@@ -170,13 +209,23 @@ fn finish(
     output: &Path,
     plan: Plan,
     fitting: Option<Fitting<'_>>,
-    mut refused: Vec<Refusal>,
+    refused: Vec<Refusal>,
 ) -> Result<PruneOutcome, CompressError> {
     let made = apply(source, &plan, fitting)?;
     save(&made.model, output)?;
+    Ok(outcome(source, plan, made, refused))
+}
+
+/// What a plan came to.
+pub(super) fn outcome(
+    source: &Source,
+    plan: Plan,
+    made: Applied,
+    mut refused: Vec<Refusal>,
+) -> PruneOutcome {
     refused.extend(made.refused);
     let float = made.float.as_ref().unwrap_or(&made.model);
-    Ok(PruneOutcome {
+    PruneOutcome {
         params_before: source.params,
         params_after: graph::cost::params(float),
         macs_before: macs(&source.model, &source.shapes),
@@ -189,7 +238,10 @@ fn finish(
         norms: made.norms,
         auto: Vec::new(),
         refused,
-    })
+        latency: None,
+        curves: Vec::new(),
+        allocation: None,
+    }
 }
 
 /// What `apply` is asked to do.
@@ -368,7 +420,12 @@ fn compare(shop: &Shop<'_>, path: &Path) -> Result<(QualityReport, Vec<Refusal>)
 }
 
 /// A job that only opens a shop.
-fn shell(source: &Path, data: &Path, engine: &runtime::EngineOptions, seed: u64) -> CompressJob {
+pub(super) fn shell(
+    source: &Path,
+    data: &Path,
+    engine: &runtime::EngineOptions,
+    seed: u64,
+) -> CompressJob {
     CompressJob {
         name: "model".into(),
         source: source.to_path_buf(),
