@@ -10,6 +10,7 @@ pub mod apply;
 pub mod bench;
 pub mod common;
 pub mod compress;
+pub mod inspect;
 pub mod later;
 pub mod prune;
 pub mod quantize;
@@ -29,6 +30,7 @@ struct Cli {
 
 const EXAMPLES: &str = "Examples:
   espalier analyze model.onnx
+  espalier inspect model.onnx --why Conv_17
   espalier compress model.onnx -o small --data calib.npz --heldout heldout.npz --latency-p95 20ms
   espalier bench model.onnx --runtime ort --threads 2 --json";
 
@@ -36,6 +38,8 @@ const EXAMPLES: &str = "Examples:
 enum Command {
     /// Say what a model is made of, what can be pruned, and what stands in the way.
     Analyze(analyze::Args),
+    /// Say what a file holds, and why a dimension of it stays or can go.
+    Inspect(inspect::Args),
     /// Remove units and repair what consumes them.
     Prune(prune::Args),
     /// Store or compute MatMul and Gemm weights as int8, where the engine is faster for it.
@@ -74,6 +78,7 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Analyze(args) => analyze::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Prune(args) => prune::run(&args),
         Command::Quantize(args) => quantize::run(&args),
         Command::Compress(args) => compress::run(&args),

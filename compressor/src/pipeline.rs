@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub mod analysis;
 mod apply;
 mod finish;
 mod hunt;
+pub mod inspect;
 mod judge;
 mod kinds;
 mod observe;
@@ -370,10 +372,11 @@ fn locked_dims(source: &Source) -> Vec<Refusal> {
     locked
         .map(|l| {
             let what = format!(
-                "{} (axis {}, width {})",
+                "{} (axis {}, width {}), locked by {}",
                 source.graph_of(&l.scope).value(l.value).name,
                 l.axis,
-                l.width
+                l.width,
+                analysis::locker(source, l)
             );
             Refusal::new("prune", what, l.why.clone())
         })

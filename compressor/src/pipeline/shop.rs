@@ -10,7 +10,7 @@ use runtime::{Engine, IoSpec, LoadOptions, Session, Tensor};
 
 use super::finish::ModelFile;
 use super::hunt::PAYS;
-use super::{CompressJob, DeviceBaseline, Progress};
+use super::{CompressJob, DeviceBaseline, Progress, analysis};
 use crate::calibrate::{Runner, WorkDir};
 use crate::data::{DataError, Dataset, Problem};
 use crate::error::CompressError;
@@ -47,6 +47,11 @@ pub(crate) struct Source {
     pub(crate) digest: bundle::Digest,
     /// Of the file, and of the tensors that lie in other files.
     pub(crate) size_bytes: u64,
+    /// Whether tensors lie in other files.
+    external: bool,
+    /// Elements of the file's constants, those of branches that are never taken included.
+    pub(crate) file_params: u64,
+    /// The file's model with decided branches and moved constants put in place, and without what nothing reads.
     pub(crate) model: Model,
     pub(crate) shapes: Shapes,
     pub(crate) grouping: Grouping,
@@ -56,23 +61,32 @@ impl Source {
     /// Reads and checks the model at `path`, and finds its groups.
     pub(crate) fn load(path: &Path) -> Result<Self, CompressError> {
         let wrong = |what: String| CompressError::Model { path: path.to_path_buf(), what };
-        let model = Model::load(path).map_err(|e| wrong(e.to_string()))?;
+        let mut model = Model::load(path).map_err(|e| wrong(e.to_string()))?;
         model.verify().map_err(|violations| {
             let all: Vec<String> = violations.iter().map(ToString::to_string).collect();
             wrong(format!("is not valid: {}", all.join("; ")))
         })?;
         let digest = bundle::Digest::of_file(path).map_err(|e| wrong(e.to_string()))?;
+        let (file, constants) = (file_size(path)?, constant_bytes(&model));
+        let external = file < constants;
+        let size_bytes = if external { file + constants } else { file };
+        let file_params = graph::cost::params(&model);
+        graph::Driver::default()
+            .run(
+                &mut model,
+                &[&graph::InlineIf, &graph::OwnConstants, &graph::FoldMoves, &graph::DeadCode],
+            )
+            .map_err(|e| wrong(e.to_string()))?;
         let shapes = graph::infer(&model);
         let grouping = graph::find(&model, &shapes);
-        let (file, constants) = (file_size(path)?, constant_bytes(&model));
-        let size_bytes = if file >= constants { file } else { file + constants };
-        Ok(Self { path: path.to_path_buf(), digest, size_bytes, model, shapes, grouping })
+        let path = path.to_path_buf();
+        Ok(Self { path, digest, size_bytes, external, file_params, model, shapes, grouping })
     }
 
     /// The model as a file that can be bundled: the very file, or, where its tensors lie in other files, a copy in
     /// `work` with at most one of these.
     pub(crate) fn file(&self, work: &WorkDir) -> Result<ModelFile, CompressError> {
-        if file_size(&self.path)? >= constant_bytes(&self.model) {
+        if !self.external {
             return Ok(ModelFile { path: self.path.clone(), external: None });
         }
         save_as(&self.model, &work.join("source.onnx"))
@@ -138,7 +152,8 @@ impl Source {
             .iter()
             .map(|l| {
                 let value = &self.graph_of(&l.scope).value(l.value).name;
-                format!("{value}, axis {} of width {}: {}", l.axis, l.width, l.why)
+                let by = analysis::locker(self, l);
+                format!("{value}, axis {} of width {}, locked by {by}: {}", l.axis, l.width, l.why)
             })
             .collect()
     }
