@@ -11,6 +11,7 @@ pub mod bench;
 pub mod common;
 pub mod compress;
 pub mod inspect;
+pub mod judging;
 pub mod later;
 pub mod prune;
 pub mod quantize;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 pub mod analysis;
 mod apply;
 mod finish;
+mod gauge;
 mod hunt;
 pub mod inspect;
 mod judge;
@@ -20,6 +21,8 @@ pub mod single;
 mod testing;
 
 use finish::Label;
+use gauge::Gauge;
+pub use gauge::{Judging, Measure};
 use hunt::Hunt;
 use judge::Answers;
 use shop::{Bench, Shop, Source};
@@ -74,6 +77,8 @@ pub struct CompressJob {
     pub engine: runtime::EngineOptions,
     /// What to reach.
     pub goal: Goal,
+    /// What shows that a candidate answers well enough.
+    pub judging: Judging,
     /// What the device measured of the model it runs now.
     pub baseline: Option<DeviceBaseline>,
     /// The model that the device runs now; without it, `source`. Only used with `baseline`.
@@ -251,6 +256,7 @@ impl Progress for Silent {}
 /// See [`CompressError`]. Nothing is left at `out_dir` on any of them.
 pub fn compress(job: &CompressJob, progress: &dyn Progress) -> Result<Outcome, CompressError> {
     check(job)?;
+    job.judging.check(job.goal.agreement_min)?;
     let shop = Shop::open(job, progress)?;
     let mut bench = Bench::open(&shop)?;
     let mut hunt = hunt::hunt(&shop, &mut bench)?;
@@ -266,6 +272,9 @@ pub fn compress(job: &CompressJob, progress: &dyn Progress) -> Result<Outcome, C
     let chosen = if hunt.shortlist[0] == 0 {
         keep_original(&shop, &mut hunt, &mut answers, &compared)?
     } else {
+        let finals = select::finals(hunt.shortlist.len());
+        gauge::enough(&shop, finals)?;
+        let gauge = Gauge::open(&shop, &compared)?;
         let (fit, judged) = select::split(shop.calibration.len());
         let screened = if hunt.shortlist.len() < 2 { 0..0 } else { fit..fit + judged };
         let (original, refused) =
@@ -277,6 +286,8 @@ pub fn compress(job: &CompressJob, progress: &dyn Progress) -> Result<Outcome, C
             score: ScoreKind::Activation,
             outputs: &outputs,
             compared: &compared,
+            gauge: &gauge,
+            finals,
         };
         craft.screen(&mut hunt)?;
         match craft.finals(&mut hunt, &mut bench, &mut answers)? {

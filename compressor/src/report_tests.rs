@@ -21,6 +21,7 @@ fn job() -> CompressJob {
             size_bytes: None,
             agreement_min: 0.9,
         },
+        judging: crate::pipeline::Judging::default(),
         baseline: None,
         current_model: None,
         device_class: "raspberry-pi-4".into(),

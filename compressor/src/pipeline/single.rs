@@ -9,7 +9,7 @@ use super::hunt::{self, PAYS, Rating, not_faster};
 use super::judge::{self, Answers};
 use super::repair::Fitting;
 use super::shop::{Bench, Shop, Source, macs, save};
-use super::{CompressJob, Goal, Progress, kinds, locked_dims, observe};
+use super::{CompressJob, Goal, Judging, Progress, kinds, locked_dims, observe};
 use crate::error::CompressError;
 use crate::latency::HostLatency;
 use crate::plan::{GroupChoice, Plan, QuantFormat, RefitStep, Refusal, RescaleStep, ScoreKind};
@@ -320,6 +320,7 @@ fn shell(source: &Path, data: &Path, engine: &runtime::EngineOptions, seed: u64)
             size_bytes: None,
             agreement_min: 0.0,
         },
+        judging: Judging::default(),
         baseline: None,
         current_model: None,
         device_class: bundle::ANY.into(),
