@@ -258,6 +258,7 @@ pub fn compress(job: &CompressJob, progress: &dyn Progress) -> Result<Outcome, C
     check(job)?;
     job.judging.check(job.goal.agreement_min)?;
     let shop = Shop::open(job, progress)?;
+    gauge::references(&shop)?;
     let mut bench = Bench::open(&shop)?;
     let mut hunt = hunt::hunt(&shop, &mut bench)?;
     hunt.refuse_all(locked_dims(&shop.source));
@@ -379,19 +380,10 @@ fn check(job: &CompressJob) -> Result<(), CompressError> {
 
 /// What the model's structure keeps from being narrowed.
 fn locked_dims(source: &Source) -> Vec<Refusal> {
-    let locked = source.grouping.locked.iter();
-    locked
-        .map(|l| {
-            let what = format!(
-                "{} (axis {}, width {}), locked by {}",
-                source.graph_of(&l.scope).value(l.value).name,
-                l.axis,
-                l.width,
-                analysis::locker(source, l)
-            );
-            Refusal::new("prune", what, l.why.clone())
-        })
-        .collect()
+    let locks = analysis::locks(source);
+    let unknown = source.model.warnings.iter();
+    let unknown = unknown.map(|w| Refusal::new("import", w.place.clone(), w.reason.clone()));
+    locks.iter().map(analysis::Lock::refusal).chain(unknown).collect()
 }
 
 /// The source meets the goal as it is.
@@ -467,6 +459,9 @@ fn write_outcome(
         calibration_samples: shop.calibration.len(),
         source_digest: shop.source.digest.to_string(),
         notes: &notes(shop, compared),
+        locks: &analysis::locks(&shop.source),
+        curves: &[],
+        scores: &[],
     })?;
     let label = Label {
         predicted: bundle::Predicted {

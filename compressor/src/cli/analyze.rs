@@ -55,7 +55,9 @@ fn print(analysis: &Analysis) {
         );
     }
     match analysis.macs {
-        Some(macs) => println!("multiply-accumulates {macs} for one sample"),
+        Some(macs) => println!(
+            "multiply-accumulates {macs} for one sample, with sizes that the model leaves open taken as 1"
+        ),
         None => println!("multiply-accumulates unknown: no product's shapes are known"),
     }
     println!("{}", taken("in groups at all:", analysis.in_groups));
@@ -74,6 +76,12 @@ fn print(analysis: &Analysis) {
         println!("  {:5} units  {}", group.width, group.label);
     }
     print_locks(analysis);
+    if !analysis.not_understood.is_empty() {
+        println!("not understood, and so kept with all that it touches:");
+    }
+    for line in &analysis.not_understood {
+        println!("  {line}");
+    }
 }
 
 fn print_locks(analysis: &Analysis) {

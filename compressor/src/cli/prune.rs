@@ -1,14 +1,16 @@
 //! `espalier prune`: narrows every group of a model and repairs what reads it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::Args as ClapArgs;
 
 use super::common::{Common, share};
 use super::later::word;
 use super::terminal::Terminal;
-use crate::pipeline::single::{self, PruneJob};
+use crate::pipeline::single::{self, PruneJob, PruneOutcome};
 use crate::plan::ScoreKind;
+use crate::report::{PruneStory, render_prune};
 
 /// How units are rated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +66,9 @@ pub struct Args {
     /// How consumers are repaired: ls (regularised least squares on the samples; needs --data) or none.
     #[arg(long, value_parser = repair)]
     repair: Option<Repair>,
+    /// Also write a report, one HTML file, about what was done and what was not.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
@@ -96,6 +101,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let terminal = Terminal::new();
         single::prune(&job, &terminal)?
     };
+    if let Some(file) = &args.report {
+        report(args, &outcome, file).with_context(|| format!("report {}", file.display()))?;
+    }
     if args.common.json {
         println!("{}", serde_json::to_string(&outcome)?);
         return Ok(());
@@ -110,5 +118,19 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     for refusal in &outcome.refused {
         println!("  not done: {}: {}: {}", refusal.stage, refusal.what, refusal.why);
     }
+    Ok(())
+}
+
+fn report(args: &Args, outcome: &PruneOutcome, file: &Path) -> anyhow::Result<()> {
+    let size = |path: &Path| std::fs::metadata(path).map(|m| m.len());
+    let html = render_prune(&PruneStory {
+        source: &args.model,
+        size_bytes: (size(&args.model)?, size(&args.output)?),
+        goal: format!("Goal: {} % of the units of every group.", args.ratio * 100.0),
+        outcome,
+        curves: &[],
+        scores: &[],
+    })?;
+    std::fs::write(file, html)?;
     Ok(())
 }

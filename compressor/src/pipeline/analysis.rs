@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::shop::{Source, macs};
 use crate::error::CompressError;
-use crate::plan::aligned_keep;
+use crate::plan::{Refusal, aligned_keep};
 use crate::refit::label;
 
 /// An analysis. Shares are of 0 to 1.
@@ -40,6 +40,8 @@ pub struct Analysis {
     pub groups: Vec<GroupSummary>,
     /// What cannot, by what it holds back, most first.
     pub blocked: Vec<Lock>,
+    /// What the file says that is carried along without being understood, and so locks what it touches.
+    pub not_understood: Vec<String>,
 }
 
 /// Shares of a model.
@@ -125,6 +127,7 @@ pub(crate) fn of(source: &Source) -> Analysis {
         excluded: excluded(source),
         groups: groups(source),
         blocked: locks(source),
+        not_understood: not_understood(source),
     }
 }
 
@@ -173,6 +176,12 @@ fn groups(source: &Source) -> Vec<GroupSummary> {
         .collect()
 }
 
+/// What import carried along, as sentences.
+pub(crate) fn not_understood(source: &Source) -> Vec<String> {
+    let warnings = source.model.warnings.iter();
+    warnings.map(|warning| format!("{}: {}", warning.place, warning.reason)).collect()
+}
+
 /// Everything that is locked, by what it holds back, most first.
 pub(crate) fn locks(source: &Source) -> Vec<Lock> {
     let mut locks: Vec<Lock> = source.grouping.locked.iter().map(|l| lock(source, l)).collect();
@@ -204,6 +213,13 @@ pub(crate) fn lock(source: &Source, locked: &Locked) -> Lock {
 }
 
 impl Lock {
+    /// The dimension as one of the things that were not done.
+    pub fn refusal(&self) -> Refusal {
+        let (value, axis, width) = (&self.value, self.axis, self.width);
+        let what = format!("{value} (axis {axis}, width {width}), locked by {}", self.locker());
+        Refusal::new("prune", what, self.why.clone())
+    }
+
     /// Who locks it, in words.
     pub fn locker(&self) -> String {
         match &self.op {
@@ -211,11 +227,6 @@ impl Lock {
             None => self.by.clone(),
         }
     }
-}
-
-/// Who locks a dimension, in words.
-pub(crate) fn locker(source: &Source, locked: &Locked) -> String {
-    lock(source, locked).locker()
 }
 
 #[cfg(test)]

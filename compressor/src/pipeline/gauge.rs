@@ -3,7 +3,6 @@
 
 use std::path::Path;
 
-use super::hunt::Trial;
 use super::judge::{Answers, judge, judge_with};
 use super::shop::Shop;
 use crate::error::CompressError;
@@ -119,7 +118,6 @@ impl<'a> Gauge<'a> {
         match &shop.job.judging.measure {
             Measure::Agreement => Ok(Self::Agreement),
             Measure::Metric { metric, output, margin } => {
-                references(shop, metric)?;
                 let at = place(compared, output.as_deref())?;
                 Ok(Self::Metric { metric, at, margin: *margin })
             }
@@ -164,8 +162,9 @@ impl<'a> Gauge<'a> {
     }
 }
 
-/// The metric's labels or texts must be there before anything is tried.
-fn references(shop: &Shop<'_>, metric: &Metric) -> Result<(), CompressError> {
+/// What the metric compares with must be there before anything is tried.
+pub(crate) fn references(shop: &Shop<'_>) -> Result<(), CompressError> {
+    let Measure::Metric { metric, .. } = &shop.job.judging.measure else { return Ok(()) };
     let (wanted, there) = match metric.against() {
         Against::Original => return Ok(()),
         Against::Classes => ("labels", shop.heldout.labels().is_some()),
@@ -342,18 +341,13 @@ pub(crate) fn enough(shop: &Shop<'_>, finals: usize) -> Result<(), CompressError
     }
 }
 
-/// Gives every finished candidate its verdict among all that may be judged: Holm's correction, in which a candidate
-/// that was not judged yet counts as one that shows nothing. `finals` is how many there may be.
-pub(crate) fn settle(trials: &mut [Trial], finals: usize, plan: Plan) {
-    let judged = |trial: &Trial| trial.quality.as_ref().is_some_and(|q| !q.screening);
-    let most = trials.iter().filter(|t| judged(t)).filter_map(|t| t.quality.as_ref());
-    let most = most.map(|q| q.tests.len()).max().unwrap_or(0);
+/// Gives the tests of every finished candidate their verdicts among all that may be judged: Holm's correction, in which a
+/// candidate that was not judged yet counts as one that shows nothing. `finals` is how many there may be.
+pub(crate) fn settle(judged: &mut [&mut QualityReport], finals: usize, plan: Plan) {
+    let most = judged.iter().map(|quality| quality.tests.len()).max().unwrap_or(0);
     for number in 0..most {
-        let mut tests: Vec<&mut Comparison> = trials
-            .iter_mut()
-            .filter(|trial| judged(trial))
-            .filter_map(|trial| trial.quality.as_mut()?.tests.get_mut(number))
-            .collect();
+        let tests = judged.iter_mut().filter_map(|quality| quality.tests.get_mut(number));
+        let mut tests: Vec<&mut Comparison> = tests.collect();
         let mut evidence: Vec<Evidence> = tests.iter().map(|test| test.evidence).collect();
         if let Some(pattern) = evidence.first().copied() {
             let nothing = Evidence { p_noninferior: 1.0, p_inferior: 1.0, ..pattern };

@@ -160,10 +160,12 @@ pub fn summarize(path: &Path) -> Result<Summary, CompressError> {
     let tensors = |ids: &[ValueId]| ids.iter().map(|id| tensor(graph, &shapes, *id)).collect();
     let mut ops = BTreeMap::new();
     count_ops(graph, &mut ops);
-    let mut constants: Vec<(usize, ValueId)> = graph
-        .values()
-        .filter_map(|(id, value)| Some((value.data.as_ref()?.byte_size(), id)))
-        .collect();
+    let held = graph.values().filter(|(id, _)| match graph.producer(*id) {
+        Some(node) => graph.node(node).op == graph::Op::Constant,
+        None => true,
+    });
+    let mut constants: Vec<(usize, ValueId)> =
+        held.filter_map(|(id, _)| Some((graph.constant(id)?.byte_size(), id))).collect();
     constants.sort_by_key(|(size, id)| (std::cmp::Reverse(*size), *id));
     let largest = constants.iter().take(LARGEST).map(|(_, id)| tensor(graph, &shapes, *id));
     let mut ops: Vec<OpCount> = ops.into_iter().map(|(op, count)| OpCount { op, count }).collect();
@@ -511,14 +513,18 @@ fn near(source: &Source, wanted: &str) -> Vec<String> {
         let room = MAX_NAMES.saturating_sub(names.len());
         names.extend(nodes.chain(values).filter(|name| !name.is_empty()).take(room));
     });
-    let lower: Vec<char> = wanted.to_lowercase().chars().collect();
-    let text: String = lower.iter().collect();
+    // Exporters part words by dots, slashes and dashes, which nobody remembers.
+    let plain = |name: &str| -> String {
+        name.to_lowercase().chars().filter(|c| c.is_alphanumeric()).collect()
+    };
+    let text = plain(wanted);
+    let letters: Vec<char> = text.chars().collect();
     let distance = |name: &str| {
-        let name = name.to_lowercase();
-        let chars: Vec<char> = name.chars().collect();
-        let within = !text.is_empty() && (name.contains(&text) || text.contains(name.as_str()));
-        let parts = edits(&lower, &chars);
-        (within || parts <= lower.len().div_ceil(3)).then_some((!within, parts))
+        let name = plain(name);
+        let within = |long: &str, short: &str| !short.is_empty() && long.contains(short);
+        let within = within(&name, &text) || within(&text, &name);
+        let parts = edits(&letters, &name.chars().collect::<Vec<char>>());
+        (within || parts <= letters.len().div_ceil(3)).then_some((!within, parts))
     };
     let mut near: Vec<((bool, usize), String)> =
         names.into_iter().filter_map(|name| Some((distance(&name)?, name))).collect();

@@ -222,7 +222,9 @@ impl Craft<'_> {
     /// What the tests of a candidate that was judged have against it.
     fn prove(&self, hunt: &mut Hunt, at: usize) -> Vec<String> {
         let judging = &self.shop.job.judging;
-        gauge::settle(&mut hunt.trials, self.finals, judging.plan());
+        let judged = hunt.trials.iter_mut().filter_map(|trial| trial.quality.as_mut());
+        let mut judged: Vec<_> = judged.filter(|quality| !quality.screening).collect();
+        gauge::settle(&mut judged, self.finals, judging.plan());
         let trial = &hunt.trials[at];
         let tests = trial.quality.as_ref().map_or(&[][..], |quality| &quality.tests);
         for test in tests {

@@ -147,15 +147,9 @@ impl Source {
 
     /// Why dimensions cannot be narrowed, as sentences.
     pub(crate) fn locked(&self) -> Vec<String> {
-        self.grouping
-            .locked
-            .iter()
-            .map(|l| {
-                let value = &self.graph_of(&l.scope).value(l.value).name;
-                let by = analysis::locker(self, l);
-                format!("{value}, axis {} of width {}, locked by {by}: {}", l.axis, l.width, l.why)
-            })
-            .collect()
+        let locks = analysis::locks(self).into_iter();
+        let locks = locks.map(|l| format!("{}, locked by {}: {}", l.dim, l.locker(), l.why));
+        locks.chain(analysis::not_understood(self)).collect()
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::analysis::{self, Lock};
 use super::apply::{Applied, apply};
 use super::hunt::{self, PAYS, Rating, not_faster};
 use super::judge::{self, Answers};
@@ -59,6 +60,8 @@ pub struct PruneOutcome {
     pub refits: Vec<RefitStep>,
     /// What was not done.
     pub refused: Vec<Refusal>,
+    /// What keeps its width, and which node says so.
+    pub locked: Vec<Lock>,
 }
 
 /// Narrows every group of a model.
@@ -131,6 +134,7 @@ fn finish(
         rescales: made.rescales,
         refits: made.refits,
         refused,
+        locked: analysis::locks(source),
     })
 }
 
