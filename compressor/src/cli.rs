@@ -11,6 +11,8 @@ pub mod bench;
 pub mod budget;
 pub mod common;
 pub mod compress;
+pub mod inspect;
+pub mod judging;
 pub mod later;
 pub mod prune;
 pub mod quantize;
@@ -30,6 +32,7 @@ struct Cli {
 
 const EXAMPLES: &str = "Examples:
   espalier analyze model.onnx
+  espalier inspect model.onnx --why Conv_17
   espalier compress model.onnx -o small --data calib.npz --heldout heldout.npz --latency-p95 20ms
   espalier bench model.onnx --runtime ort --threads 2 --json";
 
@@ -37,6 +40,8 @@ const EXAMPLES: &str = "Examples:
 enum Command {
     /// Say what a model is made of, what can be pruned, and what stands in the way.
     Analyze(analyze::Args),
+    /// Say what a file holds, and why a dimension of it stays or can go.
+    Inspect(inspect::Args),
     /// Remove units and repair what consumes them.
     Prune(prune::Args),
     /// Store or compute MatMul and Gemm weights as int8, where the engine is faster for it.
@@ -75,6 +80,7 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Analyze(args) => analyze::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Prune(args) => prune::run(&args),
         Command::Quantize(args) => quantize::run(&args),
         Command::Compress(args) => compress::run(&args),

@@ -49,6 +49,9 @@ pub enum CompressError {
     /// The job's own numbers make no sense (a negative budget, an agreement above 1).
     #[error("goal: {0}")]
     Goal(String),
+    /// What the metric needs is not there, or the evaluator cannot measure the original.
+    #[error("metric: {0}")]
+    Metric(String),
     /// The bundle could not be written.
     #[error("bundle {path}: {what}")]
     Bundle {

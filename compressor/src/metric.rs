@@ -15,7 +15,7 @@ pub mod text;
 
 use std::collections::BTreeMap;
 
-pub use compare::{Comparison, Test, compare, compare_all};
+pub use compare::{Comparison, Test, compare, compare_agreement, compare_all, compare_evaluations};
 pub use text::Ctc;
 
 use crate::stats::bootstrap::{MAX_RESAMPLED, weighted_sums};
@@ -126,13 +126,44 @@ impl Metric {
         }
     }
 
-    /// The value of a model that is the original, for metrics that compare with it; SNR has none.
+    /// The value of a model that is the original, for metrics that compare with it: without noise an SNR counts as
+    /// [`MAX_SNR_DB`].
     pub fn perfect(&self) -> Option<f64> {
         match self {
             Self::Agreement | Self::Cosine => Some(1.0),
             Self::Kl => Some(0.0),
+            Self::SnrDb => Some(MAX_SNR_DB),
             _ => None,
         }
+    }
+
+    /// The metric of that name: `accuracy`, `top-K`, `agreement`, `cosine`, `snr`, `kl`, `macro-f1`, `micro-f1`,
+    /// `auc`, `eer`.
+    ///
+    /// # Errors
+    /// There is none of that name, or it needs more than a name; the text says what there is.
+    pub fn named(name: &str) -> Result<Self, String> {
+        const NAMES: &str = "agreement, accuracy, top-K (such as top-5), cosine, snr, kl, macro-f1, micro-f1, auc, eer";
+        Ok(match name {
+            "agreement" => Self::Agreement,
+            "accuracy" => Self::TopK(1),
+            "cosine" => Self::Cosine,
+            "snr" => Self::SnrDb,
+            "kl" => Self::Kl,
+            "macro-f1" => Self::MacroF1,
+            "micro-f1" => Self::MicroF1,
+            "auc" => Self::Auc,
+            "eer" => Self::Eer,
+            "cer" | "wer" => {
+                return Err(format!(
+                    "{name} needs a dictionary, which cannot be given here; measure it with --evaluator, or take one of {NAMES}"
+                ));
+            }
+            _ => match name.strip_prefix("top-").and_then(|k| k.parse().ok()) {
+                Some(k @ 1..) => Self::TopK(k),
+                _ => return Err(format!("there are {NAMES}")),
+            },
+        })
     }
 
     /// Numbers kept of a sample.

@@ -287,3 +287,79 @@ proptest! {
         prop_assert!((once.resampled()(&counts) - twice.value().unwrap()).abs() < 1e-12);
     }
 }
+
+fn evaluation(
+    per_sample: Option<Vec<f64>>,
+    metric: f64,
+    higher_is_better: bool,
+) -> external::Evaluation {
+    external::Evaluation { metric, per_sample, higher_is_better }
+}
+
+#[test]
+fn evaluations_are_compared_by_what_they_say_of_samples() {
+    let of = |before: &external::Evaluation, after: &external::Evaluation| {
+        compare_evaluations(before, after, 0.2, Plan::default(), &Resampling::default())
+    };
+    let binary = |lost: usize| (0..200).map(|i| f64::from(u8::from(i >= lost))).collect::<Vec<_>>();
+    let right = evaluation(Some(binary(0)), 1.0, true);
+    let found = of(&right, &evaluation(Some(binary(10)), 0.95, true)).unwrap();
+    assert!(matches!(found.test, Test::Score { lost: 10, gained: 0, .. }), "{found:?}");
+    assert_eq!(found.verdict, Verdict::NonInferior);
+    // Where less is better, a 1 is a fault.
+    let faults = |count: usize| binary(count).iter().map(|v| 1.0 - v).collect::<Vec<_>>();
+    let clean = evaluation(Some(faults(0)), 0.0, false);
+    let found = of(&clean, &evaluation(Some(faults(100)), 0.5, false)).unwrap();
+    assert!(matches!(found.test, Test::Score { lost: 100, gained: 0, .. }), "{found:?}");
+    assert_eq!((found.verdict, found.loss()), (Verdict::Inferior, 0.5));
+    let spread = |shift: f64| (0..200).map(|i| f64::from(i % 7) / 7.0 - shift).collect::<Vec<_>>();
+    let found =
+        of(&evaluation(Some(spread(0.0)), 0.4, true), &evaluation(Some(spread(0.1)), 0.3, true));
+    let found = found.unwrap();
+    assert_eq!((&found.test, found.verdict), (&Test::Bootstrap, Verdict::NonInferior));
+    assert!((found.loss() - 0.1).abs() < 1e-9, "{found:?}");
+    let found = of(&evaluation(None, 0.9, true), &evaluation(None, 0.8, true)).unwrap();
+    assert!(found.test == Test::Point && found.sentence().contains("untested"), "{found:?}");
+    let mixed = of(&right, &evaluation(Some(binary(0)), 1.0, false)).unwrap_err().to_string();
+    assert!(mixed.contains("more is better for one"), "{mixed}");
+    let short = of(&right, &evaluation(Some(vec![1.0]), 1.0, true)).unwrap_err().to_string();
+    assert!(short.contains("200 samples") && short.contains("candidate 1"), "{short}");
+}
+
+#[test]
+fn agreement_of_whole_samples_is_counted_and_of_parts_resampled() {
+    let of = |shares: &[f64], margin: f64| {
+        compare_agreement(shares, margin, Plan::default(), &Resampling::default())
+    };
+    let mut shares = vec![1.0; 400];
+    shares[0] = 0.0;
+    let found = of(&shares, 0.05).unwrap();
+    assert!(matches!(found.test, Test::Score { lost: 1, gained: 0, .. }), "{found:?}");
+    let sentence = found.sentence();
+    for part in
+        ["agreement: 99.8 %", "a loss of 0.2 %", "400 samples", "non-inferior", "95 % confidence"]
+    {
+        assert!(sentence.contains(part), "{part}: {sentence}");
+    }
+    shares[0] = 0.5;
+    assert_eq!(of(&shares, 0.05).unwrap().test, Test::Bootstrap);
+    assert!(of(&shares[1..], 1.0).is_err() && of(&shares[1..], 0.0).is_err());
+}
+
+/// Without noise there is no ratio; what an unchanged model counts as leaves room for a floor.
+#[test]
+fn a_floor_of_the_signal_to_noise_ratio_is_a_margin_from_the_best() {
+    let original: Vec<Vec<f32>> =
+        (0..40).map(|i| (0..8).map(|j| (i * 8 + j) as f32 * 0.1 - 5.0).collect()).collect();
+    let mut meter = Meter::new(Metric::SnrDb, 8);
+    for row in &original {
+        let noisy: Vec<f32> =
+            row.iter().enumerate().map(|(j, v)| v * (1.0 + 0.01 * (j % 3) as f32)).collect();
+        meter.push(&noisy, Reference::Answer(row)).unwrap();
+    }
+    let at = |floor: f64| {
+        let margin = MAX_SNR_DB - floor;
+        compare(None, &meter, margin, Plan::default(), &Resampling::default()).unwrap().verdict
+    };
+    assert_eq!((at(20.0), at(80.0)), (Verdict::NonInferior, Verdict::Inferior));
+}

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub mod analysis;
 mod apply;
 mod auto;
 pub mod budget;
@@ -11,7 +12,9 @@ mod check;
 mod counted;
 mod curves;
 mod finish;
+mod gauge;
 mod hunt;
+pub mod inspect;
 mod judge;
 mod kinds;
 mod mend;
@@ -27,6 +30,8 @@ mod takeover;
 mod testing;
 
 use finish::Label;
+use gauge::Gauge;
+pub use gauge::{Judging, Measure};
 use hunt::Hunt;
 use judge::Answers;
 use shop::{Bench, Shop, Source};
@@ -81,6 +86,8 @@ pub struct CompressJob {
     pub engine: runtime::EngineOptions,
     /// What to reach.
     pub goal: Goal,
+    /// What shows that a candidate answers well enough.
+    pub judging: Judging,
     /// What the device measured of the model it runs now.
     pub baseline: Option<DeviceBaseline>,
     /// The model that the device runs now; without it, `source`. Only used with `baseline`.
@@ -258,7 +265,9 @@ impl Progress for Silent {}
 /// See [`CompressError`]. Nothing is left at `out_dir` on any of them.
 pub fn compress(job: &CompressJob, progress: &dyn Progress) -> Result<Outcome, CompressError> {
     check(job)?;
+    job.judging.check(job.goal.agreement_min)?;
     let shop = Shop::open(job, progress)?;
+    gauge::references(&shop)?;
     let mut bench = Bench::open(&shop)?;
     let mut hunt = hunt::hunt(&shop, &mut bench)?;
     hunt.refuse_all(locked_dims(&shop.source));
@@ -273,6 +282,9 @@ pub fn compress(job: &CompressJob, progress: &dyn Progress) -> Result<Outcome, C
     let chosen = if hunt.shortlist[0] == 0 {
         keep_original(&shop, &mut hunt, &mut answers, &compared)?
     } else {
+        let finals = select::finals(hunt.shortlist.len());
+        gauge::enough(&shop, finals)?;
+        let gauge = Gauge::open(&shop, &compared)?;
         let (fit, judged) = select::split(shop.calibration.len());
         let screened = if hunt.shortlist.len() < 2 { 0..0 } else { fit..fit + judged };
         let looks = observe::Looks {
@@ -288,6 +300,8 @@ pub fn compress(job: &CompressJob, progress: &dyn Progress) -> Result<Outcome, C
             score: ScoreKind::Activation,
             outputs: &outputs,
             compared: &compared,
+            gauge: &gauge,
+            finals,
         };
         craft.screen(&mut hunt)?;
         match craft.finals(&mut hunt, &mut bench, &mut answers)? {
@@ -379,18 +393,10 @@ fn check(job: &CompressJob) -> Result<(), CompressError> {
 
 /// What the model's structure keeps from being narrowed.
 fn locked_dims(source: &Source) -> Vec<Refusal> {
-    let locked = source.grouping.locked.iter();
-    locked
-        .map(|l| {
-            let what = format!(
-                "{} (axis {}, width {})",
-                source.graph_of(&l.scope).value(l.value).name,
-                l.axis,
-                l.width
-            );
-            Refusal::new("prune", what, l.why.clone())
-        })
-        .collect()
+    let locks = analysis::locks(source);
+    let unknown = source.model.warnings.iter();
+    let unknown = unknown.map(|w| Refusal::new("import", w.place.clone(), w.reason.clone()));
+    locks.iter().map(analysis::Lock::refusal).chain(unknown).collect()
 }
 
 /// The source meets the goal as it is.
@@ -466,6 +472,9 @@ fn write_outcome(
         calibration_samples: shop.calibration.len(),
         source_digest: shop.source.digest.to_string(),
         notes: &notes(shop, compared),
+        locks: &analysis::locks(&shop.source),
+        curves: &[],
+        scores: &[],
     })?;
     let label = Label {
         predicted: bundle::Predicted {

@@ -9,12 +9,17 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::metric;
+use crate::stats::McNemar;
+
 /// The normal quantile of a two-sided 95 % interval.
 const Z95: f64 = 1.959_963_984_540_054;
 /// Two answers of a regression agree when they differ by no more than this share of the larger one.
 pub const REGRESSION_TOLERANCE: f64 = 0.05;
 /// Two embeddings agree when the cosine between them is at least this.
 pub const EMBEDDING_COSINE: f64 = 0.95;
+/// The least probability that a class is given when rows are compared, so that a divergence is finite.
+const LEAST_PROBABILITY: f64 = 1e-9;
 
 /// When a row of an output counts as the original's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +140,12 @@ pub struct Accuracy {
     pub original: Share,
     /// Of the candidate.
     pub candidate: Share,
+    /// Samples that only the original has right.
+    pub lost: u64,
+    /// Samples that only the candidate has right.
+    pub gained: u64,
+    /// The exact test of any difference between the two.
+    pub mcnemar: McNemar,
 }
 
 /// What was measured of one output.
@@ -175,9 +186,13 @@ pub struct QualityReport {
     pub accuracy: Option<Accuracy>,
     /// Every output that was compared.
     pub outputs: Vec<OutputQuality>,
+    /// What held-out samples prove at the goal's margin: of agreement, and of the metric that was asked for; empty for
+    /// a screening, and where the goal asks for nothing.
+    #[serde(default)]
+    pub tests: Vec<metric::Comparison>,
 }
 
-/// Compares samples as they come; memory does not grow with them.
+/// Compares samples as they come, and keeps one number of each for every output.
 #[derive(Debug, Clone)]
 pub struct Judge {
     samples: u64,
@@ -207,6 +222,12 @@ impl Judge {
         shares.min_by(|a, b| a.value.total_cmp(&b.value)).unwrap_or_else(|| Share::of(0.0, 0))
     }
 
+    /// For each sample, the share of its rows that agree, at the output that agrees least.
+    pub fn shares(&self) -> &[f64] {
+        let worst = self.outputs.iter().min_by(|a, b| a.agree.total_cmp(&b.agree));
+        worst.map_or(&[], |output| &output.shares)
+    }
+
     /// The report.
     pub fn report(&self, stopped_early: bool) -> QualityReport {
         let outputs: Vec<OutputQuality> =
@@ -222,6 +243,7 @@ impl Judge {
             cosine_mean: worst.map_or(0.0, |o| o.cosine_mean),
             accuracy: outputs.iter().find_map(|o| o.accuracy),
             outputs,
+            tests: Vec::new(),
         }
     }
 }
@@ -231,11 +253,14 @@ struct OutputJudge {
     compared: Compared,
     rows: u64,
     agree: f64,
+    shares: Vec<f64>,
     kl: f64,
     cosine: f64,
     labelled: u64,
     original_right: u64,
     candidate_right: u64,
+    lost: u64,
+    gained: u64,
 }
 
 impl OutputJudge {
@@ -244,11 +269,14 @@ impl OutputJudge {
             compared,
             rows: 0,
             agree: 0.0,
+            shares: Vec::new(),
             kl: 0.0,
             cosine: 0.0,
             labelled: 0,
             original_right: 0,
             candidate_right: 0,
+            lost: 0,
+            gained: 0,
         }
     }
 
@@ -257,6 +285,10 @@ impl OutputJudge {
         let rows = original.row_count(axis);
         self.rows += rows as u64;
         if original.shape != candidate.shape || rows == 0 {
+            self.shares.push(0.0);
+            if by == Comparison::Class {
+                self.kl += rows as f64 * most_divergence();
+            }
             return;
         }
         let label = label.filter(|_| rows == 1 && by == Comparison::Class);
@@ -273,12 +305,17 @@ impl OutputJudge {
                 self.kl += divergence(a, b);
             }
             if let Some(label) = label {
+                let (before, after) = (argmax(a) == Some(label), argmax(b) == Some(label));
                 self.labelled += 1;
-                self.original_right += u64::from(argmax(a) == Some(label));
-                self.candidate_right += u64::from(argmax(b) == Some(label));
+                self.original_right += u64::from(before);
+                self.candidate_right += u64::from(after);
+                self.lost += u64::from(before && !after);
+                self.gained += u64::from(after && !before);
             }
         });
-        self.agree += agreeing as f64 / rows as f64;
+        let share = agreeing as f64 / rows as f64;
+        self.agree += share;
+        self.shares.push(share);
     }
 
     fn quality(&self, samples: u64) -> OutputQuality {
@@ -291,6 +328,9 @@ impl OutputJudge {
             accuracy: (self.labelled > 0).then(|| Accuracy {
                 original: Share::wilson(self.original_right, self.labelled),
                 candidate: Share::wilson(self.candidate_right, self.labelled),
+                lost: self.lost,
+                gained: self.gained,
+                mcnemar: McNemar::exact(self.lost, self.gained),
             }),
         }
     }
@@ -349,16 +389,24 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     }
 }
 
-/// KL(original ‖ candidate) in nats. Rows that are no distributions count as logits.
+/// KL(original ‖ candidate) in nats. Rows that are no distributions count as logits. Rows of which no distribution
+/// can be made, because they hold NaN or nothing but −∞, are as far apart as rows can be.
 pub fn divergence(original: &[f32], candidate: &[f32]) -> f64 {
-    const SMALLEST: f64 = 1e-9;
     let (p, q) = (distribution(original), distribution(candidate));
+    if p.iter().chain(&q).any(|share| !share.is_finite()) {
+        return most_divergence();
+    }
     p.iter()
         .zip(&q)
         .filter(|(p, _)| **p > 0.0)
-        .map(|(p, q)| p * (p / q.max(SMALLEST)).ln())
+        .map(|(p, q)| p * (p / q.max(LEAST_PROBABILITY)).ln())
         .sum::<f64>()
         .max(0.0)
+}
+
+/// The divergence of rows that have nothing in common: −ln [`LEAST_PROBABILITY`].
+fn most_divergence() -> f64 {
+    -LEAST_PROBABILITY.ln()
 }
 
 fn distribution(row: &[f32]) -> Vec<f64> {
@@ -457,6 +505,25 @@ mod tests {
             assert_eq!(agreement(by, Some(1), &b, &b), 0.0, "{by:?}");
         }
         assert_eq!(cosine(&[1.0], &[f32::INFINITY]), 0.0);
+    }
+
+    /// Nothing of a row that is not a number may count as the same answer.
+    #[test]
+    fn a_row_that_is_not_a_number_diverges_as_far_as_rows_can() {
+        let far = -(1e-9f64.ln());
+        let good = [0.2f32, 0.8];
+        for bad in [[f32::NAN, 0.8], [f32::NAN; 2], [f32::INFINITY, 0.0], [f32::NEG_INFINITY; 2]] {
+            for (a, b) in [(good, bad), (bad, good), (bad, bad)] {
+                assert!((divergence(&a, &b) - far).abs() < 1e-9, "{a:?} {b:?}");
+            }
+        }
+        let mut judge = Judge::new(&[compared(Comparison::Class, Some(1))]);
+        let same = answer(&[1, 2], &good);
+        judge.push(std::slice::from_ref(&same), &[answer(&[1, 2], &[f32::NAN; 2])], None);
+        judge.push(std::slice::from_ref(&same), &[answer(&[1, 1], &[1.0])], None);
+        let report = judge.report(false);
+        assert!((report.kl_mean - far).abs() < 1e-9, "{report:?}");
+        assert_eq!((report.agreement.value, judge.shares()), (0.0, &[0.0, 0.0][..]));
     }
 
     #[test]

@@ -3,14 +3,27 @@
 //! The template shows what this module gives it and computes nothing. Text from models (names of nodes)
 //! is escaped by the template engine, because the name ends in `.html`.
 
+use std::collections::HashSet;
+
 use minijinja::value::Serde;
 use minijinja::{Environment, Value};
 use serde::Serialize;
 
 use crate::error::CompressError;
-use crate::pipeline::{CandidateReport, CompressJob, Goal, Verdict};
-use crate::plan::{RefitStep, Refusal, RescaleStep};
+use crate::pipeline::analysis::Lock;
+use crate::pipeline::{CandidateReport, CompressJob, Verdict};
+use crate::plan::{GroupChoice, RefitStep, Refusal, RescaleStep};
 use crate::search::{goal_text, mebibytes, milliseconds};
+use crate::{metric, stats};
+
+mod drawing;
+mod prune;
+
+use drawing::{Drawn, Scatter, drawn, scatter};
+pub use prune::{PruneStory, render_prune};
+
+/// The most locked dimensions listed, by what they hold back.
+const MAX_LOCKS: usize = 400;
 
 const TEMPLATE: &str = include_str!("../templates/report.html");
 
@@ -35,6 +48,36 @@ pub struct Story<'a> {
     pub source_digest: String,
     /// Remarks, such as how rows were sampled.
     pub notes: &'a [String],
+    /// What keeps its width, and which node says so.
+    pub locks: &'a [Lock],
+    /// How much is lost at each width, where that was measured.
+    pub curves: &'a [Curve],
+    /// Scores that were tried against each other, where that was done.
+    pub scores: &'a [ScoreTried],
+}
+
+/// What narrowing one group alone loses.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Curve {
+    /// The group.
+    pub label: String,
+    /// Its units.
+    pub width: usize,
+    /// Units kept, and the loss seen with them.
+    pub points: Vec<(usize, f64)>,
+}
+
+/// One score that was tried on one kind of group.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ScoreTried {
+    /// Kind of group.
+    pub kind: String,
+    /// The score.
+    pub score: String,
+    /// The loss seen.
+    pub loss: f64,
+    /// Whether it was taken.
+    pub taken: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -65,57 +108,62 @@ struct Tried {
     reason: String,
 }
 
+/// What a test of a candidate's answers found.
 #[derive(Debug, Serialize)]
-struct Point {
-    x: f64,
-    y: f64,
-    label: String,
-    class: &'static str,
+struct Tested {
+    candidate: String,
+    metric: String,
+    original: String,
+    value: String,
+    loss: String,
+    interval: String,
+    margin: String,
+    p: String,
+    samples: u64,
+    verdict: String,
+    mcnemar: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct Scatter {
-    points: Vec<Point>,
-    budget_x: Option<f64>,
-    floor_y: f64,
-    x_max: String,
-    y_min: String,
-}
-
-/// Renders the report.
+/// Renders the report of a compression.
 ///
 /// # Errors
 /// The template fails, which is a defect of this program.
 pub fn render(story: &Story<'_>) -> Result<String, CompressError> {
+    page(&Page::of(story))
+}
+
+fn page(page: &Page<'_>) -> Result<String, CompressError> {
     let wrong = |e: minijinja::Error| CompressError::Report(format!("{e:#}"));
     let mut environment = Environment::new();
     environment.add_template("report.html", TEMPLATE).map_err(wrong)?;
-    let page = Value::from(Serde(Page::of(story)));
+    let page = Value::from(Serde(page));
     environment
         .get_template("report.html")
         .and_then(|template| template.render(page))
         .map_err(wrong)
 }
 
-/// What the template sees.
-#[derive(Debug, Serialize)]
+/// What the template sees. Sections without content are left out.
+#[derive(Debug, Default, Serialize)]
 struct Page<'a> {
-    name: &'a str,
+    title: &'a str,
     version: &'a str,
-    sequence: u64,
-    device_class: &'a str,
-    engine: &'a str,
-    threads: usize,
     goal: String,
+    context: String,
     source: String,
     source_digest: &'a str,
-    seed: u64,
-    calibration_samples: usize,
     rows: Vec<Row>,
     bars: Vec<Bar>,
     tried: Vec<Tried>,
-    scatter: Scatter,
-    refused: &'a [Refusal],
+    scatter: Option<Scatter>,
+    tests: Vec<Tested>,
+    /// Said of the verdict on what was taken.
+    verdict: Option<String>,
+    curves: Vec<Drawn>,
+    scores: &'a [ScoreTried],
+    locks: Vec<&'a Lock>,
+    more_locks: usize,
+    refused: Vec<&'a Refusal>,
     refits: &'a [RefitStep],
     rescales: &'a [RescaleStep],
     quantized: Option<String>,
@@ -130,22 +178,23 @@ impl<'a> Page<'a> {
         let (job, chosen) = (story.job, story.chosen);
         let source = job.source.file_name();
         Self {
-            name: &job.name,
+            title: &job.name,
             version: &job.version,
-            sequence: job.sequence,
-            device_class: &job.device_class,
-            engine: &story.engine,
-            threads: job.engine.threads,
-            goal: goal_text(&job.goal),
+            goal: format!("Goal: {}.", goal_text(&job.goal)),
+            context: context(story),
             source: source.map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
             source_digest: &story.source_digest,
-            seed: job.seed,
-            calibration_samples: story.calibration_samples,
             rows: rows(story),
-            bars: bars(chosen),
+            bars: bars(&chosen.plan.groups),
             tried: story.candidates.iter().map(tried).collect(),
-            scatter: scatter(story.original, story.candidates, &job.goal),
-            refused: story.refused,
+            scatter: Some(scatter(story.original, story.candidates, &job.goal)),
+            tests: story.candidates.iter().flat_map(tests).collect(),
+            verdict: verdict(story),
+            curves: drawn(story.curves),
+            scores: story.scores,
+            locks: story.locks.iter().take(MAX_LOCKS).collect(),
+            more_locks: story.locks.len().saturating_sub(MAX_LOCKS),
+            refused: not_locks(story.refused, story.locks),
             refits: &chosen.refits,
             rescales: &chosen.rescales,
             quantized: chosen.plan.quantize.map(|q| q.to_string()),
@@ -155,6 +204,79 @@ impl<'a> Page<'a> {
             plan: serde_json::to_string_pretty(&chosen.plan).unwrap_or_default(),
         }
     }
+}
+
+fn context(story: &Story<'_>) -> String {
+    let job = story.job;
+    format!(
+        "For {} on {} with {} thread{}. Fitted on {} calibration samples, seed {}, bundle sequence {}.",
+        job.device_class,
+        story.engine,
+        job.engine.threads,
+        if job.engine.threads == 1 { "" } else { "s" },
+        story.calibration_samples,
+        job.seed,
+        job.sequence
+    )
+}
+
+/// What was refused besides the dimensions that the model's structure locks, which have a table of their own.
+fn not_locks<'a>(refused: &'a [Refusal], locks: &[Lock]) -> Vec<&'a Refusal> {
+    let locks: Vec<Refusal> = locks.iter().map(Lock::refusal).collect();
+    let locks: HashSet<(&str, &str)> = locks.iter().map(|l| (&*l.what, &*l.why)).collect();
+    refused.iter().filter(|r| !locks.contains(&(r.what.as_str(), r.why.as_str()))).collect()
+}
+
+/// The tests of a candidate that was judged on held-out samples.
+fn tests(candidate: &CandidateReport) -> Vec<Tested> {
+    let quality = candidate.quality.iter().filter(|quality| !quality.screening);
+    let tests = quality.flat_map(|quality| &quality.tests);
+    tests.map(|test| tested(&candidate.label, test)).collect()
+}
+
+fn tested(candidate: &str, test: &metric::Comparison) -> Tested {
+    let interval = &test.evidence.difference;
+    let point = test.test == metric::Test::Point;
+    Tested {
+        candidate: candidate.to_owned(),
+        metric: test.metric.clone(),
+        original: test.amount(test.original),
+        value: test.amount(test.candidate),
+        loss: test.amount(test.loss()),
+        interval: if point {
+            "unknown".into()
+        } else {
+            format!("{} to {}", test.amount(-interval.high), test.amount(-interval.low))
+        },
+        margin: test.amount(test.margin),
+        p: if point { String::new() } else { format!("{:.4}", test.evidence.p_noninferior) },
+        samples: test.samples,
+        verdict: if point { "untested".into() } else { test.verdict.to_string() },
+        mcnemar: match test.test {
+            metric::Test::Score { lost, gained, mcnemar } if gained > 0 => Some(format!(
+                "{lost} lost, {gained} gained; exact McNemar p = {:.4}",
+                mcnemar.two_sided
+            )),
+            _ => None,
+        },
+    }
+}
+
+/// What is said of the verdict on what was taken.
+fn verdict(story: &Story<'_>) -> Option<String> {
+    let quality = story.chosen.quality.as_ref()?;
+    let open = quality.tests.iter().any(|test| test.verdict != stats::Verdict::NonInferior);
+    let confidence = story.job.judging.confidence;
+    Some(match (confidence, open) {
+        _ if quality.tests.is_empty() => return None,
+        (Some(confidence), _) => {
+            format!("Accepted because it was shown with {} % confidence.", confidence * 100.0)
+        }
+        (None, false) => "No confidence was asked for; it was shown all the same.".into(),
+        (None, true) => {
+            "Accepted by what was seen, since no confidence was asked for: the samples do not show it.".into()
+        }
+    })
 }
 
 fn rows(story: &Story<'_>) -> Vec<Row> {
@@ -213,8 +335,11 @@ fn rows(story: &Story<'_>) -> Vec<Row> {
                 before: percent(accuracy.original.value),
                 after: percent(accuracy.candidate.value),
                 change: format!(
-                    "{:+.1} points",
-                    (accuracy.candidate.value - accuracy.original.value) * 100.0
+                    "{:+.1} points ({} lost, {} gained, McNemar p = {:.3})",
+                    (accuracy.candidate.value - accuracy.original.value) * 100.0,
+                    accuracy.lost,
+                    accuracy.gained,
+                    accuracy.mcnemar.two_sided
                 ),
                 source: "measured",
             });
@@ -254,10 +379,8 @@ fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
-fn bars(chosen: &CandidateReport) -> Vec<Bar> {
-    chosen
-        .plan
-        .groups
+fn bars(groups: &[GroupChoice]) -> Vec<Bar> {
+    groups
         .iter()
         .map(|g| Bar {
             label: g.label.clone(),
@@ -290,42 +413,6 @@ fn tried(candidate: &CandidateReport) -> Tried {
         },
         verdict,
         reason,
-    }
-}
-
-/// Points in a 100 by 60 plane: latency to the right, agreement upwards. The original agrees with itself.
-fn scatter(original: &CandidateReport, candidates: &[CandidateReport], goal: &Goal) -> Scatter {
-    let agreement = |c: &CandidateReport| c.quality.as_ref().map(|q| q.agreement.value);
-    let judged = candidates.iter().filter(|c| c.label != original.label);
-    let judged = judged.filter_map(|c| Some((c, agreement(c)?)));
-    let points: Vec<(&CandidateReport, f64)> = judged.chain([(original, 1.0)]).collect();
-    let budget = goal.latency_p95_us.map(|us| us as f64);
-    let latencies = points.iter().map(|(c, _)| c.latency_p95_us.value).chain(budget);
-    let x_max = latencies.fold(1.0, f64::max) * 1.08;
-    let lowest = points.iter().map(|(_, a)| *a).fold(goal.agreement_min, f64::min);
-    let y_min = (lowest - 0.03).max(0.0);
-    let place_y = |a: f64| 60.0 * (1.0 - (a - y_min) / (1.0 - y_min).max(1e-6));
-    let point = |(c, agreement): &(&CandidateReport, f64)| Point {
-        x: 100.0 * c.latency_p95_us.value / x_max,
-        y: place_y(*agreement),
-        label: format!(
-            "{}: {}, {}",
-            c.label,
-            milliseconds(c.latency_p95_us.value),
-            percent(*agreement)
-        ),
-        class: match c.verdict {
-            Verdict::Chosen => "chosen",
-            Verdict::Feasible | Verdict::NotJudged(_) => "feasible",
-            Verdict::Refused(_) => "refused",
-        },
-    };
-    Scatter {
-        points: points.iter().map(point).collect(),
-        budget_x: budget.map(|us| 100.0 * us / x_max),
-        floor_y: place_y(goal.agreement_min),
-        x_max: milliseconds(x_max),
-        y_min: percent(y_min),
     }
 }
 

@@ -21,6 +21,7 @@ fn job() -> CompressJob {
             size_bytes: None,
             agreement_min: 0.9,
         },
+        judging: crate::pipeline::Judging::default(),
         baseline: None,
         current_model: None,
         device_class: "raspberry-pi-4".into(),
@@ -93,12 +94,91 @@ fn html() -> String {
         original: &candidates[0],
         chosen: &candidates[1],
         candidates: &candidates,
-        refused: &[Refusal::new("prune", "embedding <b>", "it is an input of the model")],
+        refused: &[
+            Refusal::new("refit", "embedding <b>", "it is an input of the model"),
+            lock().refusal(),
+        ],
         calibration_samples: 512,
         source_digest: "sha256:00".into(),
         notes: &["a remark".into()],
+        locks: &[lock()],
+        curves: &[curve()],
+        scores: &[score()],
     })
     .unwrap()
+}
+
+fn lock() -> Lock {
+    Lock {
+        dim: "probabilities[1] = 214".into(),
+        value: "probabilities".into(),
+        axis: 1,
+        width: 214,
+        by: "softmax<1>".into(),
+        op: Some("Softmax".into()),
+        why: "Softmax normalises over this axis".into(),
+        holds: 109_782,
+    }
+}
+
+fn curve() -> Curve {
+    Curve { label: "conv<2>".into(), width: 64, points: vec![(64, 0.0), (32, 0.25)] }
+}
+
+fn score() -> ScoreTried {
+    ScoreTried { kind: "Conv".into(), score: "activation".into(), loss: 0.125, taken: true }
+}
+
+#[test]
+fn a_lock_is_shown_once_with_the_node_that_sets_it() {
+    let html = html();
+    for part in ["probabilities[1] = 214", "softmax&lt;1&gt;", "109782"] {
+        assert!(html.contains(part), "{part}");
+    }
+    assert!(!html.contains("probabilities (axis 1"), "the refusals repeat the locks");
+}
+
+#[test]
+fn curves_scores_and_the_front_are_drawn() {
+    let html = html();
+    assert!(html.contains("conv&lt;2&gt;") && html.contains("32 of 64 units: 0.2500"));
+    assert!(html.contains("activation") && html.contains("0.125"));
+    assert_eq!(html.matches("class=\"front\"").count(), 2, "the front and one curve");
+    assert_eq!(html.matches("onfront\"").count(), 2, "both points are on the front");
+}
+
+/// The report says how sure a verdict is, and that it was taken by what was seen.
+#[test]
+fn the_verdict_stands_in_the_report_with_the_samples_it_would_need() {
+    let job = job();
+    let mut candidates = [
+        candidate("original", 40_000.0, false, Verdict::Refused("p95 is over".into())),
+        candidate("half", 18_000.0, true, Verdict::Chosen),
+    ];
+    let shares: Vec<f64> = (0..100).map(|i| f64::from(u8::from(i >= 6))).collect();
+    let plan = stats::Plan::default();
+    let test =
+        metric::compare_agreement(&shares, 0.1, plan, &stats::Resampling::default()).unwrap();
+    candidates[1].quality.as_mut().unwrap().tests = vec![test];
+    let html = render(&Story {
+        job: &job,
+        engine: "tract".into(),
+        original: &candidates[0],
+        chosen: &candidates[1],
+        candidates: &candidates,
+        refused: &[],
+        calibration_samples: 512,
+        source_digest: "sha256:00".into(),
+        notes: &[],
+        locks: &[],
+        curves: &[],
+        scores: &[],
+    })
+    .unwrap();
+    for part in ["6.0 %", "undecided: about", "samples are needed", "Accepted by what was seen"] {
+        assert!(html.contains(part), "{part}");
+    }
+    assert!(html.contains("Nothing is locked"));
 }
 
 #[test]
@@ -133,5 +213,6 @@ fn the_report_needs_no_other_file() {
         assert!(!html.contains(part), "{part} is in the report");
     }
     assert!(html.contains("name=\"viewport\""));
-    assert_eq!(html.matches("<circle").count(), 2, "the original and the one that was judged");
+    let dots = html.matches("<circle").count();
+    assert_eq!(dots, 4, "the original, the one that was judged, and two points of a curve");
 }

@@ -165,6 +165,7 @@ fn a_model_whose_widths_are_locked_becomes_integer_where_that_is_faster() {
             size_bytes: None,
             agreement_min: 0.8,
         },
+        judging: espalier::pipeline::Judging::default(),
         baseline: Some(DeviceBaseline::latency(90_000, 100_000)),
         current_model: None,
         device_class: bundle::ANY.into(),

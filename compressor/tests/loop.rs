@@ -40,6 +40,7 @@ fn job(kind: EngineKind, folder: &Path) -> CompressJob {
             // Low enough that a noisy machine, which pushes the search to narrower models, cannot decide the test.
             agreement_min: 0.6,
         },
+        judging: espalier::pipeline::Judging::default(),
         // A device that takes 100 ms: the budget of 60 ms is 60 % of that.
         baseline: Some(DeviceBaseline::latency(90_000, 100_000)),
         current_model: None,

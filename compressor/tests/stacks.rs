@@ -37,6 +37,7 @@ fn job(kind: EngineKind, folder: &Path, model: &Model, dims: &[usize], share: f6
             size_bytes: Some((size as f64 * share) as u64),
             agreement_min: 0.1,
         },
+        judging: espalier::pipeline::Judging::default(),
         baseline: None,
         current_model: None,
         device_class: bundle::ANY.into(),

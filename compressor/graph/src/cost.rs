@@ -1,10 +1,13 @@
 //! What a model costs: parameters, and multiply-accumulate operations of its products.
 
 mod exempt;
+mod left;
 
 pub use exempt::{Exempt, exempt};
+pub use left::{Left, left};
 
-use crate::{Dim, Graph, Model, Node, Op, Origin, Shapes, ValueId};
+use crate::coupling::Port;
+use crate::{Dim, Graph, Model, Node, Op, Origin, Shapes};
 
 /// Elements of every constant, wherever it is: initializers, `Constant` nodes, bodies of control flow.
 #[must_use]
@@ -63,49 +66,63 @@ fn graph_macs(graph: &Graph, shapes: &Shapes, free: u64) -> u64 {
 /// As [`macs`], of one node; `None` where it has none or its shapes are not known.
 #[must_use]
 pub fn node_macs(graph: &Graph, shapes: &Shapes, node: &Node, free: u64) -> Option<u64> {
-    let dims = |value: Option<ValueId>| -> Option<Vec<u64>> {
-        let value = value?;
-        match graph.constant(value) {
-            Some(tensor) => Some(tensor.dims.iter().map(|&size| size as u64).collect()),
-            None => Some(shapes.dims(value)?.iter().map(|dim| size(dim, free)).collect()),
-        }
+    products(node, &|port| port_dims(graph, shapes, node, port, free))
+}
+
+/// Sizes at a port, where every free dimension is `free`.
+fn port_dims(
+    graph: &Graph,
+    shapes: &Shapes,
+    node: &Node,
+    port: Port,
+    free: u64,
+) -> Option<Vec<u64>> {
+    let value = match port {
+        Port::In(slot) => node.input(slot)?,
+        Port::Out(slot) => node.output(slot)?,
     };
+    match graph.constant(value) {
+        Some(tensor) => Some(tensor.dims.iter().map(|&size| size as u64).collect()),
+        None => Some(shapes.dims(value)?.iter().map(|dim| size(dim, free)).collect()),
+    }
+}
+
+/// Multiply-accumulate operations of a node whose sizes `dims` gives.
+fn products(node: &Node, dims: &dyn Fn(Port) -> Option<Vec<u64>>) -> Option<u64> {
+    let input = |slot: usize| dims(Port::In(slot));
+    let out = || dims(Port::Out(0));
     let volume =
         |dims: &[u64]| dims.iter().fold(1_u64, |product, &size| product.saturating_mul(size));
     match &node.op {
         // Every output element sums one filter.
         Op::Conv(_) | Op::ConvInteger(_) | Op::QLinearConv(_) => {
             let weights = if matches!(node.op, Op::QLinearConv(_)) { 3 } else { 1 };
-            let (out, weight) = (dims(node.output(0))?, dims(node.input(weights))?);
-            Some(volume(&out).saturating_mul(volume(weight.get(1..)?)))
+            Some(volume(&out()?).saturating_mul(volume(input(weights)?.get(1..)?)))
         }
         // Every input element is multiplied by one filter.
         Op::ConvTranspose(_) => {
-            let (x, weight) = (dims(node.input(0))?, dims(node.input(1))?);
-            Some(volume(&x).saturating_mul(volume(weight.get(1..)?)))
+            Some(volume(&input(0)?).saturating_mul(volume(input(1)?.get(1..)?)))
         }
         Op::Gemm(attrs) => {
-            let (out, a) = (dims(node.output(0))?, dims(node.input(0))?);
-            Some(volume(&out).saturating_mul(*a.get(usize::from(!attrs.trans_a))?))
+            let a = input(0)?;
+            Some(volume(&out()?).saturating_mul(*a.get(usize::from(!attrs.trans_a))?))
         }
         // A product of all letters, as if nothing were shared between more than two factors.
         Op::Einsum(equation) => {
             let size = |letter: &char| {
                 let axes = equation.axes(*letter);
-                axes.filter_map(|(slot, axis)| dims(node.input(slot))?.get(axis).copied()).max()
+                axes.filter_map(|(slot, axis)| input(slot)?.get(axis).copied()).max()
             };
             let sizes: Vec<u64> = equation.letters().iter().map(size).collect::<Option<_>>()?;
             Some(volume(&sizes))
         }
         Op::MatMul | Op::MatMulInteger | Op::QLinearMatMul => {
-            let (out, a) = (dims(node.output(0))?, dims(node.input(0))?);
-            Some(volume(&out).saturating_mul(*a.last()?))
+            Some(volume(&out()?).saturating_mul(*input(0)?.last()?))
         }
         // Every step multiplies the input and the state by all of their weights.
         Op::Recurrent(_) => {
-            let (x, w, r) = (dims(node.input(0))?, dims(node.input(1))?, dims(node.input(2))?);
-            let weights = volume(&w).saturating_add(volume(&r));
-            Some(volume(x.get(..2)?).saturating_mul(weights))
+            let weights = volume(&input(1)?).saturating_add(volume(&input(2)?));
+            Some(volume(input(0)?.get(..2)?).saturating_mul(weights))
         }
         _ => None,
     }

@@ -13,9 +13,11 @@ pub(crate) mod folds;
 mod locked;
 pub(crate) mod sizes;
 mod states;
+mod why;
 
 pub use find::find;
 pub use states::{PairedBy, StatePair};
+pub use why::{Hop, MAX_REACHES, Reach, why};
 
 use std::collections::BTreeMap;
 

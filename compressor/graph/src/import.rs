@@ -227,7 +227,7 @@ fn opsets(imports: Vec<proto::OperatorSetIdProto>) -> Result<Vec<OpsetImport>, I
             version: import.version.unwrap_or_default(),
         };
         let invalid = |reason| ImportError::Opset {
-            domain: opset.domain.clone(),
+            domain: if opset.domain.is_empty() { "ai.onnx" } else { &*opset.domain }.to_owned(),
             version: opset.version,
             reason,
         };

@@ -28,8 +28,8 @@ pub use builder::Builder;
 pub use edit::{Applied, Cause, Edit, EditError, apply};
 pub use export::{EXTERNAL_ABOVE_BYTES, ExportError, MAX_FILE_BYTES, SaveOptions, Saved};
 pub use group::{
-    Consumer, Group, GroupId, Grouping, IndexMap, Locked, LockedBy, PairedBy, Role, Slice,
-    StatePair, find,
+    Consumer, Group, GroupId, Grouping, Hop, IndexMap, Locked, LockedBy, MAX_REACHES, PairedBy,
+    Reach, Role, Slice, StatePair, find, why,
 };
 pub use import::{ImportError, MAP_ABOVE_BYTES, limits};
 pub use infer::{Conflict, Shapes, infer};

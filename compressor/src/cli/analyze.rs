@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
-use serde_json::json;
 
 use super::common::Reporting;
-use crate::pipeline::shop::{Source, macs};
-use crate::plan::{GroupChoice, aligned_keep};
+use crate::pipeline::analysis::{Analysis, Shares, analyze};
+
+/// Locks shown; `--json` has all.
+const SHOWN: usize = 24;
 
 /// Arguments of `analyze`.
 #[derive(Debug, ClapArgs)]
@@ -24,96 +25,94 @@ pub struct Args {
 /// # Errors
 /// The model cannot be read.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let source = Source::load(&args.model)?;
-    let params = source.params;
-    let work = macs(&source.model, &source.shapes);
-    let narrowest = narrowest(&source);
-    let smallest = source.pruned(&narrowest)?;
-    let share = |before: Option<u64>, after: Option<u64>| match (before, after) {
-        (Some(b), Some(a)) if b > 0 => Some(1.0 - a as f64 / b as f64),
-        _ => None,
-    };
-    let prunable_params = share(Some(params), Some(graph::cost::params(&smallest)));
-    let after = macs(&smallest, &graph::infer(&smallest));
-    let prunable_macs = share(work, after);
-    let groups: Vec<serde_json::Value> = source
-        .grouping
-        .groups
-        .iter()
-        .enumerate()
-        .map(|(index, g)| {
-            json!({"group": index, "label": source.group_label(index), "width": g.width,
-                "constants": g.slices.len(), "consumers": g.consumers.len()})
-        })
-        .collect();
-    let blocked: Vec<serde_json::Value> = source
-        .grouping
-        .locked
-        .iter()
-        .map(|l| {
-            json!({"dim": format!("{}[{}] = {}", source.graph_of(&l.scope).value(l.value).name, l.axis, l.width),
-                "by": by(&source, l), "why": l.why})
-        })
-        .collect();
-    let recommend = recommend(&source, prunable_macs);
+    let analysis = analyze(&args.model)?;
+    let recommend = recommend(&analysis);
     if args.reporting.json {
-        println!(
-            "{}",
-            json!({"params": params, "macs": work, "prunable_params": prunable_params,
-                "prunable_macs": prunable_macs, "groups": groups, "blocked": blocked, "recommend": recommend})
-        );
+        let mut object = serde_json::to_value(&analysis)?;
+        if let Some(object) = object.as_object_mut() {
+            object.insert("recommend".into(), recommend.into());
+        }
+        println!("{object}");
         return Ok(());
     }
-    let percent =
-        |v: Option<f64>| v.map_or_else(|| "unknown".into(), |v| format!("{:.0} %", v * 100.0));
-    println!("parameters {params}, of which {} can be removed", percent(prunable_params));
-    match work {
-        Some(macs) => println!(
-            "multiply-accumulates {macs}, of which {} can be removed",
-            percent(prunable_macs)
-        ),
-        None => println!("multiply-accumulates unknown: some shapes are not known"),
-    }
-    println!("groups:");
-    for (index, group) in source.grouping.groups.iter().enumerate() {
-        println!("  {:5} units  {}", group.width, source.group_label(index));
-    }
-    println!("locked:");
-    for line in source.locked() {
-        println!("  {line}");
-    }
+    print(&analysis);
     for line in recommend {
         println!("{line}");
     }
     Ok(())
 }
 
-fn narrowest(source: &Source) -> Vec<GroupChoice> {
-    source
-        .widths()
-        .iter()
-        .enumerate()
-        .filter_map(|(index, width)| {
-            let count = aligned_keep(*width, 0.0);
-            (count < *width).then(|| source.choice(index, (0..count as u32).collect()))
-        })
-        .collect()
-}
-
-fn by(source: &Source, locked: &graph::Locked) -> String {
-    match locked.by {
-        graph::LockedBy::Node(node) => crate::refit::label(source.graph_of(&locked.scope), node),
-        graph::LockedBy::Limit => "a limit of espalier".into(),
-        graph::LockedBy::GraphInput => "model input".into(),
-        graph::LockedBy::GraphOutput => "model output".into(),
+fn print(analysis: &Analysis) {
+    let outside = analysis.params.saturating_sub(analysis.inner_params);
+    println!(
+        "parameters {}, of which {outside} in embeddings and final classifiers",
+        analysis.params
+    );
+    if analysis.file_params > analysis.params {
+        println!(
+            "  the file holds {}; the others are never read, or belong to branches that are never taken",
+            analysis.file_params
+        );
+    }
+    match analysis.macs {
+        Some(macs) => println!(
+            "multiply-accumulates {macs} for one sample, with sizes that the model leaves open taken as 1"
+        ),
+        None => println!("multiply-accumulates unknown: no product's shapes are known"),
+    }
+    println!("{}", taken("in groups at all:", analysis.in_groups));
+    println!("{}", taken("half of every group takes", analysis.half));
+    println!("{}", taken("  at widths that engines like", analysis.half_aligned));
+    println!(
+        "at most {} of the parameters and {} of the multiply-accumulates can go",
+        percent(Some(analysis.prunable_params)),
+        percent(analysis.prunable_macs)
+    );
+    for part in &analysis.excluded {
+        println!("  left out as {}: {} ({} parameters)", part.kind, part.constant, part.params);
+    }
+    println!("groups:");
+    for group in &analysis.groups {
+        println!("  {:5} units  {}", group.width, group.label);
+    }
+    print_locks(analysis);
+    if !analysis.not_understood.is_empty() {
+        println!("not understood, and so kept with all that it touches:");
+    }
+    for line in &analysis.not_understood {
+        println!("  {line}");
     }
 }
 
-fn recommend(source: &Source, prunable_macs: Option<f64>) -> Vec<String> {
-    if source.grouping.groups.is_empty() {
+fn print_locks(analysis: &Analysis) {
+    println!("what keeps its width, with the parameters that it holds back:");
+    for lock in analysis.blocked.iter().take(SHOWN) {
+        println!("  {:9}  {}, locked by {}: {}", lock.holds, lock.dim, lock.locker(), lock.why);
+    }
+    if let Some(more) = analysis.blocked.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+        println!("  and {more} more, none of which holds more; --json has all");
+    }
+}
+
+/// A line on shares of everything, and of everything but embeddings and classifiers.
+fn taken(what: &str, shares: Shares) -> String {
+    format!(
+        "{what} {} of the parameters ({} without embeddings and final classifiers), {} of the multiply-accumulates",
+        percent(Some(shares.params)),
+        percent(Some(shares.inner_params)),
+        percent(shares.macs)
+    )
+}
+
+fn percent(share: Option<f64>) -> String {
+    share.map_or_else(|| "an unknown share".into(), |share| format!("{:.1} %", share * 100.0))
+}
+
+fn recommend(analysis: &Analysis) -> Vec<String> {
+    if analysis.groups.is_empty() {
         return vec!["nothing can be pruned; see what is locked and why".into()];
     }
-    match prunable_macs {
+    match analysis.prunable_macs {
         Some(share) if share < 0.2 => vec![format!(
             "pruning removes at most {:.0} % of the work; quantization may bring more",
             share * 100.0

@@ -74,6 +74,30 @@ impl BudgetArgs {
         global.or(params).or(macs).or(size).or(latency)
     }
 
+    /// What was asked for, as a sentence.
+    pub(super) fn sentence(&self) -> String {
+        let most = |what: &str, amount: &Amount, unit: &str| match amount {
+            Amount::Share(share) => {
+                format!("Goal: at most {} % of the original's {what}.", share * 100.0)
+            }
+            Amount::Of(number) => format!("Goal: at most {number}{unit} {what}."),
+        };
+        match self.budget() {
+            None => {
+                let ratio = self.ratio.unwrap_or(1.0) * 100.0;
+                format!("Goal: {ratio} % of the units of every group.")
+            }
+            Some(Budget::Global(ratio)) => format!(
+                "Goal: as many parameters as {} % of the units of every group leave.",
+                ratio * 100.0
+            ),
+            Some(Budget::Params(amount)) => most("parameters", &amount, ""),
+            Some(Budget::Macs(amount)) => most("multiply-accumulates", &amount, ""),
+            Some(Budget::Size(amount)) => most("file size", &amount, " bytes of"),
+            Some(Budget::Latency(amount)) => most("median latency", &amount, " µs of"),
+        }
+    }
+
     /// Prunes under the budget.
     pub(super) fn prune(
         &self,

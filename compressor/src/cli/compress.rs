@@ -7,16 +7,20 @@ use clap::Args as ClapArgs;
 use serde_json::json;
 
 use super::common::{Common, duration, share, size};
+use super::judging::JudgingArgs;
 use super::terminal::Terminal;
 use crate::pipeline::{self, CompressJob, DeviceBaseline, Goal, Outcome, Progress as _};
 use crate::search::{mebibytes, milliseconds};
+use crate::stats::Verdict;
 
 /// Arguments of `compress`.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:
   espalier compress model.onnx -o small --data calib.npz --latency-p95 20ms
   espalier compress model.onnx -o small --data calib.npz --heldout heldout.npz \\
-      --runtime ort --threads 2 --size 2MiB --accuracy-drop 2%")]
+      --runtime ort --threads 2 --size 2MiB --accuracy-drop 2%
+  espalier compress model.onnx -o small --data calib.npz --heldout labelled.npz --latency-p95 20ms \\
+      --metric accuracy --metric-drop 1%")]
 pub struct Args {
     /// The original model.
     model: PathBuf,
@@ -39,9 +43,12 @@ pub struct Args {
     /// Budget for the model file, such as 2MiB.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     size: Option<u64>,
-    /// Share of held-out answers that may differ from the original's.
-    #[arg(long, value_name = "SHARE", value_parser = share, default_value = "0.1")]
-    accuracy_drop: f64,
+    /// Share of held-out answers that may differ from the original's: 0.1, or, with --metric or --evaluator, as many
+    /// as these allow.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    accuracy_drop: Option<f64>,
+    #[command(flatten)]
+    judging: JudgingArgs,
     /// The device's own p95 of the model it runs now; the budget then holds on the device.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     device_p95: Option<Duration>,
@@ -67,14 +74,19 @@ pub struct Args {
     common: Common,
 }
 
+/// Share of answers that may differ where nothing else is measured.
+const ACCURACY_DROP: f64 = 0.1;
+
 impl Args {
-    fn job(&self) -> CompressJob {
+    fn job(&self) -> anyhow::Result<CompressJob> {
+        let judging = self.judging.judging()?;
+        let usual = if self.judging.is_agreement() { ACCURACY_DROP } else { 1.0 };
         let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
         let stem = || {
             let stem = self.model.file_stem();
             stem.map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned())
         };
-        CompressJob {
+        Ok(CompressJob {
             name: self.name.clone().unwrap_or_else(stem),
             source: self.model.clone(),
             calibration: self.data.clone(),
@@ -84,8 +96,9 @@ impl Args {
                 latency_p95_us: self.latency_p95.map(micros),
                 memory_bytes: self.memory,
                 size_bytes: self.size,
-                agreement_min: 1.0 - self.accuracy_drop,
+                agreement_min: 1.0 - self.accuracy_drop.unwrap_or(usual),
             },
+            judging,
             baseline: self.device_p95.map(micros).map(|p95_us| DeviceBaseline {
                 memory_bytes: self.device_memory,
                 ..DeviceBaseline::latency(p95_us, p95_us)
@@ -97,7 +110,7 @@ impl Args {
             out_dir: self.output.clone(),
             work_dir: None,
             seed: self.common.seed,
-        }
+        })
     }
 }
 
@@ -106,7 +119,7 @@ impl Args {
 /// # Errors
 /// See [`crate::CompressError`].
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let job = args.job();
+    let job = args.job()?;
     let outcome = {
         let terminal = Terminal::new();
         if let Some(warning) = warning(&job) {
@@ -173,6 +186,12 @@ fn print(job: &CompressJob, outcome: &Outcome) {
             q.agreement.high * 100.0,
             q.samples
         );
+    }
+    for test in after.quality.iter().flat_map(|q| &q.tests) {
+        println!("verdict    {}", test.sentence());
+        if job.judging.confidence.is_none() && test.verdict != Verdict::NonInferior {
+            println!("           taken by what was seen, since no confidence was asked for");
+        }
     }
     println!("bundle     {}", outcome.bundle_dir.display());
     println!("report     {}", outcome.report.display());

@@ -1,15 +1,17 @@
 //! `espalier prune`: narrows the groups of a model, all alike or under a budget, and repairs what reads them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::Args as ClapArgs;
 
 use super::budget::{self, BudgetArgs};
 use super::common::Common;
 use super::later::word;
 use super::terminal::Terminal;
-use crate::pipeline::single::{self, PruneJob};
+use crate::pipeline::single::{self, PruneJob, PruneOutcome};
 use crate::plan::{RepairKind, ScoreKind};
+use crate::report::{Curve, PruneStory, ScoreTried, render_prune};
 
 fn score(text: &str) -> Result<ScoreKind, String> {
     word(text, &ScoreKind::ALL.map(|kind| (kind.name(), kind)), &["gradient"])
@@ -66,6 +68,9 @@ pub struct Args {
     /// normalizations taken anew), ls (least squares, layer by layer), or none. Without it gram for obs, else ls.
     #[arg(long, value_parser = repairs, value_name = "REPAIR[,..]")]
     repair: Option<Repairs>,
+    /// Also write a report, one HTML file, about what was done and what was not.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
@@ -100,6 +105,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(file) = &args.budget.plan_out {
         budget::write_plan(&outcome.plan, file)?;
     }
+    if let Some(file) = &args.report {
+        report(args, &outcome, file).with_context(|| format!("report {}", file.display()))?;
+    }
     if args.common.json {
         println!("{}", serde_json::to_string(&outcome)?);
         return Ok(());
@@ -119,4 +127,43 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         println!("  not done: {}: {}: {}", refusal.stage, refusal.what, refusal.why);
     }
     Ok(())
+}
+
+fn report(args: &Args, outcome: &PruneOutcome, file: &Path) -> anyhow::Result<()> {
+    let size = |path: &Path| std::fs::metadata(path).map(|m| m.len());
+    let curves: Vec<Curve> = outcome
+        .curves
+        .iter()
+        .map(|curve| Curve {
+            label: curve.label.clone(),
+            width: curve.width,
+            points: curve.points.iter().map(|p| (p.width, p.loss)).collect(),
+        })
+        .collect();
+    let html = render_prune(&PruneStory {
+        source: &args.model,
+        size_bytes: (size(&args.model)?, size(&args.output)?),
+        goal: args.budget.sentence(),
+        outcome,
+        curves: &curves,
+        scores: &tried(outcome),
+    })?;
+    std::fs::write(file, html)?;
+    Ok(())
+}
+
+/// What *auto* measured, a line for each score and kind of group.
+fn tried(outcome: &PruneOutcome) -> Vec<ScoreTried> {
+    let picks = outcome.auto.iter();
+    let lines = picks.flat_map(|pick| {
+        pick.tried.iter().filter_map(|tried| {
+            Some(ScoreTried {
+                kind: pick.kind.to_string(),
+                score: tried.score.to_string(),
+                loss: tried.loss?,
+                taken: tried.score == pick.score,
+            })
+        })
+    });
+    lines.collect()
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use runtime::ElementType;
 
+use super::gauge;
 use super::observe::floats;
 use super::shop::Shop;
 use crate::calibrate::Batch;
@@ -110,6 +111,19 @@ pub(crate) fn judge(
     range: Range<usize>,
     floor: Option<f64>,
 ) -> Result<QualityReport, CompressError> {
+    judge_with(shop, path, original, compared, range, floor, &mut |_, _, _| Ok(()))
+}
+
+/// As [`judge`], and shows `each` sample's answers of the original and of the candidate.
+pub(crate) fn judge_with(
+    shop: &Shop<'_>,
+    path: &Path,
+    original: &mut Answers<'_>,
+    compared: &[Compared],
+    range: Range<usize>,
+    floor: Option<f64>,
+    each: &mut dyn FnMut(usize, &[Answer], &[Answer]) -> Result<(), CompressError>,
+) -> Result<QualityReport, CompressError> {
     let mut judge = Judge::new(compared);
     let (mut seen, mut stopped, mut from) = (0usize, false, range.start);
     let data = original.data;
@@ -123,6 +137,7 @@ pub(crate) fn judge(
                 let known = &original.answers[*sample - original.held.start];
                 let label = data.labels().and_then(|l| l.get(*sample)).copied();
                 judge.push(known, &answer, label);
+                each(*sample, known, &answer)?;
                 seen += 1;
                 let hopeless = floor.is_some_and(|floor| judge.agreement().high < floor);
                 stopped = seen.is_multiple_of(LOOK_EVERY) && hopeless;
@@ -133,7 +148,9 @@ pub(crate) fn judge(
             Ok(ControlFlow::Continue(()))
         })?;
     }
-    Ok(judge.report(stopped))
+    let mut report = judge.report(stopped);
+    report.tests.extend(gauge::agreement(shop, judge.shares()));
+    Ok(report)
 }
 
 /// A batch's answers, sample by sample, at each of `outputs`.

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use super::Verdict;
 use super::apply::apply;
+use super::gauge::{self, Gauge};
 use super::hunt::{self, Hunt, PAYS, Rating, Trial, not_faster};
 use super::judge::{Answers, judge};
 use super::observe::Original;
@@ -33,6 +34,16 @@ pub(crate) struct Craft<'a> {
     pub(crate) score: ScoreKind,
     pub(crate) outputs: &'a [String],
     pub(crate) compared: &'a [Compared],
+    /// What decides on finished candidates.
+    pub(crate) gauge: &'a Gauge<'a>,
+    /// How many candidates may be judged for the one place.
+    pub(crate) finals: usize,
+}
+
+/// How many of a shortlist may be judged in full: a candidate whose latency does not repeat gives its turn to the next
+/// narrower one.
+pub(crate) fn finals(shortlist: usize) -> usize {
+    shortlist.min(MAX_FINALS)
 }
 
 impl Craft<'_> {
@@ -122,6 +133,7 @@ impl Craft<'_> {
         let range = fit..fit + judged;
         let mut quality = judge(self.shop, &trial.path, answers, self.compared, range, None)?;
         quality.screening = true;
+        quality.tests.clear();
         self.shop.progress.note(&format!(
             "{}: agreement {:.1} % on {judged} samples that were not fitted",
             trial.label,
@@ -171,9 +183,9 @@ impl Craft<'_> {
         Ok(None)
     }
 
-    /// The best of what was judged on the held-out samples.
+    /// The best of what was judged on the held-out samples and found good enough.
     fn choose(&self, hunt: &Hunt) -> Option<usize> {
-        let judged = |t: &Trial| t.quality.as_ref().is_some_and(|q| !q.screening);
+        let judged = |t: &Trial| t.verdict == Verdict::Feasible;
         let table: Vec<Measured> = hunt
             .trials
             .iter()
@@ -194,11 +206,33 @@ impl Craft<'_> {
         at: usize,
     ) -> Result<Vec<String>, CompressError> {
         let refused = self.make(&mut hunt.trials[at], at, self.shop.calibration.len())?;
-        let misses = self.measure(&mut hunt.trials[at], bench, answers, at)?;
+        let mut misses = self.measure(&mut hunt.trials[at], bench, answers, at)?;
+        if misses.is_empty() {
+            misses = self.prove(hunt, at);
+        }
         if misses.is_empty() {
             hunt.refuse_all(refused);
         }
         Ok(misses)
+    }
+
+    /// What the tests of a candidate that was judged have against it.
+    fn prove(&self, hunt: &mut Hunt, at: usize) -> Vec<String> {
+        let judging = &self.shop.job.judging;
+        let judged = hunt.trials.iter_mut().filter_map(|trial| trial.quality.as_mut());
+        let mut judged: Vec<_> = judged.filter(|quality| !quality.screening).collect();
+        gauge::settle(&mut judged, self.finals, judging.plan());
+        let trial = &hunt.trials[at];
+        let tests = trial.quality.as_ref().map_or(&[][..], |quality| &quality.tests);
+        for test in tests {
+            self.shop.progress.note(&test.sentence());
+        }
+        let misses = gauge::misses(judging, tests, self.finals);
+        let label = trial.label.clone();
+        for miss in &misses {
+            hunt.refuse("judge", &label, miss.clone());
+        }
+        misses
     }
 
     /// Times the candidate with its real weights and judges it on the held-out samples.
@@ -226,8 +260,7 @@ impl Craft<'_> {
         if !misses.is_empty() {
             return Ok(misses);
         }
-        let (all, floor) = (0..shop.heldout.len(), Some(goal.agreement_min));
-        let quality = judge(shop, &trial.path, answers, self.compared, all, floor)?;
+        let quality = self.gauge.judge(shop, &trial.path, answers, self.compared)?;
         shop.progress.note(&format!(
             "{}: agreement {:.1} % on {} held-out samples, p95 {}",
             trial.label,

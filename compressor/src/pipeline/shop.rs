@@ -10,7 +10,7 @@ use runtime::{Engine, IoSpec, LoadOptions, Session, Tensor};
 
 use super::finish::ModelFile;
 use super::hunt::PAYS;
-use super::{CompressJob, DeviceBaseline, Progress};
+use super::{CompressJob, DeviceBaseline, Progress, analysis};
 use crate::calibrate::{Runner, WorkDir};
 use crate::data::{DataError, Dataset, Problem};
 use crate::error::CompressError;
@@ -48,10 +48,11 @@ pub(crate) struct Source {
     /// Of the file, and of the tensors that lie in other files.
     pub(crate) size_bytes: u64,
     /// Whether tensors lie in other files.
-    apart: bool,
-    /// Of the file.
-    pub(crate) params: u64,
-    /// What the file computes, as plainly as it can be written.
+    external: bool,
+    /// Elements of the file's constants, those of branches that are never taken included.
+    pub(crate) file_params: u64,
+    /// The file's model with decided branches and moved constants put in place, and without what nothing reads. Ids
+    /// of a plan are those of this one, which is the same whenever the same file is read.
     pub(crate) model: Model,
     pub(crate) shapes: Shapes,
     pub(crate) grouping: Grouping,
@@ -61,26 +62,32 @@ impl Source {
     /// Reads and checks the model at `path`, and finds its groups.
     pub(crate) fn load(path: &Path) -> Result<Self, CompressError> {
         let wrong = |what: String| CompressError::Model { path: path.to_path_buf(), what };
-        let model = Model::load(path).map_err(|e| wrong(e.to_string()))?;
+        let mut model = Model::load(path).map_err(|e| wrong(e.to_string()))?;
         model.verify().map_err(|violations| {
             let all: Vec<String> = violations.iter().map(ToString::to_string).collect();
             wrong(format!("is not valid: {}", all.join("; ")))
         })?;
         let digest = bundle::Digest::of_file(path).map_err(|e| wrong(e.to_string()))?;
         let (file, constants) = (file_size(path)?, constant_bytes(&model));
-        let (apart, params) = (constants > file, graph::cost::params(&model));
-        let size_bytes = if apart { file + constants } else { file };
-        let model = plain(model).map_err(|e| wrong(e.to_string()))?;
+        let external = file < constants;
+        let size_bytes = if external { file + constants } else { file };
+        let file_params = graph::cost::params(&model);
+        graph::Driver::default()
+            .run(
+                &mut model,
+                &[&graph::InlineIf, &graph::OwnConstants, &graph::FoldMoves, &graph::DeadCode],
+            )
+            .map_err(|e| wrong(e.to_string()))?;
         let shapes = graph::infer(&model);
         let grouping = graph::find(&model, &shapes);
         let path = path.to_path_buf();
-        Ok(Self { path, digest, size_bytes, apart, params, model, shapes, grouping })
+        Ok(Self { path, digest, size_bytes, external, file_params, model, shapes, grouping })
     }
 
     /// The model as a file that can be bundled: the very file, or, where its tensors lie in other files, a copy in
     /// `work` with at most one of these.
     pub(crate) fn file(&self, work: &WorkDir) -> Result<ModelFile, CompressError> {
-        if !self.apart {
+        if !self.external {
             return Ok(ModelFile { path: self.path.clone(), external: None });
         }
         save_as(&self.model, &work.join("source.onnx"))
@@ -141,25 +148,10 @@ impl Source {
 
     /// Why dimensions cannot be narrowed, as sentences.
     pub(crate) fn locked(&self) -> Vec<String> {
-        self.grouping
-            .locked
-            .iter()
-            .map(|l| {
-                let value = &self.graph_of(&l.scope).value(l.value).name;
-                format!("{value}, axis {} of width {}: {}", l.axis, l.width, l.why)
-            })
-            .collect()
+        let locks = analysis::locks(self).into_iter();
+        let locks = locks.map(|l| format!("{}, locked by {}: {}", l.dim, l.locker(), l.why));
+        locks.chain(analysis::not_understood(self)).collect()
     }
-}
-
-/// The model without what stands between a pruning and its weights: branches that cannot be taken, constants that
-/// only a body reads, nodes that only move constants. Ids of a plan are those of the result, which is the same
-/// whenever the same file is read.
-fn plain(mut model: Model) -> Result<Model, graph::PassError> {
-    let passes: [&dyn graph::Pass; 4] =
-        [&graph::InlineIf, &graph::OwnConstants, &graph::FoldMoves, &graph::DeadCode];
-    graph::Driver::default().run(&mut model, &passes)?;
-    Ok(model)
 }
 
 /// Bytes of the main graph's constants.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::analysis::{self, Lock};
 use super::apply::{Applied, apply};
 pub use super::auto::{Pick, Tried};
 use super::budget::{Allocation, Curve};
@@ -12,7 +13,7 @@ use super::judge::{self, Answers};
 use super::observe::Original;
 use super::repair::Fitting;
 use super::shop::{Bench, Shop, Source, macs, save};
-use super::{CompressJob, Goal, Progress, auto, kinds, locked_dims, norms, observe};
+use super::{CompressJob, Goal, Judging, Progress, auto, kinds, locked_dims, norms, observe};
 use crate::error::CompressError;
 use crate::latency::{HostLatency, Speed};
 use crate::plan::{
@@ -77,6 +78,8 @@ pub struct PruneOutcome {
     pub curves: Vec<Curve>,
     /// How widths were allocated under a budget, if they were.
     pub allocation: Option<Allocation>,
+    /// What keeps its width, and which node says so.
+    pub locked: Vec<Lock>,
 }
 
 /// Narrows every group of a model.
@@ -226,7 +229,7 @@ pub(super) fn outcome(
     refused.extend(made.refused);
     let float = made.float.as_ref().unwrap_or(&made.model);
     PruneOutcome {
-        params_before: source.params,
+        params_before: source.file_params,
         params_after: graph::cost::params(float),
         macs_before: macs(&source.model, &source.shapes),
         macs_after: macs(float, &graph::infer(float)),
@@ -241,6 +244,7 @@ pub(super) fn outcome(
         latency: None,
         curves: Vec::new(),
         allocation: None,
+        locked: analysis::locks(source),
     }
 }
 
@@ -438,6 +442,7 @@ pub(super) fn shell(
             size_bytes: None,
             agreement_min: 0.0,
         },
+        judging: Judging::default(),
         baseline: None,
         current_model: None,
         device_class: bundle::ANY.into(),

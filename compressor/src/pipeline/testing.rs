@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use graph::Model;
 use runtime::{EngineKind, EngineOptions};
 
-use super::{CompressJob, Goal};
+use super::{CompressJob, Goal, Judging};
 
 #[path = "../../tests/support/nets.rs"]
 mod nets;
@@ -42,6 +42,7 @@ pub(crate) fn job_of(
             size_bytes: Some(1 << 30),
             agreement_min: 0.0,
         },
+        judging: Judging::default(),
         baseline: None,
         current_model: None,
         device_class: bundle::ANY.into(),

@@ -47,6 +47,10 @@ pub struct ServeArgs {
     /// Agreement with the original that is asked for where the device names none, 0 to 1.
     #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
     pub agreement_min: f64,
+    /// Confidence with which a candidate must be shown to keep that agreement; without it what held-out samples show
+    /// decides, and reports say how sure that is.
+    #[arg(long, value_name = "SHARE")]
+    pub confidence: Option<f64>,
     /// Seed of everything random in a compression.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -90,6 +94,8 @@ pub struct ServeConfig {
     pub ort_library: Option<PathBuf>,
     /// Agreement that is asked for where the device names none.
     pub agreement_min: f64,
+    /// Confidence with which a candidate must be shown to keep it, if any is asked for.
+    pub confidence: Option<f64>,
     /// Seed of everything random in a compression.
     pub seed: u64,
 }
@@ -129,6 +135,9 @@ impl ServeArgs {
         if !(0.0..=1.0).contains(&self.agreement_min) {
             errors.push(format!("--agreement-min {} is not between 0 and 1", self.agreement_min));
         }
+        if let Some(confidence) = self.confidence.filter(|c| !(*c > 0.5 && *c < 1.0)) {
+            errors.push(format!("--confidence {confidence} is not between 0.5 and 1"));
+        }
         match (runtime, broker) {
             (Ok(runtime), Ok(broker)) if errors.is_empty() => Ok(ServeConfig {
                 root: self.root,
@@ -141,6 +150,7 @@ impl ServeArgs {
                 runtime,
                 ort_library: self.ort_library,
                 agreement_min: self.agreement_min,
+                confidence: self.confidence,
                 seed: self.seed,
             }),
             _ => Err(errors),
@@ -296,10 +306,13 @@ mod tests {
             "a/+",
             "--agreement-min",
             "1.5",
+            "--confidence",
+            "95",
         ])
         .unwrap_err();
         let all = errors.join("\n");
-        for part in ["nopath", "a/b", "model m needs", "other", "tensorrt", "nowhere", "a/+", "1.5"]
+        for part in
+            ["nopath", "a/b", "model m needs", "other", "tensorrt", "nowhere", "a/+", "1.5", "95"]
         {
             assert!(all.contains(part), "{part}: {all}");
         }

@@ -71,6 +71,7 @@ pub(super) struct Workshop {
     pub(super) bundles: PathBuf,
     pub(super) work: PathBuf,
     pub(super) ort_library: Option<PathBuf>,
+    pub(super) confidence: Option<f64>,
     pub(super) seed: u64,
     /// How much the store may hold.
     pub(super) shelf: Shelf,
@@ -278,7 +279,8 @@ impl Workshop {
             current_model: current.model_path(),
             out_dir: out_dir.clone(),
         };
-        let work = spec.compress_job(model, run, self.ort_library.clone(), self.seed);
+        let work =
+            spec.compress_job(model, run, self.ort_library.clone(), self.confidence, self.seed);
         let bundle = Self::make(&out_dir, || self.compressor.compress(&work, self))?;
         let manifest = &bundle.manifest;
         if manifest.name != spec.model || manifest.sequence != job.sequence {

@@ -10,7 +10,7 @@ use wire::{BudgetKind, Cause, RecompressRequest};
 
 use super::config::ModelFiles;
 use super::store::Lesson;
-use crate::pipeline::{CompressJob, DeviceBaseline, Goal};
+use crate::pipeline::{CompressJob, DeviceBaseline, Goal, Judging};
 
 /// Most threads that a device can ask to be measured with.
 pub(super) const MAX_THREADS: u32 = 64;
@@ -89,6 +89,7 @@ impl JobSpec {
         model: &Model,
         run: JobRun,
         ort_library: Option<PathBuf>,
+        confidence: Option<f64>,
         seed: u64,
     ) -> CompressJob {
         let engine = EngineOptions {
@@ -103,6 +104,7 @@ impl JobSpec {
             heldout: model.files.heldout.clone(),
             engine,
             goal: run.goal,
+            judging: Judging { confidence, ..Judging::default() },
             baseline: Some(self.baseline),
             current_model: Some(run.current_model),
             device_class: self.device_class.clone(),

@@ -100,6 +100,7 @@ impl Service {
             bundles,
             work,
             ort_library: config.ort_library.clone(),
+            confidence: config.confidence,
             seed: config.seed,
             shelf: Shelf::default(),
             fresh: Mutex::default(),

@@ -369,6 +369,7 @@ impl Prepared {
             runtime: runtime::EngineKind::Tract,
             ort_library: None,
             agreement_min: 0.85,
+            confidence: None,
             seed: 0,
         }
     }

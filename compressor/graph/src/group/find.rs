@@ -101,6 +101,29 @@ fn search(
     scope: &Scope,
     prefer: Prefer,
 ) -> (Found, bool) {
+    let Settled { search, mut atoms, corrections, chose } =
+        settle_all(graph, shapes, ends, scope, prefer);
+    let locked = locked(&search, &mut atoms);
+    let groups = collect(&search, &mut atoms);
+    let (states, sizes_read) = (search.states, search.sizes_read);
+    (Found { groups, locked, states, sizes_read, corrections }, chose)
+}
+
+/// A search with everything joined and locked.
+pub(super) struct Settled<'a> {
+    pub(super) search: Search<'a>,
+    pub(super) atoms: Atoms,
+    corrections: Vec<Correction>,
+    chose: bool,
+}
+
+fn settle_all<'a>(
+    graph: &'a Graph,
+    shapes: &'a Shapes,
+    ends: &Ends,
+    scope: &Scope,
+    prefer: Prefer,
+) -> Settled<'a> {
     let mut search = Search::new(graph, shapes, scope.clone());
     let mut atoms = Atoms::new(&search);
     search.states = states::pair(&search, shapes, ends, &mut atoms);
@@ -110,10 +133,26 @@ fn search(
     search.locks.iter().for_each(|entry| atoms.lock(entry.axis));
     let chose = search.choose(&mut atoms, prefer);
     let corrections = search.lock_loud_sums(&mut atoms);
-    let locked = locked(&search, &mut atoms);
-    let groups = collect(&search, &mut atoms);
-    let (states, sizes_read) = (search.states, search.sizes_read);
-    (Found { groups, locked, states, sizes_read, corrections }, chose)
+    Settled { search, atoms, corrections, chose }
+}
+
+/// The search in the graph of that name, with the first preference; `None` where there is no such graph or nothing
+/// is known of its shapes.
+pub(super) fn settled<'a>(
+    model: &'a Model,
+    shapes: &'a Shapes,
+    scope: &Scope,
+) -> Option<Settled<'a>> {
+    let (mut ends, mut at) = (Ends::of_model(&model.graph), Scope::default());
+    for &(node, index) in &scope.0 {
+        let graph = model.graph_at(&at)?;
+        graph.get_node(node)?;
+        let body = graph.subgraphs(node).get(index)?.1;
+        ends = ends.within(graph, node, body);
+        at = at.body(node, index);
+    }
+    let (graph, shapes) = (model.graph_at(scope)?, shapes.at(scope)?);
+    Some(settle_all(graph, shapes, &ends, scope, Prefer::First))
 }
 
 /// Who reads each value.
