@@ -5,6 +5,7 @@ use runtime::{EngineKind, EngineOptions};
 
 use super::*;
 use crate::latency::HostLatency;
+use crate::pipeline::{Goal, Judging};
 use crate::plan::{GroupChoice, Plan, RefitStep, ScoreKind};
 use crate::quality::{Answer, Compared, Comparison, Judge};
 
@@ -21,7 +22,7 @@ fn job() -> CompressJob {
             size_bytes: None,
             agreement_min: 0.9,
         },
-        judging: crate::pipeline::Judging::default(),
+        judging: Judging::default(),
         baseline: None,
         current_model: None,
         device_class: "raspberry-pi-4".into(),

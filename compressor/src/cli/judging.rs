@@ -91,6 +91,10 @@ impl JudgingArgs {
         if self.metric == Metric::Agreement {
             let asked = self.metric_drop.or(self.metric_min);
             anyhow::ensure!(asked.is_none(), "agreement is bounded by --accuracy-drop");
+            anyhow::ensure!(
+                self.metric_output.is_none(),
+                "agreement is taken over all outputs; --metric-output is for another --metric"
+            );
             return Ok(Measure::Agreement);
         }
         let (metric, output) = (self.metric.clone(), self.metric_output.clone());
@@ -167,6 +171,7 @@ mod tests {
             ("--metric accuracy --metric-min 0.9", "bound accuracy by --metric-drop"),
             ("--metric cosine --metric-min 2", "no worse than the original's"),
             ("--metric-drop 1%", "--accuracy-drop"),
+            ("--metric-output y", "over all outputs"),
             ("--metric cer --metric-drop 1%", "cer needs a dictionary"),
             ("--metric top-0 --metric-drop 1%", "there are agreement, accuracy"),
             ("--evaluator ./score", "--evaluator needs --metric-drop"),

@@ -213,6 +213,10 @@ pub fn compare_agreement(
     plan: Plan,
     resampling: &Resampling,
 ) -> Result<Comparison, CompareError> {
+    if !(margin > 0.0 && margin < 1.0) {
+        let what = "the margin of agreement";
+        return Err(StatsError::Argument { what, value: margin, wanted: "between 0 and 1" }.into());
+    }
     let perfect = vec![1.0; shares.len()];
     let (test, evidence) = by_values(&perfect, shares, 1.0, margin, plan, resampling)?;
     Ok(Comparison {

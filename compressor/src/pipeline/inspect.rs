@@ -521,7 +521,7 @@ fn near(source: &Source, wanted: &str) -> Vec<String> {
     let letters: Vec<char> = text.chars().collect();
     let distance = |name: &str| {
         let name = plain(name);
-        let within = |long: &str, short: &str| !short.is_empty() && long.contains(short);
+        let within = |long: &str, short: &str| short.len() >= 3 && long.contains(short);
         let within = within(&name, &text) || within(&text, &name);
         let parts = edits(&letters, &name.chars().collect::<Vec<char>>());
         (within || parts <= letters.len().div_ceil(3)).then_some((!within, parts))

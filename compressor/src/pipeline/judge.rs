@@ -101,6 +101,9 @@ impl<'a> Answers<'a> {
     }
 }
 
+/// Takes a sample's number and the answers of the original and of the candidate.
+type Each<'a> = dyn FnMut(usize, &[Answer], &[Answer]) -> Result<(), CompressError> + 'a;
+
 /// Compares the model at `path` over `range`, and stops early once even the upper end of the
 /// agreement's interval is under `floor`.
 pub(crate) fn judge(
@@ -122,7 +125,7 @@ pub(crate) fn judge_with(
     compared: &[Compared],
     range: Range<usize>,
     floor: Option<f64>,
-    each: &mut dyn FnMut(usize, &[Answer], &[Answer]) -> Result<(), CompressError>,
+    each: &mut Each<'_>,
 ) -> Result<QualityReport, CompressError> {
     let mut judge = Judge::new(compared);
     let (mut seen, mut stopped, mut from) = (0usize, false, range.start);
