@@ -52,6 +52,9 @@ pub struct Site {
     pub weight: ValueId,
     /// Of a convolution, whose weight lies outputs by windows.
     pub conv: Option<ConvAttrs>,
+    /// Whether it is what a recurrent layer makes of its input: the rows of all gates and directions are its outputs,
+    /// and the first half of each direction's bias is its bias.
+    pub recurrent: bool,
     /// Whether the weight lies transposed (outputs by inputs).
     pub transposed: bool,
     /// Factor of the product (`alpha` of a Gemm).
@@ -66,6 +69,8 @@ pub struct Site {
 
 /// Where a convolution reads its bias.
 pub const CONV_BIAS: usize = 2;
+/// Where a recurrent layer reads its bias: for each direction that of the input, then that of the recurrence.
+const RECURRENT_BIAS: usize = 3;
 
 impl Site {
     /// Products that are fitted apart: the groups of a convolution, else one.
@@ -75,6 +80,10 @@ impl Site {
 
     /// Inputs of one product and outputs of all, for a weight of `dims`.
     pub fn size(&self, dims: &[usize]) -> (usize, usize) {
+        if self.recurrent {
+            let rows = dims.iter().take(2).product();
+            return (dims.get(2).copied().unwrap_or(0), rows);
+        }
         let outputs = dims.get(usize::from(!self.transposed)).copied().unwrap_or(0);
         match self.conv {
             Some(_) => (dims.iter().skip(1).product(), outputs),
@@ -109,6 +118,7 @@ pub fn site(graph: &Graph, node: NodeId) -> Result<Site, String> {
         input,
         weight,
         conv: None,
+        recurrent: false,
         transposed: false,
         alpha: 1.0,
         bias: None,
@@ -166,6 +176,40 @@ fn find_bias(graph: &Graph, site: &mut Site, outputs: usize) -> Result<(), Strin
         }
     }
     Ok(())
+}
+
+/// What reads channels linearly: a [`site`], or the input weight of a recurrent layer, whose gates no value of the
+/// graph shows, so that it can take over channels and cannot be fitted.
+///
+/// # Errors
+/// The reason why it is neither.
+pub fn linear(graph: &Graph, node: NodeId) -> Result<Site, String> {
+    let n = graph.node(node);
+    let Op::Recurrent(_) = n.op else { return site(graph, node) };
+    let slot = |at: usize| n.inputs.get(at).copied().flatten();
+    let (Some(input), Some(weight)) = (slot(0), slot(1)) else {
+        return Err("it lacks an input".into());
+    };
+    let matrix = |value: ValueId, rank: usize| {
+        graph.constant(value).is_some_and(|t| t.dtype == graph::DType::F32 && t.dims.len() == rank)
+    };
+    if !matrix(weight, 3) {
+        return Err("its input weight is no f32 constant".into());
+    }
+    let bias = slot(RECURRENT_BIAS).filter(|bias| matrix(*bias, 2));
+    Ok(Site {
+        node,
+        label: label(graph, node),
+        input,
+        weight,
+        conv: None,
+        recurrent: true,
+        transposed: true,
+        alpha: 1.0,
+        bias: bias.map(|bias| (node, RECURRENT_BIAS, bias)),
+        beta: 1.0,
+        output: n.outputs.iter().flatten().next().copied().ok_or("it has no output")?,
+    })
 }
 
 /// The node's name, or its output's.
@@ -266,7 +310,17 @@ fn corrected_bias(graph: &Graph, site: &Site, correction: &[f64]) -> Result<Tens
         return Tensor::from_f32(vec![values.len()], &values).map_err(|e| e.to_string());
     };
     let old = graph.constant(value).ok_or("its bias is gone")?;
-    let values = old.to_f32_vec().map_err(|e| e.to_string())?;
+    let mut values = old.to_f32_vec().map_err(|e| e.to_string())?;
+    if site.recurrent {
+        let directions = old.dims.first().copied().unwrap_or(1).max(1);
+        let rows = correction.len() / directions;
+        for (bias, own) in
+            values.chunks_exact_mut((2 * rows).max(1)).zip(correction.chunks(rows.max(1)))
+        {
+            bias.iter_mut().zip(own).for_each(|(v, c)| *v = (f64::from(*v) + c) as f32);
+        }
+        return Tensor::from_f32(old.dims.clone(), &values).map_err(|e| e.to_string());
+    }
     let moved = values.iter().zip(correction);
     let values: Vec<f32> = moved.map(|(v, c)| (f64::from(*v) + c / site.beta) as f32).collect();
     Tensor::from_f32(old.dims.clone(), &values).map_err(|e| e.to_string())

@@ -79,7 +79,7 @@ impl Original {
         consumers.retain(|(node, _)| only.is_none_or(|only| only.contains(node)));
         for (node, axis) in consumers {
             let label = refit::label(graph, node);
-            let watch = refit::site(graph, node).and_then(|site| {
+            let watch = refit::linear(graph, node).and_then(|site| {
                 self.evidence.gram(site.input, axis)?;
                 watches.get(&(site.input, axis)).ok_or_else(|| "it was not observed".to_owned())
             });

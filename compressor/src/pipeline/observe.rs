@@ -182,7 +182,7 @@ pub(crate) fn observe_again(shop: &Shop<'_>, repair: &Repair) -> Result<Original
         let label = &wanted.at.label;
         let node = graph::NodeId(wanted.at.node);
         let known = graph.get_node(node).ok_or_else(|| "the source has no such node".to_owned());
-        let site = known.and_then(|_| refit::site(graph, node));
+        let site = known.and_then(|_| refit::linear(graph, node));
         let site = site.map_err(|why| wrong(format!("channel Gram of {label}: {why}")))?;
         let (stride, samples) = (wanted.stride.max(1), wanted.samples);
         let watch = Watch { key: (site.input, wanted.axis), stride, samples };

@@ -39,7 +39,7 @@ impl Fitting<'_> {
     ) -> Result<Option<RefitStep>, String> {
         let (source, node) = (&self.shop.source, NodeId(wanted.at.node));
         model.graph.get_node(node).ok_or("nothing reads it in the narrowed model")?;
-        let now = refit::site(&model.graph, node)?;
+        let now = refit::linear(&model.graph, node)?;
         let before = Before::of(source, groups, node, wanted.axis)?;
         if before.gone.is_empty() {
             return Ok(None);
@@ -79,17 +79,18 @@ impl Before {
     ) -> Result<Self, String> {
         let graph = &source.model.graph;
         graph.get_node(node).ok_or("the source has no such node")?;
-        let site = refit::site(graph, node)?;
+        let site = refit::linear(graph, node)?;
         let weight = graph.constant(site.weight).ok_or("its weight is gone")?;
-        let (_, outputs) = site.size(&weight.dims);
-        let cut = removed_of_weight(source, groups, &site)?;
+        let (inputs, outputs) = site.size(&weight.dims);
+        let cut = removed_of_weight(source, groups, &site, &weight.dims)?;
+        let dims = if site.recurrent { vec![outputs, inputs] } else { weight.dims.clone() };
         let channels = match site.conv {
             Some(_) => weight.dims.get(1).copied().unwrap_or(0) * site.groups(),
-            None => site.size(&weight.dims).0,
+            None => inputs,
         };
         Ok(Self {
             values: weight.to_f32_vec().map_err(|e| e.to_string())?,
-            dims: weight.dims.clone(),
+            dims,
             channels,
             groups: site.groups(),
             gone: removed(source, groups, site.input, axis)?,
@@ -247,13 +248,23 @@ fn removed_of_weight(
     source: &Source,
     groups: &[GroupChoice],
     site: &Site,
+    dims: &[usize],
 ) -> Result<BTreeSet<usize>, String> {
-    let axis = usize::from(!site.transposed);
+    // The rows of a recurrent layer's directions stand one behind the other, and go alike.
+    let (axis, repeats) = if site.recurrent {
+        (1, dims.first().copied().unwrap_or(1))
+    } else {
+        (usize::from(!site.transposed), 1)
+    };
+    let rows = dims.get(axis).copied().unwrap_or(0);
     let mut gone = BTreeSet::new();
     for (choice, group) in chosen(source, groups)? {
         let here = group.slices.iter().filter(|s| s.node == site.node && s.slot == 1);
-        let here = here.filter(|s| s.axis == axis);
-        gone.extend(here.flat_map(|s| without(&s.map, &choice.keep)));
+        for slice in here.filter(|s| s.axis == axis) {
+            let removed = without(&slice.map, &choice.keep);
+            let all = (0..repeats).flat_map(|at| removed.iter().map(move |row| at * rows + row));
+            gone.extend(all);
+        }
     }
     Ok(gone)
 }

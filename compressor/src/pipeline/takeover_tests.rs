@@ -119,3 +119,51 @@ fn a_consumer_that_lost_nothing_is_left_and_one_that_was_not_observed_is_said() 
     assert_eq!(refused.len(), 1);
     assert!(refused[0].stage == "gram" && refused[0].why.contains("not observed"), "{refused:?}");
 }
+
+/// A dense layer of eight features, of which the second four repeat the first; then an LSTM in both directions of
+/// three units.
+fn recurrent() -> Model {
+    let mut builder = Builder::new(17);
+    let x = builder.input("x", DType::F32, vec![Dim::Symbol("N".into()), Dim::Fixed(4)]);
+    let columns = noise(16, 5);
+    let dense: Vec<f32> = (0..32).map(|at| columns[at / 8 * 4 + at % 4]).collect();
+    let constant = |builder: &mut Builder, dims: &[usize], values: &[f32]| {
+        builder.constant("c", Tensor::from_f32(dims.to_vec(), values).unwrap()).unwrap()
+    };
+    let w = constant(&mut builder, &[4, 8], &dense);
+    let h = builder.node("MatMul", &[x, w], []).unwrap();
+    let h = builder.node("Relu", &[h], []).unwrap();
+    let axes = builder.constant("a", Tensor::from_i64(vec![1], &[0]).unwrap()).unwrap();
+    let h = builder.node("Unsqueeze", &[h, axes], []).unwrap();
+    let w = constant(&mut builder, &[2, 12, 8], &noise(192, 6));
+    let r = constant(&mut builder, &[2, 12, 3], &noise(72, 7));
+    let b = constant(&mut builder, &[2, 24], &noise(48, 8));
+    let attributes = [
+        ("hidden_size", AttributeValue::Int(3)),
+        ("direction", AttributeValue::String(b"bidirectional".to_vec().into())),
+    ];
+    let y = builder.node("LSTM", &[h, w, r, b], attributes).unwrap();
+    let y = builder.node("Squeeze", &[y], []).unwrap();
+    let order = ("perm", AttributeValue::Ints(vec![1, 0, 2]));
+    let y = builder.node("Transpose", &[y], [order]).unwrap();
+    builder.finish(&[y]).unwrap()
+}
+
+#[test]
+fn the_gates_of_a_recurrent_layer_take_over_in_both_directions() {
+    let (source, made) = repaired(&recurrent(), &[4], &[0, 1, 2, 3]);
+    let weight = |model: &Model| {
+        let lstm = model.graph.nodes().find(|(_, n)| matches!(n.op, graph::Op::Recurrent(_)));
+        let weight = model.graph.constant(lstm.unwrap().1.inputs[1].unwrap()).unwrap();
+        (weight.dims.clone(), weight.to_f32_vec().unwrap())
+    };
+    let ((_, whole), (dims, left)) = (weight(&source), weight(&made.model));
+    assert_eq!(dims, [2, 12, 4]);
+    for (at, found) in left.iter().enumerate() {
+        let of = |channel: usize| whole[at / 4 * 8 + channel];
+        let wanted = of(at % 4) + of(at % 4 + 4);
+        assert!((found - wanted).abs() < 0.1, "{at}: {found} is not {wanted}");
+    }
+    let step = &made.grams[0];
+    assert!(step.residual_after < 0.1 * step.residual_before, "{step:?}");
+}
