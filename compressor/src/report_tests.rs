@@ -145,7 +145,8 @@ fn curves_scores_and_the_front_are_drawn() {
     assert!(html.contains("conv&lt;2&gt;") && html.contains("32 of 64 units: 0.2500"));
     assert!(html.contains("activation") && html.contains("0.125"));
     assert_eq!(html.matches("class=\"front\"").count(), 2, "the front and one curve");
-    assert_eq!(html.matches("onfront\"").count(), 2, "both points are on the front");
+    let front = html.matches("onfront\"").count();
+    assert_eq!(front, 1, "the original answers no better than the other and is slower");
 }
 
 /// The report says how sure a verdict is, and that it was taken by what was seen.

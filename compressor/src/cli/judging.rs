@@ -21,7 +21,7 @@ pub struct JudgingArgs {
     #[arg(long, value_name = "NAME", value_parser = Metric::named, default_value = "agreement")]
     metric: Metric,
     /// How much worse than the original's the metric may be, in its unit (shares as 0.01 or 1%).
-    #[arg(long, value_name = "DROP", value_parser = drop_of)]
+    #[arg(long, value_name = "DROP", value_parser = drop_of, allow_negative_numbers = true)]
     metric_drop: Option<f64>,
     /// The worst value allowed of a metric that compares with the original, such as 20 (dB) for snr.
     #[arg(

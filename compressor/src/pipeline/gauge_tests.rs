@@ -33,14 +33,14 @@ fn what_was_seen_decides_unless_confidence_is_asked_for() {
 /// One candidate alone is shown to be good enough; as the first of three that may be judged it is not yet.
 #[test]
 fn a_candidate_is_held_to_the_standard_of_all_that_may_be_judged() {
-    let mut alone = tested(60, 1);
+    let mut alone = tested(50, 1);
     let p = alone.tests[0].evidence.p_noninferior;
     assert!((0.05 / 3.0..0.05).contains(&p), "{p}");
     settle(&mut [&mut alone], 1, Plan::default());
     assert_eq!(alone.tests[0].verdict, Verdict::NonInferior);
     settle(&mut [&mut alone], 3, Plan::default());
     assert!(matches!(alone.tests[0].verdict, Verdict::Undecided { .. }), "{alone:?}");
-    let (mut first, mut second, mut third) = (tested(60, 1), tested(500, 5), tested(500, 5));
+    let (mut first, mut second, mut third) = (tested(50, 1), tested(500, 5), tested(500, 5));
     settle(&mut [&mut first, &mut second, &mut third], 3, Plan::default());
     let all = [first, second, third].map(|quality| quality.tests[0].verdict);
     assert_eq!(all, [Verdict::NonInferior; 3], "the others leave the last one all of alpha");

@@ -289,14 +289,21 @@ enum Found {
 
 fn named(graph: &Graph, name: &str) -> Vec<Found> {
     let nodes = graph.nodes().filter(|(id, node)| node.name == name || label(graph, *id) == name);
-    let mut found: Vec<Found> = nodes.map(|(id, _)| Found::Node(id)).collect();
+    let mut found: Vec<Found> = nodes.map(|(id, _)| place(graph, id)).collect();
     if let Some(value) = graph.value_by_name(name) {
-        let place = graph.producer(value).map_or(Found::Value(value), Found::Node);
+        let place = graph.producer(value).map_or(Found::Value(value), |node| place(graph, node));
         if !found.contains(&place) {
             found.push(place);
         }
     }
     found
+}
+
+/// A node, but for one that is a constant, which is told of by its readers.
+fn place(graph: &Graph, id: NodeId) -> Found {
+    let node = graph.node(id);
+    let value = node.output(0).filter(|_| node.op == graph::Op::Constant);
+    value.map_or(Found::Node(id), Found::Value)
 }
 
 /// Visits the main graph and every body.
@@ -371,9 +378,9 @@ fn explain_in(source: &Source, graph: &Graph, scope: &Scope, found: &[Found]) ->
 fn origin(graph: &Graph, value: ValueId) -> &'static str {
     match graph.value(value).origin {
         graph::Origin::Input => "input",
-        graph::Origin::Initializer => "constant",
         graph::Origin::Outer => "value of the graph around",
-        graph::Origin::Node(..) => "value",
+        // Of the values that nodes compute, only constants stand for themselves.
+        graph::Origin::Initializer | graph::Origin::Node(..) => "constant",
     }
 }
 
