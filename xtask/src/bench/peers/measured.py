@@ -1,7 +1,7 @@
 """Runs a command and says what it cost: measured.py LIMIT_SECONDS COMMAND...
 
-Prints one JSON object: code, seconds (wall), peak_rss_bytes of that process alone, and the last words that it said
-where it failed or was stopped at the limit.
+Prints one JSON object: seconds (wall), cpu_seconds and peak_rss_bytes of that process alone, and why it failed (the
+last words that it said) where it did or was stopped at the limit.
 """
 
 import json
@@ -29,7 +29,9 @@ def main():
     why = lines[-1][-300:] if code and lines else f"ended with {code}" if code else None
     if seconds >= int(sys.argv[1]):
         why = f"stopped after {sys.argv[1]} s"
-    print(json.dumps({"code": code, "seconds": seconds, "peak_rss_bytes": usage.ru_maxrss * 1024, "why": why}))
+    cpu = usage.ru_utime + usage.ru_stime
+    cost = {"seconds": seconds, "cpu_seconds": cpu, "peak_rss_bytes": usage.ru_maxrss * 1024, "why": why}
+    print(json.dumps(cost))
 
 
 if __name__ == "__main__":

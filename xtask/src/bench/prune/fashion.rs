@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use super::kit::{Kit, Tool, Verdict};
+use super::kit::{Kit, Tool, Verdict, in_pairs};
 use super::subject::by_name;
 
 /// Shares of units kept.
@@ -42,29 +42,32 @@ pub(super) fn measure(kit: &Kit) -> Result<Repairs> {
     let ours =
         SCORES.into_iter().flat_map(|score| REPAIRS.map(|repair| Tool::Ours { score, repair }));
     let tools: Vec<_> = Tool::PEERS.into_iter().chain(ours).collect();
-    let mut lines = Vec::new();
+    let asked: Vec<_> =
+        tools.iter().flat_map(|&tool| KEEP.map(|keep| (tool, 1.0 - keep))).collect();
+    eprintln!("  {} scores, repairs and shares", asked.len());
+    let runs = in_pairs(&asked, |&(tool, remove)| kit.prune(subject, tool, remove));
+    let mut cells = Vec::new();
     let mut paths = Vec::new();
-    for tool in tools {
-        eprintln!("  {}", tool.title());
-        let mut cells = Vec::new();
-        for keep in KEEP {
-            let (path, cost) = kit.prune(subject, tool, 1.0 - keep)?;
-            cells.push(match cost.why {
-                Some(why) => Err(why),
-                None => {
-                    paths.push(path);
-                    Ok(Cell { accuracy: 0.0, params: 0 })
-                }
-            });
-        }
-        lines.push(Line { tool, cells });
+    for run in runs {
+        let (path, cost) = run?;
+        cells.push(match cost.why {
+            Some(why) => Err(why),
+            None => {
+                paths.push(path);
+                Ok(Cell { accuracy: 0.0, params: 0 })
+            }
+        });
     }
     let mut verdicts = kit.judge(subject, &paths)?.into_iter().map(cell);
     let original = verdicts.next().context("the judge gave no verdict")?;
-    let good = lines.iter_mut().flat_map(|line| &mut line.cells).filter(|cell| cell.is_ok());
-    for (made, judged) in good.zip(verdicts) {
+    for (made, judged) in cells.iter_mut().filter(|cell| cell.is_ok()).zip(verdicts) {
         *made = judged;
     }
+    let mut cells = cells.into_iter();
+    let lines = tools
+        .into_iter()
+        .map(|tool| Line { tool, cells: cells.by_ref().take(KEEP.len()).collect() })
+        .collect();
     Ok(Repairs { original: original.map_err(anyhow::Error::msg)?, lines })
 }
 

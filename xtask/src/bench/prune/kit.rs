@@ -4,6 +4,8 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -41,6 +43,7 @@ pub(super) struct Kit {
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Cost {
     pub(super) seconds: f64,
+    pub(super) cpu_seconds: f64,
     pub(super) peak_rss_bytes: f64,
     pub(super) why: Option<String>,
 }
@@ -202,7 +205,7 @@ impl Kit {
             .arg("--json")
             .arg(self.original(subject))
             .arg("-o")
-            .arg(self.of(subject, "trial.onnx"));
+            .arg(self.of(subject, &format!("trial-{remove:.6}.onnx")));
         let said: Value = serde_json::from_str(&process::output(&mut command)?)?;
         said["params_after"].as_u64().context("espalier prune --json names no params_after")
     }
@@ -275,4 +278,37 @@ impl Kit {
 fn cost_of(command: &mut Command) -> Result<Cost> {
     let text = process::output(command)?;
     serde_json::from_str(&text).context("no cost was printed")
+}
+
+/// Does `work` on every item, two at a time where nothing is timed; the results in the order of the items.
+pub(super) fn in_pairs<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let take = || {
+        let mut done = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(at) else { return done };
+            done.push((at, work(item)));
+        }
+    };
+    let mut all = thread::scope(|scope| {
+        let other = scope.spawn(take);
+        let mut mine = take();
+        mine.extend(other.join().into_iter().flatten());
+        mine
+    });
+    all.sort_by_key(|(at, _)| *at);
+    all.into_iter().map(|(_, result)| result).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn results_come_in_the_order_of_the_items() {
+        let items: Vec<usize> = (0..50).collect();
+        assert_eq!(
+            super::in_pairs(&items, |item| item * 2),
+            items.iter().map(|i| i * 2).collect::<Vec<_>>()
+        );
+    }
 }

@@ -7,18 +7,18 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::kit::{Cost, ENGINES, Kit, Tool, Verdict};
+use super::kit::{Cost, ENGINES, Kit, Tool, Verdict, in_pairs};
 use super::subject::Subject;
 
 /// Shares of units that every tool is asked to remove; the first is the one whose cost is shown.
-pub(super) const REMOVE: [f64; 3] = [0.5, 0.25, 0.75];
+pub(super) const REMOVE: [f64; 2] = [0.5, 0.25];
 /// What Espalier is judged by, and what is compared with peers that look at no samples.
 pub(super) const OURS: Tool = Tool::Ours { score: "auto", repair: "ls" };
 pub(super) const OURS_PLAIN: Tool = Tool::Ours { score: "magnitude", repair: "none" };
 /// Steps of the search for a peer's number of parameters.
 const HALVINGS: usize = 9;
 /// Rounds in which all models are timed, one after the other; the least median counts.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 2;
 /// Two latencies that differ by less count as equal.
 pub(super) const EQUAL: f64 = 1.02;
 
@@ -156,19 +156,21 @@ fn answer(
         .filter_map(|(index, made)| Some((index, made.outcome.as_ref().ok()?.params)))
         .filter(|(_, left)| *left < params)
         .collect();
+    let searched = in_pairs(&wanted, |&(_, left)| least_removed(kit, subject, left));
     let mut answers = BTreeMap::new();
-    let first_new = made.len();
-    for (peer, left) in wanted {
-        let Some(remove) = least_removed(kit, subject, left)? else { continue };
+    let (first_new, mut new) = (made.len(), Vec::<f64>::new());
+    for ((peer, _), remove) in wanted.into_iter().zip(searched) {
+        let Some(remove) = remove? else { continue };
         let known = made.iter().position(|m| m.tool == OURS && same(m.remove, remove));
-        let at = match known {
-            Some(at) => at,
-            None => {
-                made.push(run(kit, subject, OURS, remove)?);
-                made.len() - 1
-            }
-        };
+        let asked = new.iter().position(|&other| same(other, remove)).map(|at| first_new + at);
+        let at = known.or(asked).unwrap_or_else(|| {
+            new.push(remove);
+            first_new + new.len() - 1
+        });
         answers.insert(peer, at);
+    }
+    for run in in_pairs(&new, |&remove| run(kit, subject, OURS, remove)) {
+        made.push(run?);
     }
     judge(kit, subject, &mut made[first_new..])?;
     Ok(answers)

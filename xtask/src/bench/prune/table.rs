@@ -135,7 +135,10 @@ fn peers(result: &Measured) -> impl Iterator<Item = (usize, &Made)> {
 
 fn costs(text: &mut String, results: &[Measured]) -> Result<()> {
     let tools = [OURS_PLAIN, Tool::OnnxsimPlain, Tool::TorchPruning, OURS, Tool::OnnxsimCalibrated];
-    writeln!(text, "## Wall time and peak memory, asked for half of the units\n")?;
+    writeln!(
+        text,
+        "## Wall time, CPU time (in brackets) and peak memory, asked for half of the units\n"
+    )?;
     let titles = tools.map(Tool::title).join(" | ");
     writeln!(text, "| model | espalier analyze | {titles} |\n|---|---|{}", "---|".repeat(5))?;
     for result in results {
@@ -162,7 +165,8 @@ fn costs(text: &mut String, results: &[Measured]) -> Result<()> {
 }
 
 fn cost(cost: &Cost) -> String {
-    format!("{:.2} s, {:.0} MB", cost.seconds, cost.peak_rss_bytes / 1e6)
+    let Cost { seconds, cpu_seconds, peak_rss_bytes, .. } = cost;
+    format!("{seconds:.2} s ({cpu_seconds:.2} s), {:.0} MB", peak_rss_bytes / 1e6)
 }
 
 fn model(text: &mut String, result: &Measured) -> Result<()> {
