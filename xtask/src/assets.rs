@@ -9,6 +9,7 @@ mod corpus;
 mod crates;
 mod debian;
 mod npz;
+mod peers;
 mod python;
 
 use std::fs;
@@ -20,6 +21,7 @@ use clap::{Args, ValueEnum};
 use sha2::{Digest, Sha256};
 
 use crate::paths;
+pub(crate) use peers::{PEER_DATA, PeerAssets};
 
 #[derive(Args)]
 pub(crate) struct AssetsArgs {
@@ -34,6 +36,8 @@ enum Purpose {
     Demo,
     /// The demo's, and everything the tests need
     Test,
+    /// What `cargo xtask bench prune` needs: real models, samples for them, and its peers
+    Prune,
 }
 
 /// What the tests need from outside.
@@ -48,6 +52,7 @@ pub(crate) fn run(args: &AssetsArgs) -> Result<ExitCode> {
     match args.purpose {
         Purpose::Demo => println!("{}", for_demo()?.display()),
         Purpose::Test => println!("{}", for_tests()?.folder.display()),
+        Purpose::Prune => println!("{}", for_prune_bench()?.folder.display()),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -72,6 +77,13 @@ pub(crate) fn for_tests() -> Result<TestAssets> {
     python::models(&folder)?;
     python::light_models(&folder)?;
     Ok(TestAssets { folder, onnxruntime: python::onnxruntime_library()?, python, mosquitto })
+}
+
+/// Fetches the real models, samples for them, and the peers that pruning is measured against.
+pub(crate) fn for_prune_bench() -> Result<PeerAssets> {
+    let folder = for_demo()?;
+    python::models(&folder)?;
+    peers::fetch(folder, onnxruntime()?)
 }
 
 /// The ONNX Runtime library of the Python environment, fetched if need be.

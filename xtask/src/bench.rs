@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measures, and writes the table that it prints.
 
 mod loop_bench;
+mod prune;
 
 use std::process::ExitCode;
 
@@ -17,10 +18,14 @@ pub(crate) struct BenchArgs {
 enum What {
     /// The loop end to end: seconds from breach to commit, failed requests, memory, sizes of the release binaries
     Loop,
+    /// Structured pruning of real models beside onnxsim and torch-pruning: what is removed, what the answers are
+    /// worth then, latency, time and memory
+    Prune(prune::PruneArgs),
 }
 
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    match args.what {
+    match &args.what {
         What::Loop => loop_bench::run(),
+        What::Prune(args) => prune::run(args),
     }
 }

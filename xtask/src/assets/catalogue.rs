@@ -210,8 +210,10 @@ pub(super) struct DebianData {
     /// Folder inside the package, and name in the assets folder.
     pub(super) from: &'static str,
     pub(super) to: &'static str,
-    /// Folder below that, and how many models it holds.
-    pub(super) models: &'static [(&'static str, usize)],
+    /// What the files that count end with.
+    pub(super) extension: &'static str,
+    /// Folder below that, and how many such files it holds.
+    pub(super) counts: &'static [(&'static str, usize)],
 }
 
 /// The official ONNX node tests and converter tests.
@@ -220,5 +222,6 @@ pub(super) const NODE_TESTS: DebianData = DebianData {
     version: "1.12",
     from: "usr/share/libonnx-testdata/data",
     to: "onnx-testdata",
-    models: &[("node", 932), ("pytorch-converted", 82), ("pytorch-operator", 35), ("simple", 23)],
+    extension: "onnx",
+    counts: &[("node", 932), ("pytorch-converted", 82), ("pytorch-operator", 35), ("simple", 23)],
 };

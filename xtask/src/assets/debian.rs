@@ -49,16 +49,17 @@ pub(super) fn data(wanted: &DebianData, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Checks that every folder of the package's data holds as many models as the catalogue says.
+/// Checks that every folder of the package's data holds as many files as the catalogue says.
 fn count(wanted: &DebianData, data: &Path) -> Result<()> {
-    for (folder, models) in wanted.models {
-        let found = models_below(&data.join(folder))
+    for (folder, files) in wanted.counts {
+        let found = files_below(&data.join(folder), wanted.extension)
             .with_context(|| format!("{} holds no {folder}", wanted.package))?;
-        if found != *models {
+        if found != *files {
             bail!(
-                "{} has {found} models in {folder}, wanted the {models} of version {}: it is damaged, \
-                 or this is another release of Debian (the catalogue says what the tests expect)",
+                "{} has {found} .{} files in {folder}, wanted the {files} of version {}: it is damaged, \
+                 or this is another release of Debian (the catalogue says what is expected)",
                 wanted.package,
+                wanted.extension,
                 wanted.version
             );
         }
@@ -66,13 +67,13 @@ fn count(wanted: &DebianData, data: &Path) -> Result<()> {
     Ok(())
 }
 
-fn models_below(folder: &Path) -> std::io::Result<usize> {
+fn files_below(folder: &Path, ending: &str) -> std::io::Result<usize> {
     let mut found = 0;
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         if path.is_dir() {
-            found += models_below(&path)?;
-        } else if path.extension().is_some_and(|extension| extension == "onnx") {
+            found += files_below(&path, ending)?;
+        } else if path.extension().is_some_and(|extension| extension == ending) {
             found += 1;
         }
     }
@@ -138,7 +139,8 @@ mod tests {
         version: "1",
         from: "usr/share/data",
         to: "data",
-        models: &[("node", 2), ("simple", 1)],
+        extension: "onnx",
+        counts: &[("node", 2), ("simple", 1)],
     };
 
     #[test]
@@ -152,7 +154,7 @@ mod tests {
         count(&WANTED, &data).unwrap();
         fs::remove_file(data.join("node/b/model.onnx")).unwrap();
         let error = count(&WANTED, &data).unwrap_err().to_string();
-        assert!(error.contains("1 models in node, wanted the 2"), "{error}");
+        assert!(error.contains("1 .onnx files in node, wanted the 2"), "{error}");
         fs::remove_dir_all(data.join("simple")).unwrap();
         fs::write(data.join("node/b/model.onnx"), "").unwrap();
         assert!(format!("{:#}", count(&WANTED, &data).unwrap_err()).contains("no simple"));

@@ -15,17 +15,28 @@ use super::catalogue::{
 use super::{debian, hex, is_placed, write_atomically};
 use crate::{paths, process};
 
-/// Makes the virtual environment if its stamp does not name exactly the pinned packages; returns its Python.
+/// The tests' virtual environment; returns its Python.
 pub(super) fn environment() -> Result<PathBuf> {
-    let folder = paths::python_env()?;
+    let wanted = requirements(&[PYTHON_PACKAGES]);
+    let what = "the tests' Python packages";
+    make_environment(what, &paths::python_env()?, &wanted, system_python, &[])
+}
+
+/// Makes a virtual environment if its stamp does not name exactly the pinned packages; returns its Python.
+pub(super) fn make_environment(
+    what: &str,
+    folder: &Path,
+    wanted: &str,
+    system: impl FnOnce() -> Result<PathBuf>,
+    options: &[&str],
+) -> Result<PathBuf> {
     let python = folder.join("bin/python");
     let stamp = folder.join("espalier-packages");
-    let wanted = requirements(PYTHON_PACKAGES);
     if python.exists() && fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
         return Ok(python);
     }
-    eprintln!("installing the tests' Python packages");
-    make_venv(&system_python()?, &folder)?;
+    eprintln!("installing {what}");
+    make_venv(&system()?, folder, options)?;
     let list = folder.join("requirements.txt");
     write_atomically(&list, wanted.as_bytes())?;
     process::output(
@@ -40,12 +51,12 @@ pub(super) fn environment() -> Result<PathBuf> {
 }
 
 /// The packages in pip's format for requirements, each with the hashes of its accepted wheels.
-fn requirements(packages: &[Pinned]) -> String {
+pub(super) fn requirements(lists: &[&[Pinned]]) -> String {
     let line = |package: &Pinned| {
         let hashes = package.sha256.iter().map(|sha256| format!(" --hash=sha256:{sha256}"));
         format!("{}{}\n", package.requirement, hashes.collect::<String>())
     };
-    packages.iter().map(line).collect()
+    lists.iter().copied().flatten().map(line).collect()
 }
 
 /// This machine's Python, of a version that the pinned packages have wheels for.
@@ -75,8 +86,11 @@ fn is_supported(version: &str) -> bool {
 }
 
 /// Debian's Python makes no virtual environments until a further package is installed.
-fn make_venv(system: &Path, folder: &Path) -> Result<()> {
-    let make = || process::output(Command::new(system).args(["-m", "venv", "--clear"]).arg(folder));
+fn make_venv(system: &Path, folder: &Path, options: &[&str]) -> Result<()> {
+    let make = || {
+        let mut venv = Command::new(system);
+        process::output(venv.args(["-m", "venv", "--clear"]).args(options).arg(folder))
+    };
     let Err(first) = make() else { return Ok(()) };
     debian::install(PYTHON_VENV_PACKAGE).and_then(|()| make()).map(drop).with_context(|| {
         format!(
@@ -188,11 +202,13 @@ fn site_packages() -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::peers;
     use super::*;
 
     #[test]
     fn every_requirement_is_one_version_with_well_formed_hashes() {
-        for package in PYTHON_PACKAGES {
+        let lists = [PYTHON_PACKAGES, peers::ONNXSIM_PACKAGES, peers::TORCH_PACKAGES];
+        for package in lists.into_iter().flatten() {
             let name = package.requirement;
             assert_eq!(name.split("==").count(), 2, "{name}");
             assert!(!package.sha256.is_empty(), "{name}");
@@ -201,7 +217,7 @@ mod tests {
                 assert!(hash.len() == 64 && hash.chars().all(is_hex), "{name}: {hash}");
             }
         }
-        let text = requirements(&[Pinned { requirement: "a==1", sha256: &["00", "ff"] }]);
+        let text = requirements(&[&[Pinned { requirement: "a==1", sha256: &["00", "ff"] }]]);
         assert_eq!(text, "a==1 --hash=sha256:00 --hash=sha256:ff\n");
     }
 

@@ -212,7 +212,7 @@ fn number(value: &Value, divisor: f64, unit: &str) -> String {
         .map_or_else(|| "not measured".to_owned(), |n| format!("{:.2}{unit}", n / divisor))
 }
 
-fn host() -> String {
+pub(super) fn host() -> String {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
     let cores = thread::available_parallelism().map_or(1, usize::from);
