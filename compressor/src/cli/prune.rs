@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let job = PruneJob {
         source: args.model.clone(),
         output: args.output.clone(),
-        ratio: args.budget.ratio.unwrap_or(1.0),
+        ratio: args.budget.ratio(),
         score: match (args.score, &args.data) {
             (Score::Magnitude, _) | (Score::Auto, None) => ScoreKind::Magnitude,
             (Score::Random, _) => ScoreKind::Random,
