@@ -19,7 +19,7 @@ pub struct BudgetArgs {
     #[command(flatten)]
     most: Most,
     /// With --ratio: as many parameters as that ratio would leave, but each group narrowed by what that loses.
-    #[arg(long, requires = "ratio")]
+    #[arg(long, conflicts_with_all = ["params", "macs", "size", "latency"])]
     global: bool,
     /// Samples of --data that losses are measured on.
     #[arg(long, value_name = "N", default_value_t = CURVE_SAMPLES, value_parser = samples)]
