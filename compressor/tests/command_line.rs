@@ -32,7 +32,7 @@ fn wrong_usage_exits_with_two_and_says_what_is_wrong() {
         (vec!["prune", "m", "-o", "x", "--macs", "many"], "is no count"),
         (vec!["prune", "m", "-o", "x", "--size", "3XB"], "is no size"),
         (vec!["prune", "m", "-o", "x", "--latency", "70%"], "--data"),
-        (vec!["prune", "m", "-o", "x", "--params", "60%", "--global"], "--ratio"),
+        (vec!["prune", "m", "-o", "x", "--params", "60%", "--global"], "cannot be used with"),
         (vec!["bench", "m.onnx", "--runtime", "rten"], "no engine"),
         (
             vec![

@@ -9,7 +9,7 @@
 use super::knapsack::{Front, Offer};
 use super::menu::Menu;
 
-/// Choices around which costs are made to add up.
+/// Choices around which costs are made to add up, from each beginning.
 const ROUNDS: usize = 6;
 /// Corrections of the budget around one choice.
 const CORRECTIONS: usize = 5;
@@ -17,8 +17,9 @@ const CORRECTIONS: usize = 5;
 const MOVES: usize = 48;
 /// True costs asked for one move.
 const ASKED: usize = 24;
-/// A move is asked for its true cost if what is expected of it is at most this much over the budget.
-const HOPEFUL: f64 = 1.01;
+/// A move of two groups, which is expected to cost more than the budget by up to this share of it, is asked for its
+/// true cost.
+const HOPEFUL: f64 = 0.1;
 
 /// What a whole choice costs. A choice is one step of each menu, by index.
 pub trait Cost {
@@ -123,12 +124,16 @@ pub fn search<C: Cost>(menus: &[Menu], cost: &mut C, budget: f64) -> Result<Sear
     hunt.ask(&narrowest)?;
     let (_, even) = uniform(menus, hunt.cost, budget)?;
     hunt.ask(&even.choice)?;
-    let mut around = even.choice;
-    let mut seen = Vec::new();
-    while seen.len() < ROUNDS && !seen.contains(&around) {
-        seen.push(around.clone());
-        if let Some(next) = hunt.around(&around)? {
-            around = next;
+    let mut seen: Vec<Vec<usize>> = Vec::new();
+    for mut around in [vec![0; menus.len()], even.choice, narrowest] {
+        for _ in 0..ROUNDS {
+            if seen.contains(&around) {
+                break;
+            }
+            seen.push(around.clone());
+            if let Some(next) = hunt.around(&around)? {
+                around = next;
+            }
         }
     }
     hunt.polish()?;
@@ -217,9 +222,8 @@ impl<C: Cost> Hunt<'_, C> {
                 return Ok(());
             };
             let margins = self.margins(&best.choice)?;
-            let room = room(self.budget, best.cost);
             let better =
-                moves(self.menus, &best, &margins, room).take_while(|(lost, _)| *lost < 0.0);
+                moves(self.menus, &best, &margins, self.budget).take_while(|(lost, _)| *lost < 0.0);
             for (_, choice) in better.take(ASKED) {
                 self.ask(&choice)?;
                 if self.best.as_ref() != Some(&best) {
@@ -249,7 +253,7 @@ pub fn neighbours<C: Cost>(
     let mut hunt = Hunt { menus, cost, budget, best: None, cheapest: None };
     let margins = hunt.margins(&from.choice)?;
     let mut found = Vec::new();
-    for (_, choice) in moves(menus, from, &margins, room(budget, from.cost)).take(ASKED) {
+    for (_, choice) in moves(menus, from, &margins, budget).take(ASKED) {
         let cost = hunt.cost.of(&choice)?;
         if cost <= budget {
             found.push(Found { loss: loss(menus, &choice), choice, cost });
@@ -261,20 +265,15 @@ pub fn neighbours<C: Cost>(
     Ok(found)
 }
 
-/// How much more a move may be expected to cost.
-fn room(budget: f64, now: f64) -> f64 {
-    budget * if budget > 0.0 { HOPEFUL } else { 1.0 } - now
-}
-
 /// One group a step wider, or one a step wider and another as much narrower as pays for it.
 type Move = (f64, usize, Option<(usize, usize)>);
 
-/// Choices one move from `from` that are expected to cost at most `room` more, and how much more each loses; by that.
+/// Choices one move from `from` that are expected to be within `budget`, and how much more each loses; by that.
 fn moves<'m>(
     menus: &'m [Menu],
     from: &'m Found,
     margins: &[Vec<f64>],
-    room: f64,
+    budget: f64,
 ) -> impl Iterator<Item = (f64, Vec<usize>)> + use<'m> {
     let margin = |group: usize, step: usize| {
         margins.get(group).and_then(|m| m.get(step)).copied().unwrap_or(f64::INFINITY)
@@ -282,6 +281,7 @@ fn moves<'m>(
     let lost = |group: usize, step: usize| {
         menus[group].step(step).loss - menus[group].step(from.choice[group]).loss
     };
+    let (room, slack) = (budget - from.cost, HOPEFUL * budget.abs());
     let mut found: Vec<Move> = Vec::new();
     for (wider, &at) in from.choice.iter().enumerate().filter(|(_, at)| **at > 0) {
         let (gain, cost) = (lost(wider, at - 1), margin(wider, at - 1));
@@ -290,8 +290,10 @@ fn moves<'m>(
             continue;
         }
         for (other, menu) in menus.iter().enumerate().filter(|(o, _)| *o != wider) {
-            let mut steps = from.choice[other] + 1..menu.steps().len();
-            if let Some(step) = steps.find(|step| cost + margin(other, *step) <= room) {
+            // What two groups cost together is not known: the first step that may pay is tried, and the one behind it.
+            let steps = from.choice[other] + 1..menu.steps().len();
+            let paying = steps.filter(|step| cost + margin(other, *step) <= room + slack);
+            for step in paying.take(2) {
                 found.push((gain + lost(other, step), wider, Some((other, step))));
             }
         }

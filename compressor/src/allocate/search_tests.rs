@@ -1,6 +1,8 @@
 use super::*;
 use crate::allocate::testing::{Chain, chains};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
 
 fn found(chain: &mut Chain, budget: f64) -> Searched {
     let menus = chain.menus.clone();
@@ -38,23 +40,28 @@ proptest! {
             }
         }
     }
+}
 
-    /// Two groups that meet are where adding up is wrong; what is found is still (nearly) the best of all.
-    #[test]
-    fn what_is_found_is_close_to_the_best_of_all(chain in chains(), share in 0.2f64..1.0) {
-        let mut chain = chain;
-        let whole = chain.cost(&vec![0; chain.menus.len()]);
-        let budget = whole * share;
-        let best = brute(&chain, budget);
-        match (found(&mut chain, budget), best) {
-            (Searched::Within(found), Some(best)) => {
-                let worst = loss(&chain.menus, &vec![usize::MAX; chain.menus.len()]);
-                prop_assert!(found.loss <= 1.1 * best + 0.02 * worst, "{} for {best}", found.loss);
+/// Groups of few wide steps that meet are where adding up is most wrong. Of 500 such networks (always the same) nearly
+/// all get the best choice of all or one close to it.
+#[test]
+fn what_is_found_is_nearly_always_the_best_of_all() {
+    let mut runner = TestRunner::deterministic();
+    let (mut best, mut close) = (0, 0);
+    for _ in 0..500 {
+        let cases = (chains(), 0.2f64..1.0).new_tree(&mut runner).unwrap();
+        let (mut chain, share) = cases.current();
+        let budget = share * chain.cost(&vec![0; chain.menus.len()]);
+        match (found(&mut chain, budget), brute(&chain, budget)) {
+            (Searched::Within(found), Some(least)) => {
+                best += usize::from(found.loss <= least + 1e-12);
+                close += usize::from(found.loss <= 1.1 * least + 1e-12);
             }
-            (Searched::Unreachable(_), None) => {}
-            (found, best) => prop_assert!(false, "{found:?} where the best is {best:?}"),
+            (Searched::Unreachable(_), None) => (best, close) = (best + 1, close + 1),
+            (found, least) => panic!("{found:?} where the best loses {least:?}"),
         }
     }
+    assert!(best >= 475 && close >= 490, "{best} are the best, {close} are close to it");
 }
 
 #[test]

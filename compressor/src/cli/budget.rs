@@ -12,13 +12,34 @@ use crate::pipeline::single::{PruneJob, PruneOutcome};
 use crate::plan::Plan;
 use crate::search::milliseconds;
 
-/// How narrow the model becomes: exactly one of these.
+/// How narrow the model becomes, and what choosing that takes.
 #[derive(Debug, ClapArgs)]
-#[group(id = "how_narrow", required = true, multiple = false, args = ["ratio", "params", "macs", "size", "latency"])]
+#[group(skip)]
 pub struct BudgetArgs {
+    #[command(flatten)]
+    most: Most,
+    /// With --ratio: as many parameters as that ratio would leave, but each group narrowed by what that loses.
+    #[arg(long, conflicts_with_all = ["params", "macs", "size", "latency"])]
+    global: bool,
+    /// Samples of --data that losses are measured on.
+    #[arg(long, value_name = "N", default_value_t = CURVE_SAMPLES, value_parser = samples)]
+    curve_samples: usize,
+    /// Where measured losses and times are kept, from which a run that was stopped goes on [default: the output's name
+    /// with .curves.jsonl behind it].
+    #[arg(long, value_name = "FILE")]
+    curves: Option<PathBuf>,
+    /// Where the plan is written, for `espalier apply`.
+    #[arg(long, value_name = "FILE")]
+    pub(super) plan_out: Option<PathBuf>,
+}
+
+/// Exactly one of these.
+#[derive(Debug, ClapArgs)]
+#[group(required = true, multiple = false)]
+struct Most {
     /// Share of units to keep in every group, rounded up to what engines like.
     #[arg(long, value_name = "SHARE", value_parser = share)]
-    pub(super) ratio: Option<f64>,
+    ratio: Option<f64>,
     /// At most so many parameters: 250k, 1.5M, or a share of the original's: 60%. As with all budgets, each group is
     /// narrowed by what that loses.
     #[arg(long, value_name = "COUNT", value_parser = counts)]
@@ -32,19 +53,6 @@ pub struct BudgetArgs {
     /// At most so long a median inference in --runtime with --threads on this host: 5ms, or a share: 70%. Measured.
     #[arg(long, value_name = "TIME", value_parser = times, requires = "data")]
     latency: Option<Amount>,
-    /// With --ratio: as many parameters as that ratio would leave, but each group narrowed by what that loses.
-    #[arg(long, requires = "ratio", conflicts_with_all = ["params", "macs", "size", "latency"])]
-    global: bool,
-    /// Samples of --data that losses are measured on.
-    #[arg(long, value_name = "N", default_value_t = CURVE_SAMPLES, value_parser = samples)]
-    curve_samples: usize,
-    /// Where measured losses and times are kept, from which a run that was stopped goes on [default: the output's name
-    /// with .curves.jsonl behind it].
-    #[arg(long, value_name = "FILE")]
-    curves: Option<PathBuf>,
-    /// Where the plan is written, for `espalier apply`.
-    #[arg(long, value_name = "FILE")]
-    pub(super) plan_out: Option<PathBuf>,
 }
 
 fn counts(text: &str) -> Result<Amount, String> {
@@ -64,13 +72,19 @@ fn samples(text: &str) -> Result<usize, String> {
 }
 
 impl BudgetArgs {
+    /// Share of units to keep; 1 under a budget, which does not look at it.
+    pub(super) fn ratio(&self) -> f64 {
+        self.most.ratio.unwrap_or(1.0)
+    }
+
     /// The budget; none where every group keeps the same share.
     pub(super) fn budget(&self) -> Option<Budget> {
-        let global = self.ratio.filter(|_| self.global).map(Budget::Global);
-        let params = self.params.map(Budget::Params);
-        let macs = self.macs.map(Budget::Macs);
-        let size = self.size.map(Budget::Size);
-        let latency = self.latency.map(Budget::Latency);
+        let most = &self.most;
+        let global = most.ratio.filter(|_| self.global).map(Budget::Global);
+        let params = most.params.map(Budget::Params);
+        let macs = most.macs.map(Budget::Macs);
+        let size = most.size.map(Budget::Size);
+        let latency = most.latency.map(Budget::Latency);
         global.or(params).or(macs).or(size).or(latency)
     }
 

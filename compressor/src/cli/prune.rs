@@ -88,7 +88,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let job = PruneJob {
         source: args.model.clone(),
         output: args.output.clone(),
-        ratio: args.budget.ratio.unwrap_or(1.0),
+        ratio: args.budget.ratio(),
         score: args.score,
         data: args.data.clone(),
         repair: args.repair.clone().map(|repairs| repairs.0),

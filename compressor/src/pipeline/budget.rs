@@ -281,7 +281,7 @@ impl Maker<'_> {
         let menus: Vec<Menu> = curves.iter().map(menu).collect();
         let what = self.what()?;
         let refitted = self.refitted();
-        let mut counter = Counter::new(self.source, &menus, what, refitted.clone(), progress);
+        let mut counter = Counter::new(self.source, self.units, &menus, what, refitted, progress);
         let limit = self.limit(&menus, &mut counter, means)?;
         let (mut most, mut nearest) = (limit.most, f64::INFINITY);
         for _ in 0..ATTEMPTS {
