@@ -98,7 +98,7 @@ impl BudgetArgs {
         };
         match self.budget() {
             None => {
-                let ratio = self.ratio.unwrap_or(1.0) * 100.0;
+                let ratio = self.ratio() * 100.0;
                 format!("Goal: {ratio} % of the units of every group.")
             }
             Some(Budget::Global(ratio)) => format!(
