@@ -87,9 +87,12 @@ pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, Co
         let (plan, refused) = pruning(&source, job, &rating)?;
         return finish(&source, &job.output, plan, None, refused);
     };
-    let kinds = asked.map_or_else(|| RepairKind::usual(job.score), <[RepairKind]>::to_vec);
+    let mut kinds = asked.map_or_else(|| RepairKind::usual(job.score), <[RepairKind]>::to_vec);
     let shell = shell(&job.source, data, &job.engine, job.seed);
     let shop = Shop::open_whole(&shell, progress)?;
+    if asked.is_none() && !norms::any(&shop.source) {
+        kinds.retain(|kind| *kind != RepairKind::Bn);
+    }
     let (by_group, picks, mut refused) = match job.score {
         ScoreKind::Auto => {
             let found = auto::pick(&shop)?;

@@ -82,7 +82,8 @@ impl Before {
         let site = refit::site(graph, node)?;
         let weight = graph.constant(site.weight).ok_or("its weight is gone")?;
         let (_, outputs) = site.size(&weight.dims);
-        let cut = removed_of_weight(source, groups, &site)?;
+        let axis_out = usize::from(!site.transposed);
+        let cut = removed_of_constant(source, groups, (node, 1), axis_out)?;
         let channels = match site.conv {
             Some(_) => weight.dims.get(1).copied().unwrap_or(0) * site.groups(),
             None => site.size(&weight.dims).0,
@@ -242,16 +243,16 @@ fn removed(
     Ok(gone)
 }
 
-/// Outputs of a site's weight that a plan takes away.
-fn removed_of_weight(
+/// Indices along `axis` of the constant that a node reads at a slot which a plan takes away.
+pub(crate) fn removed_of_constant(
     source: &Source,
     groups: &[GroupChoice],
-    site: &Site,
+    (node, slot): (NodeId, usize),
+    axis: usize,
 ) -> Result<BTreeSet<usize>, String> {
-    let axis = usize::from(!site.transposed);
     let mut gone = BTreeSet::new();
     for (choice, group) in chosen(source, groups)? {
-        let here = group.slices.iter().filter(|s| s.node == site.node && s.slot == 1);
+        let here = group.slices.iter().filter(|s| s.node == node && s.slot == slot);
         let here = here.filter(|s| s.axis == axis);
         gone.extend(here.flat_map(|s| without(&s.map, &choice.keep)));
     }
