@@ -1,8 +1,9 @@
 //! Compresses ONNX models towards a device's budgets.
 //!
 //! The stages, in the order in which [`pipeline`] runs them: read the data ([`data`]), observe the
-//! model on it ([`calibrate`]), rate units ([`score`]), choose widths ([`allocate`]), write a [`plan`], apply it (cut, repair by [`rescale`] and
-//! [`refit`], [`quantize`]), judge ([`quality`], [`latency`], [`memory`]), choose ([`search`]), and write the bundle
+//! model on it ([`calibrate`]), rate units ([`score`]), choose widths ([`allocate`]), write a [`plan`], apply it (cut,
+//! repair by [`gram`], [`rescale`] and [`refit`], [`quantize`]), judge ([`quality`], [`latency`], [`memory`]), choose
+//! ([`search`]), and write the bundle
 //! with its report ([`report`]). Metrics of a task ([`metric`]) and the tests that compare two models by them ([`stats`])
 //! know no stage.
 //!

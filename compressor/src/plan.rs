@@ -106,9 +106,10 @@ impl RepairKind {
         }
     }
 
-    /// The repair that goes with a score where none is named: second-order removal is half of it.
+    /// The repairs that go with a score where none is named: second-order removal is half of one, and what it does not
+    /// know of the layers before shows in the normalizations (which a model may not have).
     pub fn usual(score: ScoreKind) -> Vec<Self> {
-        vec![if score == ScoreKind::Obs { Self::Gram } else { Self::Ls }]
+        if score == ScoreKind::Obs { vec![Self::Gram, Self::Bn] } else { vec![Self::Ls] }
     }
 }
 

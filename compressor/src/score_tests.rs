@@ -147,8 +147,19 @@ fn normalized(folded: bool) -> Model {
         builder.node("BatchNormalization", &inputs, [attribute]).unwrap()
     };
     h = builder.node("Relu", &[h], []).unwrap();
-    let w = f32s(&mut builder, "w2", &[1, 2, 1, 1], &[1.0, 1.0]);
-    let y = builder.node("Conv", &[h, w], []).unwrap();
+    // The reader is normalized too, by a product of one half.
+    let half = if folded { 0.5 } else { 1.0 };
+    let w = f32s(&mut builder, "w2", &[1, 2, 1, 1], &[half, 2.0 * half]);
+    let mut y = builder.node("Conv", &[h, w], []).unwrap();
+    if !folded {
+        let norm: Vec<ValueId> = [("g2", 1.0), ("b2", 0.0), ("m2", 0.0), ("v2", 4.0)]
+            .into_iter()
+            .map(|(name, value)| f32s(&mut builder, name, &[1], &[value]))
+            .collect();
+        let attribute = ("epsilon", AttributeValue::Float(epsilon));
+        let inputs = [y, norm[0], norm[1], norm[2], norm[3]];
+        y = builder.node("BatchNormalization", &inputs, [attribute]).unwrap();
+    }
     builder.finish(&[y]).unwrap()
 }
 
@@ -166,4 +177,59 @@ fn a_norm_counts_as_if_it_had_been_folded_into_the_layer_in_front() {
 fn the_best_units_come_ascending_and_ties_go_to_the_lower_index() {
     assert_eq!(best(&[1.0, 3.0, 1.0, 2.0], 3), vec![0, 1, 3]);
     assert_eq!(best(&[f64::NAN, 1.0], 1).len(), 1);
+}
+
+/// The kinds of the groups of `model`, each once, in order.
+fn kinds(model: &Model) -> Vec<GroupKind> {
+    let grouping = graph::find(model, &graph::infer(model));
+    let mut kinds: Vec<GroupKind> =
+        grouping.groups.iter().map(|group| GroupKind::of(&model.graph, group)).collect();
+    kinds.sort();
+    kinds.dedup();
+    kinds
+}
+
+#[test]
+fn kinds_are_told_by_what_makes_reads_and_adds_the_units() {
+    assert_eq!(kinds(&two_layers(&[1.0; 8], &[1.0; 4]).0), vec![GroupKind::Hidden]);
+    assert_eq!(kinds(&normalized(false)), vec![GroupKind::Channels]);
+    let mut builder = Builder::new(15);
+    let dims = vec![Dim::Symbol("N".into()), Dim::Fixed(3), Dim::Fixed(4)];
+    let x = builder.input("x", DType::F32, dims);
+    let project = |builder: &mut Builder, name: &str| {
+        let w = f32s(builder, name, &[4, 8], &[0.5; 32]);
+        builder.node("MatMul", &[x, w], []).unwrap()
+    };
+    let (q, k, v) =
+        (project(&mut builder, "q"), project(&mut builder, "k"), project(&mut builder, "v"));
+    let perm = ("perm", AttributeValue::Ints(vec![0, 2, 1]));
+    let k = builder.node("Transpose", &[k], [perm]).unwrap();
+    let scores = builder.node("MatMul", &[q, k], []).unwrap();
+    let scores = builder.node("Softmax", &[scores], []).unwrap();
+    let y = builder.node("MatMul", &[scores, v], []).unwrap();
+    let w = f32s(&mut builder, "out", &[8, 2], &[0.5; 16]);
+    let y = builder.node("MatMul", &[y, w], []).unwrap();
+    assert_eq!(kinds(&builder.finish(&[y]).unwrap()), vec![GroupKind::Attention]);
+}
+
+#[test]
+fn hidden_units_of_a_recurrent_layer_and_of_a_sum_are_kinds_of_their_own() {
+    let mut builder = Builder::new(15);
+    let dims = vec![Dim::Fixed(3), Dim::Symbol("N".into()), Dim::Fixed(4)];
+    let x = builder.input("x", DType::F32, dims);
+    let w = f32s(&mut builder, "w", &[1, 8, 4], &[0.5; 32]);
+    let r = f32s(&mut builder, "r", &[1, 8, 8], &[0.1; 64]);
+    let size = ("hidden_size", AttributeValue::Int(8));
+    let y = builder.node("RNN", &[x, w, r], [size]).unwrap();
+    let w = f32s(&mut builder, "out", &[8, 2], &[0.5; 16]);
+    let y = builder.node("MatMul", &[y, w], []).unwrap();
+    assert_eq!(kinds(&builder.finish(&[y]).unwrap()), vec![GroupKind::Recurrent]);
+    let mut builder = Builder::new(15);
+    let x = builder.input("x", DType::F32, batch(2));
+    let weights = ["a", "b"].map(|name| f32s(&mut builder, name, &[2, 4], &[1.0; 8]));
+    let [a, b] = weights.map(|w| builder.node("MatMul", &[x, w], []).unwrap());
+    let h = builder.node("Add", &[a, b], []).unwrap();
+    let w = f32s(&mut builder, "out", &[4, 1], &[1.0; 4]);
+    let y = builder.node("MatMul", &[h, w], []).unwrap();
+    assert_eq!(kinds(&builder.finish(&[y]).unwrap()), vec![GroupKind::Residual]);
 }

@@ -68,7 +68,8 @@ fn convolutions_are_brought_back_to_what_they_computed() {
         let folder = folder();
         let whole = answers(&fixture(), engine);
         let narrowed = |kinds: &[RepairKind]| {
-            let job = job(folder.path(), engine, ScoreKind::Activation, kinds);
+            let mut job = job(folder.path(), engine, ScoreKind::Activation, kinds);
+            job.ratio = 0.75;
             let outcome = prune(&job, &Silent).unwrap();
             (distance(&whole, &answers(&job.output, engine)), outcome)
         };
@@ -125,7 +126,7 @@ fn second_order_removal_repairs_and_auto_says_what_it_measured() {
     let mut job = job(folder.path(), EngineKind::Ort, ScoreKind::Obs, &[]);
     job.repair = None;
     let outcome = prune(&job, &Silent).unwrap();
-    assert_eq!(outcome.plan.repair.unwrap().kinds, vec![RepairKind::Gram]);
+    assert_eq!(outcome.plan.repair.unwrap().kinds, vec![RepairKind::Gram, RepairKind::Bn]);
     assert!(outcome.grams.len() >= 10, "{:?}", outcome.refused);
     assert!(!outcome.refused.iter().any(|r| r.stage == "score"), "{:?}", outcome.refused);
     job.score = ScoreKind::Auto;

@@ -65,7 +65,7 @@ pub struct Args {
     #[arg(long, value_parser = score, default_value = "auto", value_name = "SCORE")]
     score: ScoreKind,
     /// How the model is brought back without training, in this order: gram (the channels that stay take over), bn (batch
-    /// normalizations taken anew), ls (least squares, layer by layer), or none. Without it gram for obs, else ls.
+    /// normalizations taken anew), ls (least squares, layer by layer), or none. Without it gram,bn for obs, else ls.
     #[arg(long, value_parser = repairs, value_name = "REPAIR[,..]")]
     repair: Option<Repairs>,
     /// Also write a report, one HTML file, about what was done and what was not.

@@ -117,7 +117,8 @@ impl Applied {
                 Ok(refused)
             }
             RepairKind::Bn => {
-                let (steps, refused) = fitting.renew_norms(model, &repair.norms, repair.samples)?;
+                let (steps, refused) =
+                    fitting.renew_norms(model, &plan.groups, &repair.norms, repair.samples)?;
                 self.norms.extend(steps);
                 Ok(refused)
             }

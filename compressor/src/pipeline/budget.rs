@@ -102,8 +102,7 @@ pub fn prune_to(job: &BudgetJob, progress: &dyn Progress) -> Result<PruneOutcome
     let shop = Shop::open_whole(&shell, &muted)?;
     let source = &shop.source;
     something(source)?;
-    let asked = prune.repair.as_deref();
-    let kinds = asked.map_or_else(|| RepairKind::usual(prune.score), <[RepairKind]>::to_vec);
+    let kinds = single::repairs(source, prune);
     let seen = single::look(&shop, prune.score, &kinds, !kinds.is_empty())?;
     let original = &seen.original;
     let (units, unrated) = rate_all(source, &seen.rating(prune.score), prune.seed)?;
@@ -219,7 +218,7 @@ fn open_store(
         model: shop.source.digest.to_string(),
         data: shop.calibration.digest().to_string(),
         score: job.prune.score,
-        repairs: curves::cheap(kinds),
+        repairs: curves::cheap(&shop.source, kinds),
         engine: shop.runner.describe(),
         seed: job.prune.seed,
         samples: job.curve_samples.min(shop.calibration.len()),

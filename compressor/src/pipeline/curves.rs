@@ -232,11 +232,15 @@ pub(crate) struct Ground<'a> {
     pub(crate) kinds: &'a [RepairKind],
 }
 
-/// The part of a repair that takes no pass over the narrowed model's layers, with which points are measured.
-pub(crate) fn cheap(kinds: &[RepairKind]) -> Vec<RepairKind> {
-    let fits = kinds.contains(&RepairKind::Ls);
-    let gram = (!kinds.is_empty()).then_some(RepairKind::Gram);
-    gram.into_iter().chain(fits.then_some(RepairKind::Ls)).collect()
+/// The cheap part of a repair, with which points are measured: channels take over, normalizations are renewed and sums
+/// scaled back; nothing is re-fitted.
+pub(crate) fn cheap(source: &Source, kinds: &[RepairKind]) -> Vec<RepairKind> {
+    if kinds.is_empty() {
+        return Vec::new();
+    }
+    let norms = norms::any(source).then_some(RepairKind::Bn);
+    let sums = kinds.contains(&RepairKind::Ls).then_some(RepairKind::Ls);
+    [RepairKind::Gram].into_iter().chain(norms).chain(sums).collect()
 }
 
 impl<'a> Field<'a> {
@@ -257,7 +261,7 @@ impl<'a> Field<'a> {
             original: ground.original,
             units: ground.units,
             score: ground.score,
-            kinds: cheap(ground.kinds),
+            kinds: cheap(&ground.shop.source, ground.kinds),
             yardstick,
             store,
             measured: 0,

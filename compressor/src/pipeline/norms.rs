@@ -1,17 +1,27 @@
 //! Batch normalizations that stay separate nodes: their means and variances, taken anew from a narrowed model.
 //!
 //! What a cut took away changes the mean and the variance of everything behind it, while the normalizations still
-//! divide by those of the original. Taken one after the other, in the graph's order and each behind those that were
-//! taken before it, they bring the scale of every layer back. Those that do not depend on each other share a pass.
+//! divide by those of the original. With m and s the mean and deviation of what a normalization reads on the samples,
+//! in the original (0) and in the narrowed model (1), it gets
+//!
+//! ```text
+//! σ' = σ·s₁/s₀        μ' = m₁ − σ'·(m₀ − μ)/σ
+//! ```
+//!
+//! after which what it computes has the mean and the deviation that it had in the original. Where the samples are like
+//! the training set (m₀ = μ, s₀ = σ) these are the mean and deviation themselves; where they are not, taking those would
+//! normalize away what sets the samples apart. Normalizations are taken one after the other, in the graph's order and
+//! each behind those that were taken before it; those that do not depend on each other share a pass.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use graph::{Cause, Graph, Model, NodeId, Op, Tensor, ValueId};
 
-use super::observe::{distinct, floats};
+use super::observe::{VALUES_PER_PASS, distinct, floats};
 use super::repair::{Fitting, replace};
 use super::shop::{Source, save};
+use super::takeover::removed_of_constant;
 use crate::calibrate::observed;
 use crate::error::CompressError;
 use crate::plan::{GroupChoice, NodeRef, NormStep, Refusal};
@@ -49,6 +59,12 @@ pub(crate) fn behind(source: &Source, groups: &[GroupChoice]) -> Vec<NodeRef> {
     norms
 }
 
+/// Whether the model has a batch normalization that can be taken anew.
+pub(crate) fn any(source: &Source) -> bool {
+    let graph = &source.model.graph;
+    graph.nodes().any(|(id, _)| Norm::of(graph, id).is_some())
+}
+
 /// A batch normalization at inference, with constants for mean and variance.
 struct Norm {
     node: NodeId,
@@ -71,42 +87,49 @@ impl Norm {
         Some(Self { node: id, input: node.input(0)?, mean, variance, epsilon })
     }
 
-    /// Writes the moments of what it reads in their place.
-    fn renew(&self, model: &mut Model, moments: &AxisMoments) -> Result<NormStep, String> {
-        let (means, deviations) = (moments.means(), moments.deviations());
-        if moments.count() == 0 || means.iter().chain(&deviations).any(|v| !v.is_finite()) {
-            return Err("what it reads is empty or not finite".into());
+    /// Writes mean and variance anew. `before` is what was read in the original, of which `columns` are left; `after`
+    /// what is read now.
+    fn renew(
+        &self,
+        model: &mut Model,
+        before: &AxisMoments,
+        columns: &[usize],
+        after: &AxisMoments,
+    ) -> Result<NormStep, String> {
+        let (old, new) = (Read::of(before)?, Read::of(after)?);
+        if columns.len() != self.mean.len() || columns.iter().any(|c| *c >= old.means.len()) {
+            return Err("its channels are not a part of the original's".into());
         }
-        let old = self.variance.iter().map(|v| f64::from(*v));
-        let mut kept = 0;
-        let variance: Vec<f64> = old
-            .clone()
-            .zip(&deviations)
-            .map(|(old, deviation)| {
-                let new = deviation * deviation;
-                let dead = new <= DEAD * old;
-                kept += usize::from(dead);
-                if dead { old } else { new }
-            })
-            .collect();
+        let (mut means, mut variances) = (Vec::new(), Vec::new());
+        let (mut kept, mut moved, mut ratio) = (0, 0.0, 0.0);
+        for (at, column) in columns.iter().enumerate() {
+            let (mean, variance) = (f64::from(self.mean[at]), f64::from(self.variance[at]));
+            let full = (variance + f64::from(self.epsilon)).max(f64::MIN_POSITIVE);
+            let (s0, s1) = (old.deviations[*column], new.deviations[at]);
+            let dead = s1 * s1 <= DEAD * s0 * s0;
+            kept += usize::from(dead);
+            let share = if dead { 1.0 } else { (s1 / s0).powi(2) };
+            let renewed = (full * share - f64::from(self.epsilon)).max(0.0);
+            let share = ((renewed + f64::from(self.epsilon)) / full).sqrt();
+            let renewed_mean = new.means[at] - share * (old.means[*column] - mean);
+            moved += (renewed_mean - mean).powi(2) / full;
+            ratio += share * share;
+            means.push(renewed_mean as f32);
+            variances.push(if dead { self.variance[at] } else { renewed as f32 });
+        }
         let label = refit::label(&model.graph, self.node);
         let cause = Cause::new("norm", label.clone());
-        for (slot, what, values) in [(MEAN, "mean", &means), (VARIANCE, "variance", &variance)] {
-            let values: Vec<f32> = values.iter().map(|v| *v as f32).collect();
+        for (slot, what, values) in [(MEAN, "mean", means), (VARIANCE, "variance", variances)] {
             let tensor =
                 Tensor::from_f32(vec![values.len()], &values).map_err(|e| e.to_string())?;
             replace(&mut model.graph, self.node, slot, format!("{label}_{what}"), tensor, &cause)?;
         }
-        let count = means.len().max(1) as f64;
-        let moved = self.mean.iter().zip(&self.variance).zip(&means).map(|((old, v), new)| {
-            (new - f64::from(*old)).powi(2) / f64::from(v + self.epsilon).max(f64::MIN_POSITIVE)
-        });
-        let ratio = old.zip(&variance).map(|(old, new)| new / old.max(f64::MIN_POSITIVE));
+        let count = columns.len().max(1) as f64;
         Ok(NormStep {
             node: label,
-            mean_moved: (moved.sum::<f64>() / count).sqrt(),
-            variance_ratio: ratio.sum::<f64>() / count,
-            rows: moments.count(),
+            mean_moved: (moved / count).sqrt(),
+            variance_ratio: ratio / count,
+            rows: after.count(),
             note: (kept > 0).then(|| {
                 format!("{kept} channels no longer vary on the samples and keep their variance")
             }),
@@ -114,27 +137,57 @@ impl Norm {
     }
 }
 
+/// Mean and deviation of what a norm reads, by channel.
+struct Read {
+    means: Vec<f64>,
+    deviations: Vec<f64>,
+}
+
+impl Read {
+    fn of(moments: &AxisMoments) -> Result<Self, String> {
+        let read = Self { means: moments.means(), deviations: moments.deviations() };
+        let finite = read.means.iter().chain(&read.deviations).all(|v| v.is_finite());
+        if moments.count() == 0 || !finite {
+            return Err("what it reads is empty or not finite".into());
+        }
+        Ok(read)
+    }
+}
+
 impl Fitting<'_> {
-    /// Takes mean and variance of the batch normalizations `wanted` anew from `model` on the first `samples` samples.
+    /// Takes mean and variance of the batch normalizations `wanted` of `model`, which `groups` narrowed, anew on the
+    /// first `samples` samples.
     pub(crate) fn renew_norms(
         &self,
         model: &mut Model,
+        groups: &[GroupChoice],
         wanted: &[NodeRef],
         samples: usize,
     ) -> Result<(Vec<NormStep>, Vec<Refusal>), CompressError> {
         let (mut steps, mut refused) = (Vec::new(), Vec::new());
+        let source = &self.shop.source.model;
+        let mut before: HashMap<NodeId, Result<AxisMoments, String>> = HashMap::new();
+        for chunk in norms_of(&source.graph, wanted).chunks(VALUES_PER_PASS) {
+            let seen = self.moments(source, chunk, samples)?;
+            before.extend(chunk.iter().map(|norm| norm.node).zip(seen));
+        }
         for layer in layers(&model.graph, wanted) {
             self.shop.check("repair")?;
-            let norms: Vec<Norm> =
-                layer.iter().filter_map(|at| Norm::of(&model.graph, NodeId(at.node))).collect();
+            let norms = norms_of(&model.graph, &layer);
             if norms.len() < layer.len() {
                 let gone = layer.iter().filter(|at| norms.iter().all(|n| n.node.0 != at.node));
                 let why = "it is no batch normalization with constants in the narrowed model";
                 refused.extend(gone.map(|at| Refusal::new("norm", at.label.clone(), why)));
             }
             let seen = self.moments(model, &norms, samples)?;
-            for (norm, moments) in norms.iter().zip(seen) {
-                match moments.and_then(|moments| norm.renew(model, &moments)) {
+            for (norm, after) in norms.iter().zip(seen) {
+                let known = before.get(&norm.node).cloned();
+                let known = known.unwrap_or_else(|| Err("the source has no such norm".into()));
+                let step = known.and_then(|before| {
+                    let columns = self.columns(groups, norm.node)?;
+                    norm.renew(model, &before, &columns, &after?)
+                });
+                match step {
                     Ok(step) => steps.push(step),
                     Err(why) => {
                         let label = refit::label(&model.graph, norm.node);
@@ -144,6 +197,14 @@ impl Fitting<'_> {
             }
         }
         Ok((steps, refused))
+    }
+
+    /// Channels of a norm that a plan leaves.
+    fn columns(&self, groups: &[GroupChoice], node: NodeId) -> Result<Vec<usize>, String> {
+        let source = &self.shop.source;
+        let gone = removed_of_constant(source, groups, (node, MEAN), 0)?;
+        let norm = Norm::of(&source.model.graph, node).ok_or("the source has no such norm")?;
+        Ok((0..norm.mean.len()).filter(|c| !gone.contains(c)).collect())
     }
 
     /// Of what each norm reads, along its channels.
@@ -176,6 +237,10 @@ impl Fitting<'_> {
         })?;
         Ok(seen)
     }
+}
+
+fn norms_of(graph: &Graph, wanted: &[NodeRef]) -> Vec<Norm> {
+    wanted.iter().filter_map(|at| Norm::of(graph, NodeId(at.node))).collect()
 }
 
 /// The norms in layers, each of which depends on those before it alone.

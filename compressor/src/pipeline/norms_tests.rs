@@ -66,14 +66,14 @@ fn repaired(kinds: &[RepairKind]) -> (Model, Applied) {
     (shop.source.model.clone(), made)
 }
 
-fn norms_of(model: &Model) -> Vec<Norm> {
+fn norms_in(model: &Model) -> Vec<Norm> {
     model.graph.nodes().filter_map(|(id, _)| Norm::of(&model.graph, id)).collect()
 }
 
 #[test]
 fn only_norms_behind_a_cut_are_taken_anew_each_behind_those_before_it() {
     let (source, made) = repaired(&[RepairKind::Bn]);
-    let (old, new) = (norms_of(&source), norms_of(&made.model));
+    let (old, new) = (norms_in(&source), norms_in(&made.model));
     assert_eq!((old.len(), new.len(), made.norms.len()), (3, 3, 2));
     assert_eq!(new[0].mean, vec![0.1; 8], "nothing in front of the first one changed");
     assert!(new[1].mean != old[1].mean && new[2].variance != old[2].variance);
@@ -85,22 +85,32 @@ fn only_norms_behind_a_cut_are_taken_anew_each_behind_those_before_it() {
         .map(|(id, _)| NodeRef { node: id.0, label: String::new() })
         .collect();
     assert_eq!(layers(&made.model.graph, &all).len(), 3);
-    // Run once more, what each norm reads has the moments that it holds.
-    let folder = tempfile::tempdir().unwrap();
-    let job = job_of(folder.path(), &made.model, &DIMS, SAMPLES);
-    let shop = Shop::open_whole(&job, &Silent).unwrap();
-    let looks = Looks { reach: None, grams: Grams::None, samples: SAMPLES };
-    let (original, _) = observe(&shop, &[], 0..0, looks).unwrap();
-    let fitting = Fitting { shop: &shop, original: &original };
-    let norms = norms_of(&shop.source.model);
-    let seen = fitting.moments(&shop.source.model, &norms[1..], SAMPLES).unwrap();
-    for (norm, moments) in norms[1..].iter().zip(seen) {
-        let moments = moments.unwrap();
-        for (at, (mean, deviation)) in moments.means().iter().zip(moments.deviations()).enumerate()
-        {
-            assert!((mean - f64::from(norm.mean[at])).abs() < 1e-4);
-            let variance = f64::from(norm.variance[at]);
-            assert!((deviation * deviation - variance).abs() < 1e-3 * variance);
+    // What each norm computes has the mean and the deviation that it had.
+    let computed = |model: &Model| -> Vec<Vec<(f64, f64)>> {
+        let folder = tempfile::tempdir().unwrap();
+        let job = job_of(folder.path(), model, &DIMS, SAMPLES);
+        let shop = Shop::open_whole(&job, &Silent).unwrap();
+        let looks = Looks { reach: None, grams: Grams::None, samples: SAMPLES };
+        let (original, _) = observe(&shop, &[], 0..0, looks).unwrap();
+        let norms = norms_in(&shop.source.model);
+        let fitting = Fitting { shop: &shop, original: &original };
+        let seen = fitting.moments(&shop.source.model, &norms, SAMPLES).unwrap();
+        let of = |(norm, seen): (&Norm, Result<AxisMoments, String>)| {
+            let seen = Read::of(&seen.unwrap()).unwrap();
+            let root = |at: usize| f64::from(norm.variance[at] + norm.epsilon).sqrt();
+            let each = seen.means.iter().zip(&seen.deviations).enumerate();
+            each.map(|(at, (m, s))| ((m - f64::from(norm.mean[at])) / root(at), s / root(at)))
+                .collect()
+        };
+        norms.iter().zip(seen).map(of).collect()
+    };
+    let (old, new) = (computed(&source), computed(&made.model));
+    for (old, new) in old[1..].iter().zip(&new[1..]) {
+        for (old, new) in old.iter().zip(new) {
+            assert!(
+                (old.0 - new.0).abs() < 1e-3 && (old.1 - new.1).abs() < 1e-3,
+                "{old:?} {new:?}"
+            );
         }
     }
 }
@@ -115,7 +125,7 @@ fn a_refit_behind_a_renewed_norm_fits_to_what_that_norm_needs() {
     for (both, alone) in made.refits.iter().zip(&alone.refits) {
         assert!((both.residual_after - alone.residual_after).abs() < 0.05, "{both:?} {alone:?}");
     }
-    let norm = &norms_of(&source)[1];
+    let norm = &norms_in(&source)[1];
     let output = norm.input;
     let columns: Vec<usize> = (0..16).collect();
     assert!(moved(&source.graph, &made.model.graph, output, &columns).is_some());
@@ -125,12 +135,21 @@ fn a_refit_behind_a_renewed_norm_fits_to_what_that_norm_needs() {
 #[test]
 fn a_channel_that_no_longer_varies_keeps_its_variance() {
     let mut model = normalized();
-    let norm = norms_of(&model).swap_remove(2);
-    let mut moments = AxisMoments::new(4);
-    assert!(moments.push(&[2, 4], 1, &[3., 1., 2., 3., 3., 2., 4., 5.]));
-    let step = norm.renew(&mut model, &moments).unwrap();
+    let norm = norms_in(&model).swap_remove(2);
+    let (mut before, mut after) = (AxisMoments::new(5), AxisMoments::new(4));
+    // Deviations of 1, 2, 1, 9 and 1 about 0; column 3 is gone.
+    assert!(before.push(&[2, 5], 1, &[-1., -2., -1., -9., -1., 1., 2., 1., 9., 1.]));
+    // Deviations of 0, 1, 1 and 2 about 3, 2, 0 and 1.
+    assert!(after.push(&[2, 4], 1, &[3., 1., -1., -1., 3., 3., 1., 3.]));
+    let step = norm.renew(&mut model, &before, &[0, 1, 2, 4], &after).unwrap();
     assert!(step.note.unwrap().contains("1 channels"));
-    let new = norms_of(&model).swap_remove(2);
-    assert_eq!(new.mean, vec![3.0, 1.5, 3.0, 4.0]);
-    assert_eq!(new.variance, vec![2.0, 0.25, 1.0, 1.0]);
+    let new = norms_in(&model).swap_remove(2);
+    // The old mean of 0.1 lies 0.1 behind, in the old deviation; half of that where the deviation halves.
+    for (found, wanted) in new.mean.iter().zip([3.1f32, 2.05, 0.1, 1.2]) {
+        assert!((found - wanted).abs() < 1e-4, "{:?}", new.mean);
+    }
+    for (found, wanted) in new.variance.iter().zip([2.0f32, 0.5, 2.0, 8.0]) {
+        assert!((found - wanted).abs() < 1e-3, "{:?}", new.variance);
+    }
+    assert!(norm.renew(&mut model, &before, &[0], &after).is_err());
 }

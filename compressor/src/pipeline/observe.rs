@@ -21,7 +21,7 @@ use crate::score::{self, Evidence};
 /// Samples that suffice for sums, and for rating where it needs passes of its own.
 pub(crate) const RATING_SAMPLES: usize = 256;
 /// Activations observed in one pass, to bound memory.
-const VALUES_PER_PASS: usize = 16;
+pub(crate) const VALUES_PER_PASS: usize = 16;
 /// The most consumers re-fitted in one candidate: each costs a pass over the calibration samples.
 const MAX_SITES: usize = 8;
 /// The most bytes that are kept of what the original computes.

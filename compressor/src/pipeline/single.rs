@@ -98,9 +98,9 @@ pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, Co
         let (plan, refused) = pruning(&source, job, &rating)?;
         return finish(&source, &job.output, plan, None, refused);
     };
-    let kinds = asked.map_or_else(|| RepairKind::usual(job.score), <[RepairKind]>::to_vec);
     let shell = shell(&job.source, data, &job.engine, job.seed);
     let shop = Shop::open_whole(&shell, progress)?;
+    let kinds = repairs(&shop.source, job);
     let seen = look(&shop, job.score, &kinds, false)?;
     let original = &seen.original;
     let (mut plan, more) = pruning(&shop.source, job, &seen.rating(job.score))?;
@@ -130,6 +130,18 @@ pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, Co
         }
     }
     Ok(outcome)
+}
+
+/// The repairs that were asked for, or those that are usual for the score and the model.
+pub(super) fn repairs(source: &Source, job: &PruneJob) -> Vec<RepairKind> {
+    if let Some(asked) = &job.repair {
+        return asked.clone();
+    }
+    let mut kinds = RepairKind::usual(job.score);
+    if !norms::any(source) {
+        kinds.retain(|kind| *kind != RepairKind::Bn);
+    }
+    kinds
 }
 
 /// What a pruning has seen of the original.

@@ -82,8 +82,15 @@ impl Before {
         let site = refit::linear(graph, node)?;
         let weight = graph.constant(site.weight).ok_or("its weight is gone")?;
         let (inputs, outputs) = site.size(&weight.dims);
-        let cut = removed_of_weight(source, groups, &site, &weight.dims)?;
-        let dims = if site.recurrent { vec![outputs, inputs] } else { weight.dims.clone() };
+        let axis_out = usize::from(site.recurrent || !site.transposed);
+        let mut cut = removed_of_constant(source, groups, (node, 1), axis_out)?;
+        let mut dims = weight.dims.clone();
+        if site.recurrent {
+            // The rows of the directions stand one behind the other, and go alike.
+            let rows = outputs / dims.first().copied().unwrap_or(1).max(1);
+            cut = (0..outputs).filter(|at| cut.contains(&(at % rows.max(1)))).collect();
+            dims = vec![outputs, inputs];
+        }
         let channels = match site.conv {
             Some(_) => weight.dims.get(1).copied().unwrap_or(0) * site.groups(),
             None => inputs,
@@ -243,28 +250,18 @@ fn removed(
     Ok(gone)
 }
 
-/// Outputs of a site's weight that a plan takes away.
-fn removed_of_weight(
+/// Indices along `axis` of the constant that a node reads at a slot which a plan takes away.
+pub(crate) fn removed_of_constant(
     source: &Source,
     groups: &[GroupChoice],
-    site: &Site,
-    dims: &[usize],
+    (node, slot): (NodeId, usize),
+    axis: usize,
 ) -> Result<BTreeSet<usize>, String> {
-    // The rows of a recurrent layer's directions stand one behind the other, and go alike.
-    let (axis, repeats) = if site.recurrent {
-        (1, dims.first().copied().unwrap_or(1))
-    } else {
-        (usize::from(!site.transposed), 1)
-    };
-    let rows = dims.get(axis).copied().unwrap_or(0);
     let mut gone = BTreeSet::new();
     for (choice, group) in chosen(source, groups)? {
-        let here = group.slices.iter().filter(|s| s.node == site.node && s.slot == 1);
-        for slice in here.filter(|s| s.axis == axis) {
-            let removed = without(&slice.map, &choice.keep);
-            let all = (0..repeats).flat_map(|at| removed.iter().map(move |row| at * rows + row));
-            gone.extend(all);
-        }
+        let here = group.slices.iter().filter(|s| s.node == node && s.slot == slot);
+        let here = here.filter(|s| s.axis == axis);
+        gone.extend(here.flat_map(|s| without(&s.map, &choice.keep)));
     }
     Ok(gone)
 }
