@@ -503,3 +503,41 @@ fn pruning_under_a_budget_writes_a_plan_that_can_be_edited_and_replayed() {
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("out of reach: the nearest is") && !path("no.onnx").exists());
 }
+
+/// Ctrl-C in the middle of the curves: what was measured is kept, no output is there, and the message says how to go on.
+#[test]
+fn an_interrupted_prune_keeps_what_it_measured() {
+    use std::io::{BufRead as _, Read as _};
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/fashion.onnx");
+    let (data, out, curves) = (path("d.npz"), path("out.onnx"), path("out.onnx.curves.jsonl"));
+    let images = ndarray::Array4::<f32>::from_shape_fn((1000, 1, 28, 28), |(n, _, y, x)| {
+        (n as f32 * 0.37 + y as f32 * 0.11 + x as f32 * 0.23).sin()
+    });
+    npz(&data, &[("image", npy(&images))]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_espalier"))
+        .args(["prune", text(&model), "-o", text(&out), "--params", "60%", "--data", text(&data)])
+        .args(["--curve-samples", "1000", "--repair", "none"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("measuring curves") {
+        line.clear();
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended before the curves");
+    }
+    let child_id = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(child_id, rustix::process::Signal::INT).unwrap();
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{rest}");
+    assert!(
+        rest.contains("cancelled during") && rest.contains("the same command goes on"),
+        "{rest}"
+    );
+    assert!(rest.contains(text(&curves)) && !out.exists(), "{rest}");
+    assert!(std::fs::read_to_string(&curves).unwrap().starts_with("{\"espalier_curves\":1,"));
+}

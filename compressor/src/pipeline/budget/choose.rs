@@ -7,6 +7,7 @@ use super::super::shop::{Bench, Source, save};
 use super::super::{Progress, curves};
 use super::report::{Allocation, Even, Trial};
 use super::{Limit, uniform};
+use crate::allocate::latency::Measured;
 use crate::allocate::search::{loss, neighbours};
 use crate::allocate::{Cost, Found, Latency, Menu, Searched, Tuned, search, tune};
 use crate::calibrate::WorkDir;
@@ -205,23 +206,33 @@ impl Timing<'_, '_> {
             return Err(limit.missed(tuned.best.measured * limit.original));
         }
         let (share, even) = uniform(menus, &mut latency, ratio)?;
-        let even = Some(even).filter(|even| even.cost <= ratio);
-        let even = even.map(|even| {
-            let measured = self.field.loss(&narrowed(menus, &even.choice))?;
-            Ok::<Even, CompressError>(Even {
+        let mut best = tuned.best.clone();
+        let mut lost = self.field.loss(&narrowed(menus, &best.choice))?;
+        let mut report = None;
+        if even.cost <= ratio {
+            let widths = narrowed(menus, &even.choice);
+            let even_lost = self.field.loss(&widths)?;
+            report = Some(Even {
                 ratio: share,
                 cost: even.cost * limit.original,
                 loss_predicted: even.loss,
-                loss_measured: measured,
-            })
-        });
+                loss_measured: even_lost,
+            });
+            let less = even_lost.zip(lost).is_some_and(|(even, ours)| even < ours);
+            let took = if less { self.time(&widths, ratio)? } else { None };
+            if let Some(took) = took.filter(|took| took.ratio <= ratio) {
+                let (predicted, measured) = (even.cost, took.ratio);
+                best = Measured { choice: even.choice, predicted, measured, loss: even.loss };
+                lost = even_lost;
+            }
+        }
         Ok(Chosen {
-            predicted: tuned.best.predicted * limit.original,
-            loss_predicted: tuned.best.loss,
-            loss_measured: self.field.loss(&narrowed(menus, &tuned.best.choice))?,
-            even: even.transpose()?,
+            predicted: best.predicted * limit.original,
+            loss_predicted: best.loss,
+            loss_measured: lost,
+            even: report,
             timed: trials(menus, &tuned),
-            choice: tuned.best.choice,
+            choice: best.choice,
         })
     }
 
@@ -283,7 +294,7 @@ fn trials(menus: &[Menu], tuned: &Tuned) -> Vec<Trial> {
     let widths = |choice: &[usize]| -> Vec<usize> {
         menus.iter().zip(choice).map(|(menu, at)| menu.step(*at).width).collect()
     };
-    let trial = |m: &crate::allocate::latency::Measured| Trial {
+    let trial = |m: &Measured| Trial {
         widths: widths(&m.choice),
         predicted_ratio: m.predicted,
         measured_ratio: m.measured,
