@@ -64,8 +64,8 @@ fn coverage(text: &mut String, results: &[Measured]) -> Result<()> {
     }
     writeln!(
         text,
-        "\n\"Can be removed\": what `espalier analyze` finds, at the narrowest widths. Embeddings and final classifiers \
-         are not cut at a model's input or output and count in full.\n"
+        "\n\"Can be removed\": what `espalier analyze` finds, at the narrowest widths. All shares are of all parameters: \
+         embeddings and final classifiers count, though their outer dimension cannot go.\n"
     )?;
     Ok(())
 }
