@@ -541,3 +541,35 @@ fn an_interrupted_prune_keeps_what_it_measured() {
     assert!(rest.contains(text(&curves)) && !out.exists(), "{rest}");
     assert!(std::fs::read_to_string(&curves).unwrap().starts_with("{\"espalier_curves\":1,"));
 }
+
+#[test]
+fn a_model_whose_groups_all_lie_in_bodies_of_control_flow_is_pruned_with_samples_too() {
+    let model = asset("models/silero_vad.onnx");
+    let folder = tempfile::tempdir().unwrap();
+    let (data, out) = (folder.path().join("calib.npz"), folder.path().join("half.onnx"));
+    npz(
+        &data,
+        &[
+            ("input", npy(&ndarray::Array3::<f32>::zeros((2, 1, 576)))),
+            ("state", npy(&ndarray::Array4::<f32>::zeros((2, 2, 1, 128)))),
+            ("sr", npy(&ndarray::Array1::<i64>::from_elem(2, 16000))),
+        ],
+    );
+    let output = espalier(&[
+        "prune",
+        text(&model),
+        "-o",
+        text(&out),
+        "--ratio",
+        "0.5",
+        "--data",
+        text(&data),
+        "--runtime",
+        "ort",
+        "--json",
+    ]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = json(&output);
+    assert!(said["params_after"].as_u64() < said["params_before"].as_u64(), "{said}");
+    assert!(out.exists());
+}

@@ -20,7 +20,7 @@ use super::judge::{self, Answers};
 use super::observe::Original;
 use super::repair::Fitting;
 use super::shop::{Shop, Source, save};
-use super::{Progress, kinds};
+use super::{Progress, kinds, norms};
 use crate::allocate::sampled_widths;
 use crate::error::CompressError;
 use crate::plan::{GroupChoice, Plan, Refusal, Repair, RepairKind, ScoreKind};

@@ -208,13 +208,17 @@ pub(crate) fn observe_again(shop: &Shop<'_>, repair: &Repair) -> Result<Original
     }
 }
 
-/// Runs the source with `values` for outputs.
+/// Runs the source with `values` for outputs; not at all where there are none, as in a model whose groups all lie in
+/// bodies of control flow.
 fn run(
     shop: &Shop<'_>,
     values: &[ValueId],
     samples: usize,
     sink: &mut dyn FnMut(Batch) -> Result<(), CompressError>,
 ) -> Result<(), CompressError> {
+    if values.is_empty() {
+        return Ok(());
+    }
     let path = shop.work.join("observed.onnx");
     save(&observed(&shop.source.model, values)?, &path)?;
     shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {

@@ -7,18 +7,19 @@ use super::subject::by_name;
 
 /// Shares of units kept.
 pub(super) const KEEP: [f64; 3] = [0.75, 0.5, 0.25];
-const SCORES: [&str; 9] = [
+const SCORES: [&str; 10] = [
     "random",
     "magnitude",
     "magnitude-l1",
     "activation",
+    "mean-abs",
     "apoz",
     "wanda",
     "obs",
     "combined",
     "auto",
 ];
-const REPAIRS: [&str; 4] = ["none", "bn", "gram", "ls"];
+const REPAIRS: [&str; 5] = ["none", "bn", "gram", "gram,bn", "ls"];
 
 /// One tool at each of [`KEEP`].
 pub(super) struct Line {

@@ -75,7 +75,9 @@ impl Tool {
 
     pub(super) fn title(self) -> String {
         match self {
-            Self::Ours { score, repair } => format!("espalier {score}, {repair}"),
+            Self::Ours { score, repair } => {
+                format!("espalier {score}, {}", repair.replace(',', " + "))
+            }
             Self::OnnxsimPlain => "onnxsim".into(),
             Self::OnnxsimCalibrated => "onnxsim, calibrated".into(),
             Self::TorchPruning => "torch-pruning".into(),
@@ -88,7 +90,7 @@ impl Tool {
     }
 
     fn file(self) -> String {
-        self.title().replace([' ', ','], "-")
+        self.title().replace([' ', ',', '+'], "-")
     }
 }
 

@@ -15,6 +15,8 @@ pub(super) const REMOVE: [f64; 2] = [0.5, 0.25];
 /// What Espalier is judged by, and what is compared with peers that look at no samples.
 pub(super) const OURS: Tool = Tool::Ours { score: "auto", repair: "ls" };
 pub(super) const OURS_PLAIN: Tool = Tool::Ours { score: "magnitude", repair: "none" };
+/// The repair that looks at the samples and is cheap.
+pub(super) const OURS_CHEAP: Tool = Tool::Ours { score: "obs", repair: "gram,bn" };
 /// Steps of the search for a peer's number of parameters.
 const HALVINGS: usize = 9;
 /// Rounds in which all models are timed, one after the other; the least median counts.
@@ -73,7 +75,7 @@ fn latency(made: &Made, engine: usize) -> Option<f64> {
 pub(super) fn measure(kit: &Kit, subject: &'static Subject) -> Result<Measured> {
     let (analysis, analysis_cost) = kit.analyze(subject)?;
     let mut made = Vec::new();
-    for tool in Tool::PEERS.into_iter().chain([OURS_PLAIN, OURS]) {
+    for tool in Tool::PEERS.into_iter().chain([OURS_PLAIN, OURS_CHEAP, OURS]) {
         made.push(run(kit, subject, tool, REMOVE[0])?);
     }
     let original = judge(kit, subject, &mut made)?;
