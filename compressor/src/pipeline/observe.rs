@@ -128,8 +128,10 @@ pub(crate) fn observe(
     let first = &wanted[..wanted.len().min(VALUES_PER_PASS)];
     let pass = Pass::new(targets, sums, Seen::new(first, watches(first, looks.samples)));
     let mut pass = pass.answering(shop, outputs, screened);
-    shop.progress.stage("observing the original", looks.samples as u64);
-    run(shop, &pass.values.clone(), looks.samples, &mut |batch| pass.take(shop, &batch))?;
+    if !pass.values.is_empty() {
+        shop.progress.stage("observing the original", looks.samples as u64);
+        run(shop, &pass.values.clone(), looks.samples, &mut |batch| pass.take(shop, &batch))?;
+    }
     let Pass { found: mut original, mut seen, refused: more, .. } = pass;
     refused.extend(more);
     for chunk in wanted[first.len()..].chunks(VALUES_PER_PASS) {
