@@ -23,7 +23,7 @@ use crate::error::CompressError;
 use crate::latency::{HostLatency, Speed};
 use crate::plan::{GroupChoice, Plan, Refusal, RepairKind, ScoreKind};
 use crate::score::{self, Evidence};
-use choose::{Counting, Timing};
+use choose::{Chosen, Counting, Timing};
 
 pub use super::curves::{Curve, CurvePoint, LossOf};
 pub use report::{Allocation, Even, Points, Trial};
@@ -175,11 +175,15 @@ fn check(job: &BudgetJob) -> Result<(), CompressError> {
             wrong("a budget must be a number above zero")
         }
         _ if job.prune.data.is_none() && matches!(job.budget, Budget::Latency(_)) => {
-            wrong("a latency is measured on samples; give them with --data")
+            Err(unmeasured())
         }
         _ if job.curve_samples == 0 => wrong("curves need at least one sample"),
         _ => Ok(()),
     }
+}
+
+fn unmeasured() -> CompressError {
+    CompressError::Goal("a latency is measured on samples; give them with --data".into())
 }
 
 fn something(source: &Source) -> Result<(), CompressError> {
@@ -284,25 +288,9 @@ impl Maker<'_> {
         let limit = self.limit(&menus, &mut counter, means)?;
         let (mut most, mut nearest) = (limit.most, f64::INFINITY);
         for _ in 0..ATTEMPTS {
-            let chosen = match self.job.budget {
-                Budget::Latency(_) => {
-                    let Means::Measured(field, bench) = means else {
-                        return Err(CompressError::Goal("a latency is measured on samples".into()));
-                    };
-                    Timing { source: self.source, units: self.units, work: self.work, field, bench }
-                        .choose(&menus, &mut counter, &limit, most, progress)?
-                }
-                _ => Counting { field: means.field() }.choose(
-                    &menus,
-                    &mut counter,
-                    &limit,
-                    most,
-                    progress,
-                )?,
-            };
-            let groups =
-                curves::choices(self.source, self.units, &narrowed(&menus, &chosen.choice));
-            let (plan, made) = self.make(groups)?;
+            let chosen = self.choose(&menus, &mut counter, means, &limit, most, progress)?;
+            let widths = narrowed(&menus, &chosen.choice);
+            let (plan, made) = self.make(curves::choices(self.source, self.units, &widths))?;
             let path = self.work.join("finished.onnx");
             let size = save(&made.model, &path)?;
             let took = match (self.job.budget, &mut *means) {
@@ -331,6 +319,29 @@ impl Maker<'_> {
             most -= (real - limit.most) * 1.05;
         }
         Err(limit.missed(nearest))
+    }
+
+    fn choose(
+        &self,
+        menus: &[Menu],
+        counter: &mut Counter<'_>,
+        means: &mut Means<'_, '_>,
+        limit: &Limit,
+        most: f64,
+        progress: &dyn Progress,
+    ) -> Result<Chosen, CompressError> {
+        let (source, units, work) = (self.source, self.units, self.work);
+        match (self.job.budget, means) {
+            (Budget::Latency(_), Means::Measured(field, bench)) => {
+                let timing = Timing { source, units, work, field, bench };
+                timing.choose(menus, counter, limit, most, progress)
+            }
+            (Budget::Latency(_), Means::Ratings) => Err(unmeasured()),
+            (_, means) => {
+                let counting = Counting { field: means.field() };
+                counting.choose(menus, counter, limit, most, progress)
+            }
+        }
     }
 
     fn what(&self) -> Result<What, CompressError> {
@@ -376,9 +387,7 @@ impl Maker<'_> {
             (Budget::Latency(amount), Means::Measured(_, bench)) => {
                 ("latency_us", bench.stats.p50_us, amount)
             }
-            (Budget::Latency(_), Means::Ratings) => {
-                return Err(CompressError::Goal("a latency is measured on samples".into()));
-            }
+            (Budget::Latency(_), Means::Ratings) => return Err(unmeasured()),
         };
         if original <= 0.0 {
             let what = format!("the {name} of the model cannot be counted; give another budget");
