@@ -32,7 +32,7 @@ pub(super) fn document(results: &[Measured], repairs: Option<&Repairs>) -> Resul
     verdict(&mut text, results)?;
     costs(&mut text, results)?;
     for result in results {
-        model(&mut text, result)?;
+        text += &section(result)?;
     }
     if let Some(repairs) = repairs {
         repair_table(&mut text, repairs)?;
@@ -180,7 +180,9 @@ fn cost(cost: &Cost) -> String {
     format!("{seconds:.2} s ({cpu_seconds:.2} s), {:.0} MB", peak_rss_bytes / 1e6)
 }
 
-fn model(text: &mut String, result: &Measured) -> Result<()> {
+/// What was measured on one model.
+pub(super) fn section(result: &Measured) -> Result<String> {
+    let mut text = String::new();
     let subject = result.subject;
     writeln!(text, "## {}\n", subject.title)?;
     let medians: Vec<_> = ENGINES
@@ -208,13 +210,13 @@ fn model(text: &mut String, result: &Measured) -> Result<()> {
     )?;
     let mut notes = Vec::new();
     for (index, made) in result.made.iter().enumerate() {
-        row(text, result, index, made, &mut notes)?;
+        row(&mut text, result, index, made, &mut notes)?;
     }
     for note in notes {
         writeln!(text, "\n{note}")?;
     }
     writeln!(text)?;
-    Ok(())
+    Ok(text)
 }
 
 fn row(
