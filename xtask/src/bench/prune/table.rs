@@ -96,6 +96,9 @@ fn verdict(text: &mut String, results: &[Measured]) -> Result<()> {
         let mut columns = [[0_usize; 3]; 3];
         for (index, peer) in peers(result) {
             let Ok(theirs) = &peer.outcome else { continue };
+            if theirs.params >= result.params {
+                continue;
+            }
             let rivals = [
                 result.answers.get(&index).and_then(|&at| result.made.get(at)),
                 result.as_fast_as(peer, 0),
@@ -113,7 +116,7 @@ fn verdict(text: &mut String, results: &[Measured]) -> Result<()> {
     writeln!(
         text,
         "\nNo slower: within {:.0} % of the peer's latency, among all models that Espalier made here. Where a peer \
-         removed nothing there is nothing to compare at its parameters.\n",
+         removed nothing there is nothing to compare.\n",
         (EQUAL - 1.0) * 100.0
     )?;
     Ok(())
@@ -190,7 +193,7 @@ pub(super) fn section(result: &Measured) -> Result<String> {
         .zip(&result.original_us)
         .map(|(engine, us)| match us {
             Ok(us) => format!("{:.2} ms in {engine}", us / 1e3),
-            Err(why) => format!("not timed in {engine} ({why})"),
+            Err(why) => format!("not timed in {engine} ({})", plain(why)),
         })
         .collect();
     writeln!(
@@ -244,7 +247,8 @@ fn row(
         }
         Err(_) => "failed".into(),
     });
-    let fast = if Tool::PEERS.contains(&made.tool) {
+    let has_removed = good.params < result.params;
+    let fast = if Tool::PEERS.contains(&made.tool) && has_removed {
         [0, 1].map(|engine| as_fast(result, made, engine)).join(", ")
     } else {
         String::new()
