@@ -36,7 +36,10 @@ pub(super) fn run(args: &PruneArgs) -> Result<ExitCode> {
     let mut results = Vec::new();
     for subject in &subjects {
         eprintln!("{}", subject.title);
-        results.push(real::measure(&kit, subject)?);
+        let result = real::measure(&kit, subject)?;
+        // A run that is stopped later has shown this much.
+        eprintln!("\n{}", table::section(&result)?);
+        results.push(result);
     }
     let with_repairs = !args.no_repairs && subjects.iter().any(|subject| subject.name == "fashion");
     let repairs = if with_repairs { Some(fashion::measure(&kit)?) } else { None };

@@ -26,7 +26,8 @@ def main():
         text = said.read().decode("utf-8", "replace")
     code = os.waitstatus_to_exitcode(status)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    why = lines[-1][-300:] if code and lines else f"ended with {code}" if code else None
+    told = [line for line in lines if line.startswith("error:")] or lines
+    why = told[-1][-300:] if code and told else f"ended with {code}" if code else None
     if seconds >= int(sys.argv[1]):
         why = f"stopped after {sys.argv[1]} s"
     cpu = usage.ru_utime + usage.ru_stime

@@ -32,7 +32,7 @@ pub(super) fn document(results: &[Measured], repairs: Option<&Repairs>) -> Resul
     verdict(&mut text, results)?;
     costs(&mut text, results)?;
     for result in results {
-        model(&mut text, result)?;
+        text += &section(result)?;
     }
     if let Some(repairs) = repairs {
         repair_table(&mut text, repairs)?;
@@ -96,6 +96,9 @@ fn verdict(text: &mut String, results: &[Measured]) -> Result<()> {
         let mut columns = [[0_usize; 3]; 3];
         for (index, peer) in peers(result) {
             let Ok(theirs) = &peer.outcome else { continue };
+            if theirs.params >= result.params {
+                continue;
+            }
             let rivals = [
                 result.answers.get(&index).and_then(|&at| result.made.get(at)),
                 result.as_fast_as(peer, 0),
@@ -113,7 +116,7 @@ fn verdict(text: &mut String, results: &[Measured]) -> Result<()> {
     writeln!(
         text,
         "\nNo slower: within {:.0} % of the peer's latency, among all models that Espalier made here. Where a peer \
-         removed nothing there is nothing to compare at its parameters.\n",
+         removed nothing there is nothing to compare.\n",
         (EQUAL - 1.0) * 100.0
     )?;
     Ok(())
@@ -180,7 +183,9 @@ fn cost(cost: &Cost) -> String {
     format!("{seconds:.2} s ({cpu_seconds:.2} s), {:.0} MB", peak_rss_bytes / 1e6)
 }
 
-fn model(text: &mut String, result: &Measured) -> Result<()> {
+/// What was measured on one model.
+pub(super) fn section(result: &Measured) -> Result<String> {
+    let mut text = String::new();
     let subject = result.subject;
     writeln!(text, "## {}\n", subject.title)?;
     let medians: Vec<_> = ENGINES
@@ -188,7 +193,7 @@ fn model(text: &mut String, result: &Measured) -> Result<()> {
         .zip(&result.original_us)
         .map(|(engine, us)| match us {
             Ok(us) => format!("{:.2} ms in {engine}", us / 1e3),
-            Err(why) => format!("not timed in {engine} ({why})"),
+            Err(why) => format!("not timed in {engine} ({})", plain(why)),
         })
         .collect();
     writeln!(
@@ -208,13 +213,13 @@ fn model(text: &mut String, result: &Measured) -> Result<()> {
     )?;
     let mut notes = Vec::new();
     for (index, made) in result.made.iter().enumerate() {
-        row(text, result, index, made, &mut notes)?;
+        row(&mut text, result, index, made, &mut notes)?;
     }
     for note in notes {
         writeln!(text, "\n{note}")?;
     }
     writeln!(text)?;
-    Ok(())
+    Ok(text)
 }
 
 fn row(
@@ -242,7 +247,8 @@ fn row(
         }
         Err(_) => "failed".into(),
     });
-    let fast = if Tool::PEERS.contains(&made.tool) {
+    let has_removed = good.params < result.params;
+    let fast = if Tool::PEERS.contains(&made.tool) && has_removed {
         [0, 1].map(|engine| as_fast(result, made, engine)).join(", ")
     } else {
         String::new()
