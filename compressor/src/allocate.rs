@@ -2,7 +2,7 @@
 //!
 //! A [`Menu`] holds what one group may keep and what that loses; a [`Cost`] says what a whole choice costs. The
 //! choice of least total loss is found in three steps. [`knapsack`] solves the case in which costs add up, over the
-//! front of all choices that no other beats. [`search`] makes costs that do not add up (a layer between two groups
+//! front of all choices that no other beats. [`search()`] makes costs that do not add up (a layer between two groups
 //! costs the product of their widths) add up around one choice, solves that, and goes on from what it found; then it
 //! moves single groups by their true cost. [`latency`] gives such a cost from a table of measured savings, and
 //! corrects it by measurements of whole choices.

@@ -66,15 +66,16 @@ fn difference(a: &[Vec<f64>], b: &[Vec<f64>]) -> f64 {
 }
 
 /// Checks one model in ONNX Runtime, and in tract if that takes the original.
-fn check(name: &str, inputs: &Inputs) {
+fn check(name: &str, inputs: &Inputs, in_tract: bool) {
     let folder = tempfile::tempdir().unwrap();
     let (masked, pruned) = halves(name, folder.path());
     let wanted = answers(&masked, EngineKind::Ort, inputs).unwrap();
     let got = answers(&pruned, EngineKind::Ort, inputs).unwrap_or_else(|e| panic!("{name}: {e}"));
     let off = difference(&wanted, &got);
     assert!(off < 1e-3, "{name}: off by {off} in ONNX Runtime");
-    if let Err(why) = answers(&assets().join(name), EngineKind::Tract, inputs) {
-        println!("{name}: tract does not take the original: {why}");
+    // What tract refuses is refused whole: exports that choose a branch whose rank is not known before.
+    if answers(&assets().join(name), EngineKind::Tract, inputs).is_err() {
+        assert!(!in_tract, "{name}: tract does not take the original any more");
         return;
     }
     let got = answers(&pruned, EngineKind::Tract, inputs).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -85,13 +86,17 @@ fn check(name: &str, inputs: &Inputs) {
 #[test]
 fn the_file_type_classifier() {
     let bytes: Vec<i32> = (0..2048).map(|i| (i * 37 + i / 5) % 257).collect();
-    check("magika.onnx", &vec![("bytes", Tensor::from_i32(vec![1, 2048], &bytes).unwrap())]);
+    check("magika.onnx", &vec![("bytes", Tensor::from_i32(vec![1, 2048], &bytes).unwrap())], true);
 }
 
 #[test]
 fn the_readers_of_text() {
     for (name, height, width) in [("rec", 48, 96), ("det", 64, 96), ("cls", 48, 192)] {
-        check(&format!("models/ppocr_{name}.onnx"), &vec![floats("x", &[1, 3, height, width])]);
+        check(
+            &format!("models/ppocr_{name}.onnx"),
+            &vec![floats("x", &[1, 3, height, width])],
+            true,
+        );
     }
 }
 
@@ -99,7 +104,7 @@ fn the_readers_of_text() {
 fn the_sentence_encoder() {
     let ids: Vec<i64> = (0..9).map(|i| (i * 977) % 30_000 + 5).collect();
     let inputs = vec![longs("input_ids", &[1, 9], &ids), longs("attention_mask", &[1, 9], &[1; 9])];
-    check("models/minilm.onnx", &inputs);
+    check("models/minilm.onnx", &inputs, true);
 }
 
 #[test]
@@ -108,14 +113,14 @@ fn the_voice_detectors() {
     let state = || floats("state", &[2, 1, 128]);
     let rate = || longs("sr", &[], &[16_000]);
     let (h, c) = (floats("h", &[1, 1, 128]), floats("c", &[1, 1, 128]));
-    for (name, inputs) in [
-        ("", vec![audio(), state(), rate()]),
-        ("_op18_ifless", vec![audio(), state(), rate()]),
-        ("_16k_op15", vec![audio(), state(), rate()]),
-        ("_half", vec![audio(), state()]),
-        ("_openvino_16k", vec![audio(), state()]),
-        ("_16k_sequence", vec![audio(), h, c]),
+    for (name, in_tract, inputs) in [
+        ("", false, vec![audio(), state(), rate()]),
+        ("_op18_ifless", true, vec![audio(), state(), rate()]),
+        ("_16k_op15", false, vec![audio(), state(), rate()]),
+        ("_half", false, vec![audio(), state()]),
+        ("_openvino_16k", true, vec![audio(), state()]),
+        ("_16k_sequence", true, vec![audio(), h, c]),
     ] {
-        check(&format!("models/silero_vad{name}.onnx"), &inputs);
+        check(&format!("models/silero_vad{name}.onnx"), &inputs, in_tract);
     }
 }

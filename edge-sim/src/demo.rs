@@ -163,7 +163,7 @@ pub fn run(
                 let done = Done { deployed, noticed, offer, installed, windows };
                 return driver.judge(done, display).map_err(at(Step::Judge));
             }
-            Settled::Again(request) => driver.again(&mut noticed, request, display),
+            Settled::Again(request) => driver.again(&mut noticed, *request, display),
         }
     }
 }
@@ -215,7 +215,7 @@ enum Settled {
     /// These are to be judged.
     Windows(Vec<InferWindow>),
     /// The device asks for a smaller one.
-    Again(RecompressRequest),
+    Again(Box<RecompressRequest>),
 }
 
 /// Everything that the verdict looks at.
@@ -470,7 +470,7 @@ impl Driver {
         while windows.len() <= MOST_WINDOWS_AFTER {
             let next = self.wait("windows of the new model", |record| of_model(record, offer));
             match next {
-                Ok(After::Window(window)) => windows.push(window),
+                Ok(After::Window(window)) => windows.push(*window),
                 Ok(After::Request(request)) if self.judge_speed && noticed.rounds < MOST_ROUNDS => {
                     return Ok(Settled::Again(request));
                 }
@@ -569,17 +569,17 @@ impl Driver {
 
 /// What a device says of a new model after its commit.
 enum After {
-    Window(InferWindow),
-    Request(RecompressRequest),
+    Window(Box<InferWindow>),
+    Request(Box<RecompressRequest>),
 }
 
 fn of_model(record: &Record, offer: &Offer) -> Option<After> {
     match &record.message {
         Message::Infer(window) if window.digest == offer.digest && window.requests > 0 => {
-            Some(After::Window(window.clone()))
+            Some(After::Window(Box::new(window.clone())))
         }
         Message::Request(wanted) if wanted.digest == offer.digest => {
-            Some(After::Request(wanted.clone()))
+            Some(After::Request(Box::new(wanted.clone())))
         }
         _ => None,
     }

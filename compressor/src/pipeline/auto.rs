@@ -163,8 +163,8 @@ impl<'a> Trial<'a> {
         members: &[usize],
         refused: &mut Vec<Refusal>,
     ) -> Result<Pick, CompressError> {
-        let (mut tried, mut known): (Vec<Tried>, Vec<(Vec<GroupChoice>, Option<f64>)>) =
-            (Vec::new(), Vec::new());
+        let mut tried: Vec<Tried> = Vec::new();
+        let mut known: Vec<(Vec<GroupChoice>, Option<f64>)> = Vec::new();
         for (score, choices) in &self.choices {
             let mut own = choices.clone();
             own.retain(|choice| members.contains(&(choice.group as usize)));

@@ -32,8 +32,8 @@ fn repaired(model: &Model, dims: &[usize], keep: &[u32]) -> (Model, Applied) {
 /// The weight that the last `Gemm`, `MatMul` or `Conv` reads.
 fn last_weight(model: &Model) -> Vec<f32> {
     let graph = &model.graph;
-    let sites = graph.nodes().filter_map(|(id, _)| refit::site(graph, id).ok());
-    graph.constant(sites.last().unwrap().weight).unwrap().to_f32_vec().unwrap()
+    let mut sites = graph.nodes().filter_map(|(id, _)| refit::site(graph, id).ok());
+    graph.constant(sites.next_back().unwrap().weight).unwrap().to_f32_vec().unwrap()
 }
 
 /// The weights that a plan leaves are W_K + D·W_R with D from the activations themselves, by brute force.

@@ -13,7 +13,7 @@ const UNSEEN: &str = "no activation that its consumers weigh was observed";
 pub enum Weighted {
     /// m = σ, the deviation: a constant goes into a bias for free.
     Deviation,
-    /// m = √E[x²], the size (Wanda, arXiv 2306.11695, summed over a structure).
+    /// m = √E(x²), the size (Wanda, arXiv 2306.11695, summed over a structure).
     Size,
 }
 

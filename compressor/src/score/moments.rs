@@ -67,7 +67,7 @@ impl AxisMoments {
             .collect()
     }
 
-    /// Mean square E[x²] of each index.
+    /// Mean square E(x²) of each index.
     pub fn mean_squares(&self) -> Vec<f64> {
         self.over_count(&self.squares)
     }
