@@ -59,8 +59,15 @@ pub(super) fn measure(kit: &Kit) -> Result<Repairs> {
             }
         });
     }
-    let mut verdicts = kit.judge(subject, &paths)?.into_iter().map(cell);
-    let original = verdicts.next().context("the judge gave no verdict")?;
+    let halves: Vec<_> = paths.chunks(paths.len().div_ceil(2).max(1)).collect();
+    let mut original = None;
+    let mut verdicts = Vec::new();
+    for judged in in_pairs(&halves, |half| kit.judge(subject, half)) {
+        let mut judged = judged?.into_iter().map(cell);
+        original = judged.next();
+        verdicts.extend(judged);
+    }
+    let original = original.context("the judge gave no verdict")?;
     for (made, judged) in cells.iter_mut().filter(|cell| cell.is_ok()).zip(verdicts) {
         *made = judged;
     }

@@ -158,7 +158,9 @@ fn answer(
         .filter_map(|(index, made)| Some((index, made.outcome.as_ref().ok()?.params)))
         .filter(|(_, left)| *left < params)
         .collect();
-    let searched = in_pairs(&wanted, |&(_, left)| least_removed(kit, subject, left));
+    let extra = added_by_repair(kit, subject, made)?;
+    let searched =
+        in_pairs(&wanted, |&(_, left)| least_removed(kit, subject, left.saturating_sub(extra)));
     let mut answers = BTreeMap::new();
     let (first_new, mut new) = (made.len(), Vec::<f64>::new());
     for ((peer, _), remove) in wanted.into_iter().zip(searched) {
@@ -176,6 +178,18 @@ fn answer(
     }
     judge(kit, subject, &mut made[first_new..])?;
     Ok(answers)
+}
+
+/// Parameters that a repair adds, biases above all, with room for the wider models of smaller cuts.
+fn added_by_repair(kit: &Kit, subject: &Subject, made: &[Made]) -> Result<u64> {
+    let mut most = 0;
+    for made in made.iter().filter(|made| made.tool == OURS) {
+        if let Ok(good) = &made.outcome {
+            let cut = kit.params_left(subject, made.remove)?;
+            most = most.max(good.params.saturating_sub(cut));
+        }
+    }
+    Ok(most * 3 / 2)
 }
 
 fn same(a: f64, b: f64) -> bool {
