@@ -1,8 +1,9 @@
 //! Which score rates which kind of group best, by measurement.
 //!
-//! The scores rate on the first calibration samples. Then, for one kind of group after the other, half of the units of
-//! all groups of that kind are cut by each score, the consumers take over by their channel Grams, and the answers on
-//! samples that were not rated by are compared with the original's. The score that loses least is taken for the
+//! The scores rate on the first calibration samples. Then, for one kind of group after the other, the units of
+//! all groups of that kind are cut by each score to the share that is asked for, the consumers take over by their
+//! channel Grams, batch normalizations are renewed, and the answers on samples that were not rated by are compared with the
+//! original's. The score that loses least is taken for the
 //! kind. There are five kinds at most ([`GroupKind`]) and eight scores, each of which costs the loading of a model and a
 //! run over at most [`JUDGED`] samples; scores that keep the same units are measured once.
 
@@ -14,6 +15,7 @@ use serde::Serialize;
 use super::apply::apply;
 use super::hunt::{self, Rating};
 use super::judge::{self, MAX_ANSWER_BYTES};
+use super::norms;
 use super::observe::{Grams, Looks, Original, RATING_SAMPLES, observe};
 use super::repair::Fitting;
 use super::select;
@@ -26,8 +28,8 @@ use crate::search::Family;
 
 /// The most samples that a score is judged on.
 const JUDGED: usize = 64;
-/// Share of units that is kept to tell scores apart.
-const KEPT: f64 = 0.5;
+/// Share of units that is kept to tell scores apart where none is asked for.
+pub(crate) const KEPT: f64 = 0.5;
 /// The scores that are tried; the first of equals is taken.
 const CANDIDATES: [ScoreKind; 8] = [
     ScoreKind::Activation,
@@ -76,7 +78,7 @@ pub(crate) struct Picks {
 }
 
 /// Tries the scores on every kind of group.
-pub(crate) fn pick(shop: &Shop<'_>) -> Result<Picks, CompressError> {
+pub(crate) fn pick(shop: &Shop<'_>, kept: f64) -> Result<Picks, CompressError> {
     let source = &shop.source;
     let groups = &source.grouping.groups;
     let mut found =
@@ -95,7 +97,7 @@ pub(crate) fn pick(shop: &Shop<'_>) -> Result<Picks, CompressError> {
     };
     let looks = Looks { reach: None, grams: Grams::All, samples: fit };
     let (original, _) = observe(shop, &[], 0..0, looks)?;
-    let trial = Trial::open(shop, &original, &outputs, fit..fit + judged)?;
+    let trial = Trial::open(shop, &original, &outputs, fit..fit + judged, kept)?;
     for (kind, members) in by_kind(shop) {
         let pick = trial.pick(kind, &members, &mut found.refused)?;
         members.iter().for_each(|at| found.by_group[*at] = pick.score);
@@ -121,7 +123,9 @@ struct Trial<'a> {
     outputs: &'a [String],
     samples: Range<usize>,
     answers: Vec<Vec<Answer>>,
-    /// What each candidate keeps of every group at half the width.
+    /// Share of units kept.
+    kept: f64,
+    /// What each candidate keeps of every group at that share.
     choices: Vec<(ScoreKind, Vec<GroupChoice>)>,
 }
 
@@ -131,11 +135,12 @@ impl<'a> Trial<'a> {
         original: &'a Original,
         outputs: &'a [String],
         samples: Range<usize>,
+        kept: f64,
     ) -> Result<Self, CompressError> {
         let mut choices = Vec::new();
         for score in CANDIDATES {
             let rating = Rating { kind: score, by_group: &[], evidence: &original.evidence };
-            let chosen = rating.choices(&shop.source, Family::All, KEPT, shop.job.seed)?;
+            let chosen = rating.choices(&shop.source, Family::All, kept, shop.job.seed)?;
             choices.push((score, chosen.0));
         }
         let (mut answers, mut bytes) = (Vec::new(), 0);
@@ -153,7 +158,7 @@ impl<'a> Trial<'a> {
             })
         })?;
         let samples = samples.start..samples.start + answers.len();
-        Ok(Self { shop, original, outputs, samples, answers, choices })
+        Ok(Self { shop, original, outputs, samples, answers, kept, choices })
     }
 
     /// The best score for the groups `members`.
@@ -202,10 +207,11 @@ impl<'a> Trial<'a> {
         let shop = self.shop;
         shop.check("trying scores")?;
         shop.progress.stage("trying scores", self.answers.len() as u64);
-        let kinds = [RepairKind::Gram];
+        let norms = norms::any(&shop.source).then_some(RepairKind::Bn);
+        let kinds: Vec<RepairKind> = [RepairKind::Gram].into_iter().chain(norms).collect();
         let fit = self.samples.start;
         let (repair, _) = self.original.repair(shop, fit, &kinds, groups);
-        let plan = hunt::plan(shop, KEPT, groups.to_vec(), None);
+        let plan = hunt::plan(shop, self.kept, groups.to_vec(), None);
         let plan = Plan { repair: Some(repair), ..plan };
         let fitting = Fitting { shop, original: self.original };
         let made = apply(&shop.source, &plan, Some(fitting))?;

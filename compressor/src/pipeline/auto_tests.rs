@@ -7,7 +7,7 @@ fn every_kind_of_group_gets_the_score_that_lost_least() {
     let folder = tempfile::tempdir().unwrap();
     let job = job(folder.path(), &mlp(&[8, 32, 32, 4]), 8, 96);
     let shop = Shop::open_whole(&job, &Silent).unwrap();
-    let found = pick(&shop).unwrap();
+    let found = pick(&shop, KEPT).unwrap();
     let [pick] = found.picks.as_slice() else { panic!("{:?}", found.picks) };
     assert_eq!((pick.kind, pick.groups, pick.samples), (GroupKind::Hidden, 2, 32));
     assert_eq!(pick.tried.len(), CANDIDATES.len());
@@ -22,7 +22,7 @@ fn too_few_samples_are_said() {
     let folder = tempfile::tempdir().unwrap();
     let job = job(folder.path(), &mlp(&[8, 32, 4]), 8, 5);
     let shop = Shop::open_whole(&job, &Silent).unwrap();
-    let found = pick(&shop).unwrap();
+    let found = pick(&shop, KEPT).unwrap();
     assert_eq!(found.by_group, vec![OTHERWISE]);
     assert!(found.refused[0].why.contains("too few samples"), "{:?}", found.refused);
 }

@@ -16,7 +16,7 @@ use super::hunt::{PAYS, Rating};
 use super::repair::Fitting;
 use super::shop::{Bench, Shop, Source, constant_bytes, save};
 use super::single::{self, PruneJob, PruneOutcome};
-use super::{Progress, locked_dims};
+use super::{Progress, auto, locked_dims};
 use crate::allocate::{Cost as _, Menu, uniform};
 use crate::calibrate::WorkDir;
 use crate::error::CompressError;
@@ -103,7 +103,7 @@ pub fn prune_to(job: &BudgetJob, progress: &dyn Progress) -> Result<PruneOutcome
     let source = &shop.source;
     something(source)?;
     let kinds = single::repairs(source, prune);
-    let seen = single::look(&shop, prune.score, &kinds, !kinds.is_empty())?;
+    let seen = single::look(&shop, prune.score, &kinds, !kinds.is_empty(), auto::KEPT)?;
     let original = &seen.original;
     let (units, unrated) = rate_all(source, &seen.rating(prune.score), prune.seed)?;
     let mut refused: Vec<Refusal> = locked_dims(source).into_iter().chain(unrated).collect();

@@ -101,7 +101,7 @@ pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, Co
     let shell = shell(&job.source, data, &job.engine, job.seed);
     let shop = Shop::open_whole(&shell, progress)?;
     let kinds = repairs(&shop.source, job);
-    let seen = look(&shop, job.score, &kinds, false)?;
+    let seen = look(&shop, job.score, &kinds, false, job.ratio)?;
     let original = &seen.original;
     let (mut plan, more) = pruning(&shop.source, job, &seen.rating(job.score))?;
     let mut refused = seen.refused;
@@ -162,16 +162,18 @@ impl Seen {
     }
 }
 
-/// Looks at the original for what this score and these repairs need, and at the channel Grams if `grams`.
+/// Looks at the original for what this score and these repairs need, and at the channel Grams if `grams`. Scores are told
+/// apart at the share `kept` of all units.
 pub(super) fn look(
     shop: &Shop<'_>,
     score: ScoreKind,
     kinds: &[RepairKind],
     grams: bool,
+    kept: f64,
 ) -> Result<Seen, CompressError> {
     let (by_group, picks, refused) = match score {
         ScoreKind::Auto => {
-            let found = auto::pick(shop)?;
+            let found = auto::pick(shop, kept)?;
             (found.by_group, found.picks, found.refused)
         }
         _ => (Vec::new(), Vec::new(), Vec::new()),
