@@ -111,7 +111,7 @@ pub fn prune_to(job: &BudgetJob, progress: &dyn Progress) -> Result<PruneOutcome
     if repair.is_some() {
         refused.extend(seen);
     }
-    let store = open_store(job, &shop, &muted)?;
+    let store = open_store(job, &shop, &units, &muted)?;
     let ground = Ground {
         shop: &shop,
         progress: &muted,
@@ -210,12 +210,15 @@ fn rate_all(
 fn open_store(
     job: &BudgetJob,
     shop: &Shop<'_>,
+    units: &[Vec<f64>],
     progress: &dyn Progress,
 ) -> Result<Store, CompressError> {
+    let ratings: Vec<u8> = units.iter().flatten().flat_map(|v| v.to_le_bytes()).collect();
     let key = Key {
         model: shop.source.digest.to_string(),
         data: shop.calibration.digest().to_string(),
         score: job.prune.score,
+        ratings: bundle::Digest::of(&ratings).to_string(),
         engine: shop.runner.describe(),
         seed: job.prune.seed,
         samples: job.curve_samples.min(shop.calibration.len()),

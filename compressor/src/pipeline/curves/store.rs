@@ -33,6 +33,8 @@ pub(crate) struct Key {
     pub(crate) data: String,
     /// How units were rated.
     pub(crate) score: ScoreKind,
+    /// Digest of the ratings, which say what units a width keeps.
+    pub(crate) ratings: String,
     /// Name and version of the engine that ran the samples and was timed.
     pub(crate) engine: String,
     pub(crate) seed: u64,

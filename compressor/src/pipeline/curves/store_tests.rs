@@ -7,6 +7,7 @@ fn key() -> Key {
         model: "sha256:m".into(),
         data: "sha256:d".into(),
         score: ScoreKind::Activation,
+        ratings: "sha256:r".into(),
         engine: "tract 1".into(),
         seed: 7,
         samples: 64,
