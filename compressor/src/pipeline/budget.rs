@@ -111,7 +111,7 @@ pub fn prune_to(job: &BudgetJob, progress: &dyn Progress) -> Result<PruneOutcome
     if !kinds.is_empty() {
         refused.extend(seen.unrepaired.iter().cloned());
     }
-    let store = open_store(job, &kinds, &shop, &muted)?;
+    let store = open_store(job, &kinds, &shop, &units, &muted)?;
     let ground = Ground {
         shop: &shop,
         progress: &muted,
@@ -216,13 +216,16 @@ fn open_store(
     job: &BudgetJob,
     kinds: &[RepairKind],
     shop: &Shop<'_>,
+    units: &[Vec<f64>],
     progress: &dyn Progress,
 ) -> Result<Store, CompressError> {
+    let ratings: Vec<u8> = units.iter().flatten().flat_map(|v| v.to_le_bytes()).collect();
     let key = Key {
         model: shop.source.digest.to_string(),
         data: shop.calibration.digest().to_string(),
         score: job.prune.score,
         repairs: curves::cheap(&shop.source, kinds),
+        ratings: bundle::Digest::of(&ratings).to_string(),
         engine: shop.runner.describe(),
         seed: job.prune.seed,
         samples: job.curve_samples.min(shop.calibration.len()),

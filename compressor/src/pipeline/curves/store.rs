@@ -35,6 +35,8 @@ pub(crate) struct Key {
     pub(crate) score: ScoreKind,
     /// What repaired the models that losses are of.
     pub(crate) repairs: Vec<RepairKind>,
+    /// Digest of the ratings, which say what units a width keeps.
+    pub(crate) ratings: String,
     /// Name and version of the engine that ran the samples and was timed.
     pub(crate) engine: String,
     pub(crate) seed: u64,

@@ -8,6 +8,7 @@ fn key() -> Key {
         data: "sha256:d".into(),
         score: ScoreKind::Activation,
         repairs: vec![RepairKind::Gram],
+        ratings: "sha256:r".into(),
         engine: "tract 1".into(),
         seed: 7,
         samples: 64,
