@@ -236,8 +236,8 @@ fn distance(a: &Answer, b: &Answer) -> f64 {
     if a.data.len() != b.data.len() {
         return f64::INFINITY;
     }
-    let axes = (1..a.shape.len()).rev();
-    if let Some(axis) = axes.into_iter().find(|axis| distributions(a, *axis)) {
+    let mut axes = (1..a.shape.len()).rev();
+    if let Some(axis) = axes.find(|axis| distributions(a, *axis)) {
         let (mut rows, mut sum, mut count) = (Vec::new(), 0.0, 0usize);
         a.rows(Some(axis), &mut |_, row| rows.push(row.to_vec()));
         b.rows(Some(axis), &mut |at, row| {
