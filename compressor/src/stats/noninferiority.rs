@@ -114,8 +114,16 @@ impl Paired {
         (self.gained as f64 + self.lost as f64) / self.samples as f64
     }
 
-    /// Z(λ₀); see the module.
+    /// Z(λ₀); see the module. Exchanging the models turns its sign, near the ends too, where rounding would not.
     fn score(&self, hypothesis: f64) -> f64 {
+        let mirrored = Self { samples: self.samples, lost: self.gained, gained: self.lost };
+        if self.lost > self.gained || (self.lost == self.gained && hypothesis < 0.0) {
+            return -mirrored.score_of_more_gained(-hypothesis);
+        }
+        self.score_of_more_gained(hypothesis)
+    }
+
+    fn score_of_more_gained(&self, hypothesis: f64) -> f64 {
         let n = self.samples as f64;
         let distance = self.gained as f64 - self.lost as f64 - n * hypothesis;
         let spread = n * restricted_variance(self.shares(), hypothesis);

@@ -223,3 +223,15 @@ proptest! {
         }
     }
 }
+
+/// All but one sample lost: the interval ends where the restricted variance vanishes.
+#[test]
+fn the_interval_is_mirrored_at_the_end_of_the_scale_too() {
+    let (a, b) = (paired(641, 640, 0), paired(641, 0, 640));
+    let (a, b) = (
+        a.interval(0.520_139_673_869_346_6).unwrap(),
+        b.interval(0.520_139_673_869_346_6).unwrap(),
+    );
+    assert!((a.low + b.high).abs() < 1e-9 && (a.high + b.low).abs() < 1e-9, "{a:?} {b:?}");
+    assert!(a.low < a.value && a.value < a.high && a.low >= -1.0, "{a:?}");
+}
