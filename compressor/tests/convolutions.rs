@@ -78,12 +78,12 @@ fn convolutions_are_brought_back_to_what_they_computed() {
         let convolutions = outcome.refits.iter().filter(|step| step.node.contains("Conv"));
         assert!(convolutions.count() >= 5, "{engine}: {:?}", outcome.refused);
         let (gram, outcome) = narrowed(&[RepairKind::Gram]);
-        assert!(outcome.grams.len() >= 10, "{engine}: {:?}", outcome.refused);
+        assert!(outcome.grams.len() >= 5, "{engine}: {:?}", outcome.refused);
         for step in &outcome.grams {
             assert!(step.residual_after < step.residual_before, "{engine}: {step:?}");
         }
         let (bn, outcome) = narrowed(&[RepairKind::Bn]);
-        assert!(outcome.norms.len() >= 8, "{engine}: {:?}", outcome.refused);
+        assert!(outcome.norms.len() >= 5, "{engine}: {:?}", outcome.refused);
         let all = format!("{engine}: cut {cut}, bn {bn}, gram {gram}, ls {ls}");
         assert!(cut > bn && cut > gram && gram >= ls && ls < 0.5 * cut, "{all}");
     }
@@ -127,7 +127,7 @@ fn second_order_removal_repairs_and_auto_says_what_it_measured() {
     job.repair = None;
     let outcome = prune(&job, &Silent).unwrap();
     assert_eq!(outcome.plan.repair.unwrap().kinds, vec![RepairKind::Gram, RepairKind::Bn]);
-    assert!(outcome.grams.len() >= 10, "{:?}", outcome.refused);
+    assert!(outcome.grams.len() >= 5, "{:?}", outcome.refused);
     assert!(!outcome.refused.iter().any(|r| r.stage == "score"), "{:?}", outcome.refused);
     job.score = ScoreKind::Auto;
     let outcome = prune(&job, &Silent).unwrap();

@@ -124,7 +124,7 @@ fn a_consumer_that_lost_nothing_is_left_and_one_that_was_not_observed_is_said() 
 /// three units.
 fn recurrent() -> Model {
     let mut builder = Builder::new(17);
-    let x = builder.input("x", DType::F32, vec![Dim::Symbol("N".into()), Dim::Fixed(4)]);
+    let x = builder.input("x", DType::F32, vec![Dim::Fixed(1), Dim::Fixed(4)]);
     let columns = noise(16, 5);
     let dense: Vec<f32> = (0..32).map(|at| columns[at / 8 * 4 + at % 4]).collect();
     let constant = |builder: &mut Builder, dims: &[usize], values: &[f32]| {
