@@ -14,8 +14,10 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 /// What went wrong with a path.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +36,23 @@ impl PathError {
     pub fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self { doing, path, source }
+    }
+}
+
+/// How long the lock of an agent that was killed may outlive it: a process that it was just starting holds it until
+/// it has become the worker.
+const OUTLIVED: Duration = Duration::from_secs(1);
+/// How often it is tried meanwhile.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Takes the lock, and waits for one that only outlives its agent.
+fn take(lock: &File) -> io::Result<()> {
+    let until = Instant::now() + OUTLIVED;
+    loop {
+        match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(RETRY),
+            done => return done.map_err(io::Error::from),
+        }
     }
 }
 
@@ -59,9 +78,10 @@ impl StateDir {
         let mut options = OpenOptions::new();
         let lock = options.create(true).truncate(false).write(true).open(&path);
         let lock = lock.map_err(PathError::at("open", &path))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from).map_err(
-            |source| PathError { doing: "lock (is another agent running?)", path, source },
-        )?;
+        take(&lock).map_err(|source| {
+            let doing = "lock (is another agent running?)";
+            PathError { doing, path, source }
+        })?;
         Ok(Self { root, _lock: lock })
     }
 
