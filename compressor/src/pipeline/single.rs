@@ -116,17 +116,16 @@ pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, Co
         plan.repair = Some(repair);
     }
     let fitting = Fitting { shop: &shop, original };
+    let mut bench = Bench::open(&shop)?;
     let mut outcome = finish(&shop.source, &job.output, plan, Some(fitting), refused)?;
     outcome.auto = seen.picks;
-    let mut bench = Bench::open(&shop)?;
     match bench.against_reference(&job.output, Some(PAYS)) {
         Ok(host) => outcome.latency = Some(Speed::of(&job.engine, &bench.stats, host, PAYS)),
         Err(error) => {
-            outcome.refused.push(Refusal::new(
-                "latency",
-                "the pruned model",
-                error.of_candidate()?,
-            ));
+            // An error that is not the model's ends the command, which then leaves no output.
+            let why =
+                error.of_candidate().inspect_err(|_| drop(std::fs::remove_file(&job.output)))?;
+            outcome.refused.push(Refusal::new("latency", "the pruned model", why));
         }
     }
     Ok(outcome)
