@@ -6,6 +6,7 @@
 
 use std::any::Any;
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -40,9 +41,27 @@ pub trait ComputeHook {
         let _ = model;
     }
 
-    /// Takes the time that the inference took and gives the time to report. It may take time
-    /// itself: the answer waits for it.
-    fn after_run(&mut self, compute: Duration) -> Duration;
+    /// How often an inference is run again. The fastest of its runs counts, the last one answers.
+    fn repeats(&self) -> usize {
+        0
+    }
+
+    /// Takes what the inference took and gives the time to report. It may take time itself: the
+    /// answer waits for it.
+    fn after_run(&mut self, took: Took) -> Duration;
+}
+
+/// What one inference took of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Took {
+    /// Wall time, of the fastest run.
+    pub wall: Duration,
+    /// CPU time of all threads of this process during that run.
+    pub cpu: Duration,
+    /// Wall time of all runs together.
+    pub all_runs: Duration,
+    /// Says which inferences of this model had inputs of the same shapes.
+    pub shapes: u64,
 }
 
 /// Reports what was measured.
@@ -50,8 +69,8 @@ pub trait ComputeHook {
 pub struct NoHook;
 
 impl ComputeHook for NoHook {
-    fn after_run(&mut self, compute: Duration) -> Duration {
-        compute
+    fn after_run(&mut self, took: Took) -> Duration {
+        took.wall
     }
 }
 
@@ -96,12 +115,21 @@ enum Event {
     Closed,
     Unreadable(FrameError),
     Loaded(Result<LoadedReply, LoadFailure>),
-    Ran { id: u64, compute: Duration, result: Result<NamedTensors, (FailureKind, String)> },
+    Ran { id: u64, took: Took, result: RunResult },
 }
+
+type RunResult = Result<NamedTensors, (FailureKind, String)>;
 
 enum Order {
     Load(LoadRequest),
-    Run { id: u64, tensors: NamedTensors },
+    Run(Run),
+}
+
+/// One inference.
+struct Run {
+    id: u64,
+    tensors: NamedTensors,
+    repeats: usize,
 }
 
 /// The agent sends one order and waits for its answer, so these channels hold one message or two;
@@ -112,7 +140,9 @@ fn read_all(mut socket: UnixStream, events: &Sender<Event>) {
             Ok(None) => Event::Closed,
             Ok(Some(body)) => match Message::decode(&body) {
                 Ok(Message::Load(load)) => Event::Order(Order::Load(load)),
-                Ok(Message::Run { id, tensors }) => Event::Order(Order::Run { id, tensors }),
+                Ok(Message::Run { id, tensors }) => {
+                    Event::Order(Order::Run(Run { id, tensors, repeats: 0 }))
+                }
                 Ok(_) => Event::Unreadable(FrameError::Malformed(
                     "an answer where an order was due".to_owned(),
                 )),
@@ -140,9 +170,10 @@ fn answer_all(
                 tracing::error!(%error, "the worker cannot read what it was sent");
                 return EXIT_PROTOCOL;
             }
-            Event::Order(order) => {
-                if let Order::Load(request) = &order {
-                    hook.loading(&request.model);
+            Event::Order(mut order) => {
+                match &mut order {
+                    Order::Load(request) => hook.loading(&request.model),
+                    Order::Run(run) => run.repeats = hook.repeats(),
                 }
                 if orders.send(order).is_err() {
                     return EXIT_PANIC;
@@ -151,9 +182,7 @@ fn answer_all(
             }
             Event::Loaded(Ok(reply)) => (Message::Loaded(reply), None),
             Event::Loaded(Err(failure)) => (Message::LoadFailed(failure), Some(EXIT_LOAD)),
-            Event::Ran { id, compute, result } => {
-                run_answer(id, result, || hook.after_run(compute))
-            }
+            Event::Ran { id, took, result } => run_answer(id, result, || hook.after_run(took)),
         };
         if let Err(error) = send(socket, &answer) {
             tracing::error!(%error, "the worker cannot answer");
@@ -168,7 +197,7 @@ fn answer_all(
 
 fn run_answer(
     id: u64,
-    result: Result<NamedTensors, (FailureKind, String)>,
+    result: RunResult,
     report: impl FnOnce() -> Duration,
 ) -> (Message, Option<i32>) {
     match result {
@@ -217,16 +246,15 @@ fn drive_engine(orders: &Receiver<Order>, events: &Sender<Event>, loader: Loader
                     reply
                 }))
             }
-            Order::Run { id, tensors } => {
-                let started = Instant::now();
-                let result = match &mut session {
-                    Some(session) => guarded(
-                        || run(session.as_mut(), &tensors),
-                        |error| (FailureKind::Fatal, error),
-                    ),
-                    None => Err((FailureKind::Fatal, "no model is loaded".to_owned())),
+            Order::Run(order) => {
+                let (took, result) = match &mut session {
+                    Some(session) => measured_run(session.as_mut(), &order),
+                    None => {
+                        let error = (FailureKind::Fatal, "no model is loaded".to_owned());
+                        (Took::default(), Err(error))
+                    }
                 };
-                Event::Ran { id, compute: started.elapsed(), result }
+                Event::Ran { id: order.id, took, result }
             }
         };
         if events.send(event).is_err() {
@@ -261,10 +289,46 @@ fn device(error: &dyn std::fmt::Display) -> LoadFailure {
     LoadFailure { fault: LoadFault::Device, error: error.to_string() }
 }
 
-fn run(
-    session: &mut dyn Session,
-    tensors: &NamedTensors,
-) -> Result<NamedTensors, (FailureKind, String)> {
+/// Runs an inference, repeats it, and says what the fastest run took and what the last one gave.
+fn measured_run(session: &mut dyn Session, order: &Run) -> (Took, RunResult) {
+    let began = Instant::now();
+    let (mut took, mut result) = timed_run(session, &order.tensors);
+    for _ in 0..order.repeats {
+        if result.is_err() {
+            break;
+        }
+        let (again, latest) = timed_run(session, &order.tensors);
+        if again.wall < took.wall {
+            took = again;
+        }
+        result = latest;
+    }
+    (Took { all_runs: began.elapsed(), shapes: shapes_of(&order.tensors), ..took }, result)
+}
+
+fn timed_run(session: &mut dyn Session, tensors: &NamedTensors) -> (Took, RunResult) {
+    let (started, cpu) = (Instant::now(), process_cpu());
+    let result = guarded(|| run(session, tensors), |error| (FailureKind::Fatal, error));
+    let wall = started.elapsed();
+    (Took { wall, cpu: process_cpu().saturating_sub(cpu), ..Took::default() }, result)
+}
+
+fn shapes_of(tensors: &NamedTensors) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for (name, tensor) in tensors {
+        (name, &tensor.shape).hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+/// CPU time of all threads of this process, those that have ended among them.
+fn process_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    // Neither part is ever negative or large.
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+fn run(session: &mut dyn Session, tensors: &NamedTensors) -> RunResult {
     let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
     session.run(&inputs).map_err(|error| {
         let kind = match error.kind() {

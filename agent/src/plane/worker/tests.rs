@@ -66,7 +66,7 @@ impl ComputeHook for Made {
         self.0 = model.file_name().unwrap().len() as u64;
     }
 
-    fn after_run(&mut self, _: Duration) -> Duration {
+    fn after_run(&mut self, _: Took) -> Duration {
         Duration::from_micros(self.0)
     }
 }
@@ -201,4 +201,33 @@ fn a_worker_in_the_middle_of_an_inference_ends_with_its_socket() {
     let _inside = gate.accept().unwrap();
     drop(rig.socket);
     assert_eq!(child.wait().unwrap().code(), Some(EXIT_CLOSED));
+}
+
+/// Runs everything three times, and passes on what that took.
+struct Thrice(std::sync::mpsc::Sender<Took>);
+
+impl ComputeHook for Thrice {
+    fn repeats(&self) -> usize {
+        2
+    }
+
+    fn after_run(&mut self, took: Took) -> Duration {
+        self.0.send(took).unwrap();
+        took.wall
+    }
+}
+
+#[test]
+fn of_repeated_runs_the_fastest_counts_and_the_last_one_answers() {
+    let (sender, seen) = channel();
+    let mut rig = Rig::loaded(Thrice(sender));
+    let Message::Ran { tensors, .. } = rig.run(4.0) else { panic!("not an answer") };
+    assert_eq!(tensors[0].1.to_f32().unwrap(), [8.0, 2.0]);
+    let took = seen.recv().unwrap();
+    assert!(took.all_runs >= 3 * took.wall && took.wall > Duration::ZERO, "{took:?}");
+    rig.run(5.0);
+    assert_eq!(seen.recv().unwrap().shapes, took.shapes);
+    let Message::Failed(failure) = rig.run(fake::FAIL) else { panic!("not a failure") };
+    assert_eq!(failure.error, "asked to fail");
+    assert_eq!(rig.end(), EXIT_CLOSED);
 }
