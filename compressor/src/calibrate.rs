@@ -6,6 +6,7 @@
 //! out in order all the same, so that sums do not depend on timing. What the caller keeps of a
 //! batch is the caller's: memory here is bounded by the batches in flight.
 
+use std::borrow::Cow;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
@@ -36,6 +37,10 @@ fn batch(kind: EngineKind) -> usize {
         EngineKind::Ort => BATCH,
     }
 }
+
+/// Gives the inputs of a run.
+pub type Feed<'a> =
+    &'a (dyn Fn(usize) -> Result<Vec<(String, Cow<'a, Tensor>)>, EngineError> + Sync);
 
 /// One batch's outputs.
 #[derive(Debug)]
@@ -79,13 +84,38 @@ impl Runner {
     ) -> Result<(), CompressError> {
         let batches = data.batches(range.clone(), batch(self.engine.kind()));
         let size = batches.first().map_or(1, Vec::len);
-        let mut sessions = self.load_all(model, size, batches.len())?;
+        let mut sessions = self.load_all(model, Some(size), batches.len())?;
         if size > 1 && !self.splits(&mut sessions, data, &batches[0])? {
             let batches = data.batches(range, 1);
-            let mut sessions = self.load_all(model, 1, batches.len())?;
-            return drive(&mut sessions, data, &batches, 1, progress, sink);
+            let mut sessions = self.load_all(model, Some(1), batches.len())?;
+            return drive_samples(&mut sessions, data, &batches, 1, progress, sink);
         }
-        drive(&mut sessions, data, &batches, size, progress, sink)
+        drive_samples(&mut sessions, data, &batches, size, progress, sink)
+    }
+
+    /// Runs the model file on the inputs that `feed` gives for each of `count` runs, and gives what came out, with the
+    /// number of the run, to `sink`, in order.
+    ///
+    /// # Errors
+    /// The model cannot be loaded or run, the feed's or the sink's own error, or the caller asked to stop.
+    pub fn run_fed(
+        &self,
+        model: &Path,
+        count: usize,
+        feed: Feed<'_>,
+        progress: &dyn Progress,
+        sink: &mut dyn FnMut(usize, Vec<(String, Tensor)>) -> Result<(), CompressError>,
+    ) -> Result<(), CompressError> {
+        let mut sessions = self.load_all(model, None, count)?;
+        let run = |session: &mut dyn Session, at: usize| {
+            let inputs = feed(at)?;
+            let named: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (&**n, &**t)).collect();
+            session.run(&named)
+        };
+        let what = |at: usize| format!("running batch {at} of {}", model.display());
+        drive(&mut sessions, count, &run, &what, progress, &mut |at, outputs| {
+            sink(at, outputs).map(ControlFlow::Continue)
+        })
     }
 
     /// Loads `model` into one session.
@@ -103,10 +133,10 @@ impl Runner {
     fn load_all(
         &self,
         model: &Path,
-        batch: usize,
+        batch: Option<usize>,
         batches: usize,
     ) -> Result<Vec<Box<dyn Session>>, CompressError> {
-        let options = LoadOptions { batch: Some(batch), ..LoadOptions::default() };
+        let options = LoadOptions { batch, ..LoadOptions::default() };
         let count = self.sessions.min(batches).max(1);
         let loaded: Vec<Result<Box<dyn Session>, EngineError>> = std::thread::scope(|scope| {
             let threads: Vec<_> =
@@ -147,7 +177,7 @@ fn join<T>(
         .unwrap_or_else(|_| Err(EngineError::new(runtime::ErrorKind::Run, "the engine panicked")))
 }
 
-fn drive(
+fn drive_samples(
     sessions: &mut [Box<dyn Session>],
     data: &Dataset,
     batches: &[Vec<usize>],
@@ -155,35 +185,47 @@ fn drive(
     progress: &dyn Progress,
     sink: &mut dyn FnMut(Batch) -> Result<ControlFlow<()>, CompressError>,
 ) -> Result<(), CompressError> {
+    let run = |session: &mut dyn Session, at: usize| run_one(session, data, &batches[at], size);
+    let what =
+        |at: usize| format!("running samples {:?} of {}", batches[at], data.file().display());
     let mut done = 0;
-    for wave in batches.chunks(sessions.len()) {
+    drive(sessions, batches.len(), &run, &what, progress, &mut |at, outputs| {
+        let samples = batches[at].clone();
+        done += samples.len() as u64;
+        progress.step(done);
+        sink(Batch { samples, outputs })
+    })
+}
+
+type Outputs = Vec<(String, Tensor)>;
+
+/// Does run after run, each session one at a time, and gives what comes out to `sink` in order, until it breaks.
+fn drive(
+    sessions: &mut [Box<dyn Session>],
+    count: usize,
+    run: &(dyn Fn(&mut dyn Session, usize) -> Result<Outputs, EngineError> + Sync),
+    what: &dyn Fn(usize) -> String,
+    progress: &dyn Progress,
+    sink: &mut dyn FnMut(usize, Outputs) -> Result<ControlFlow<()>, CompressError>,
+) -> Result<(), CompressError> {
+    for first in (0..count).step_by(sessions.len().max(1)) {
         if progress.cancelled() {
             return Err(CompressError::Cancelled("a pass over the samples".into()));
         }
-        let results: Vec<Result<Vec<(String, Tensor)>, EngineError>> =
-            std::thread::scope(|scope| {
-                let threads: Vec<_> = sessions
-                    .iter_mut()
-                    .zip(wave)
-                    .map(|(session, batch)| {
-                        scope.spawn(move || run_one(session.as_mut(), data, batch, size))
-                    })
-                    .collect();
-                threads.into_iter().map(join).collect()
-            });
-        for (samples, outputs) in wave.iter().zip(results) {
-            let outputs = outputs.map_err(CompressError::engine(format!(
-                "running samples {:?} of {}",
-                samples,
-                data.file().display()
-            )))?;
-            done += samples.len() as u64;
-            let samples = samples.clone();
-            if sink(Batch { samples, outputs })?.is_break() {
+        let results: Vec<Result<Outputs, EngineError>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = sessions
+                .iter_mut()
+                .zip(first..count)
+                .map(|(session, at)| scope.spawn(move || run(session.as_mut(), at)))
+                .collect();
+            threads.into_iter().map(join).collect()
+        });
+        for (at, outputs) in (first..).zip(results) {
+            let outputs = outputs.map_err(|error| CompressError::engine(what(at))(error))?;
+            if sink(at, outputs)?.is_break() {
                 return Ok(());
             }
         }
-        progress.step(done);
     }
     Ok(())
 }

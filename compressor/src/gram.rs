@@ -19,8 +19,8 @@ use crate::linalg::{Square, axpy};
 pub const DAMPING: f64 = 1e-2;
 /// The widest axis whose Gram matrix is kept.
 pub const MAX_CHANNELS: usize = 4096;
-/// The most multiply-adds spent on one Gram matrix; it bounds the rows that are used.
-pub const MAX_CHANNEL_WORK: f64 = 4e10;
+/// Rows that are used for each channel, where there are as many.
+pub const ROWS_PER_CHANNEL: usize = 64;
 /// Rows gathered before they are multiplied.
 const BLOCK: usize = 128;
 /// Times that a ridge may grow tenfold where the channels depend on each other.

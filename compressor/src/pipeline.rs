@@ -20,6 +20,7 @@ mod kinds;
 mod mend;
 mod norms;
 mod observe;
+mod relay;
 mod repair;
 mod seen;
 mod select;

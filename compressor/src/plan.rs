@@ -170,6 +170,9 @@ pub struct RefitSite {
     pub at: NodeRef,
     /// Every how-manieth row of a batch of activations is fitted to, at least 1.
     pub stride: usize,
+    /// The first so many samples are fitted to, all of the repair's where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<usize>,
 }
 
 /// A consumer whose weights take over what removed channels gave.
@@ -374,7 +377,7 @@ mod tests {
                 samples: 512,
                 rescale_samples: 256,
                 rescale: vec![],
-                refit: vec![RefitSite { at: at.clone(), stride: 2 }],
+                refit: vec![RefitSite { at: at.clone(), stride: 2, samples: None }],
                 kinds: vec![RepairKind::Bn, RepairKind::Gram],
                 gram: vec![GramSite { at: at.clone(), axis: 1, stride: 3, samples: 256 }],
                 norms: vec![at],

@@ -36,8 +36,13 @@ use crate::plan::Refusal;
 pub const MAX_INPUTS: usize = 4096;
 /// The most bytes that the moments of one consumer take, all folds together.
 pub const MAX_GRAM_BYTES: usize = 2 << 30;
-/// The most multiply-adds spent on one Gram matrix; it bounds the rows that are used.
-pub const MAX_GRAM_WORK: f64 = 4e10;
+/// Rows that are fitted to for each input of a product, where there are as many: more of them cost time in
+/// proportion and no longer move the fit.
+pub const ROWS_PER_INPUT: usize = 32;
+/// The least rows that are fitted to, where there are as many.
+pub const LEAST_ROWS: usize = 4096;
+/// The least samples that rows are taken from, where there are as many.
+pub const LEAST_FITTED: usize = 128;
 
 /// A MatMul, Gemm or Conv that can be re-fitted.
 #[derive(Debug, Clone, PartialEq)]

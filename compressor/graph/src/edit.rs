@@ -269,7 +269,7 @@ impl Graph {
     }
 
     /// Decodes anew the nodes that look at the constant `value`, aliases of it included.
-    fn decode_readers(&mut self, value: ValueId) {
+    pub(crate) fn decode_readers(&mut self, value: ValueId) {
         let mut changed = vec![value];
         while let Some(value) = changed.pop() {
             for (id, _) in self.consumers(value) {

@@ -9,6 +9,7 @@ pub mod cost;
 pub mod coupling;
 mod edit;
 mod export;
+mod extract;
 mod group;
 mod import;
 mod infer;
@@ -27,6 +28,7 @@ mod verify;
 pub use builder::Builder;
 pub use edit::{Applied, Cause, Edit, EditError, apply};
 pub use export::{EXTERNAL_ABOVE_BYTES, ExportError, MAX_FILE_BYTES, SaveOptions, Saved};
+pub use extract::{Given, extract};
 pub use group::{
     Consumer, Group, GroupId, Grouping, Hop, IndexMap, Locked, LockedBy, MAX_REACHES, PairedBy,
     Reach, Role, Slice, StatePair, find, why,

@@ -28,6 +28,8 @@ use crate::search::Family;
 
 /// The most samples that a score is judged on.
 const JUDGED: usize = 64;
+/// The most samples by which normalizations are renewed in a trial.
+const RENEWING: usize = 64;
 /// Share of units that is kept to tell scores apart where none is asked for.
 pub(crate) const KEPT: f64 = 0.5;
 /// The scores that are tried; the first of equals is taken.
@@ -209,8 +211,8 @@ impl<'a> Trial<'a> {
         shop.progress.stage("trying scores", self.answers.len() as u64);
         let norms = norms::any(&shop.source).then_some(RepairKind::Bn);
         let kinds: Vec<RepairKind> = [RepairKind::Gram].into_iter().chain(norms).collect();
-        let fit = self.samples.start;
-        let (repair, _) = self.original.repair(shop, fit, &kinds, groups);
+        let renewing = self.samples.start.min(RENEWING);
+        let (repair, _) = self.original.repair(shop, renewing, &kinds, groups);
         let plan = hunt::plan(shop, self.kept, groups.to_vec(), None);
         let plan = Plan { repair: Some(repair), ..plan };
         let fitting = Fitting { shop, original: self.original };

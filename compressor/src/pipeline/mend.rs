@@ -50,7 +50,11 @@ impl Original {
             rescale_samples: RATING_SAMPLES.min(shop.calibration.len()),
             rescale: sums.map(|s| at(s.node, &s.label)).collect(),
             refit: targets
-                .map(|t| RefitSite { at: at(t.site.node, &t.site.label), stride: t.stride })
+                .map(|t| RefitSite {
+                    at: at(t.site.node, &t.site.label),
+                    stride: t.stride,
+                    samples: Some(t.samples),
+                })
                 .collect(),
             kinds,
             gram,

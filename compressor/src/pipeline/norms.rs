@@ -15,10 +15,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
+use std::rc::Rc;
 
-use graph::{Cause, Graph, Model, NodeId, Op, Tensor, ValueId};
+use graph::{Cause, Graph, Model, NodeId, Op, ValueId};
+use runtime::Tensor;
 
-use super::observe::{VALUES_PER_PASS, distinct, floats};
+use super::observe::{RATING_SAMPLES, VALUES_PER_PASS, distinct, floats};
+use super::relay::Relay;
 use super::repair::{Fitting, replace};
 use super::shop::{Source, save};
 use super::takeover::removed_of_constant;
@@ -121,7 +124,7 @@ impl Norm {
         let cause = Cause::new("norm", label.clone());
         for (slot, what, values) in [(MEAN, "mean", means), (VARIANCE, "variance", variances)] {
             let tensor =
-                Tensor::from_f32(vec![values.len()], &values).map_err(|e| e.to_string())?;
+                graph::Tensor::from_f32(vec![values.len()], &values).map_err(|e| e.to_string())?;
             replace(&mut model.graph, self.node, slot, format!("{label}_{what}"), tensor, &cause)?;
         }
         let count = columns.len().max(1) as f64;
@@ -135,6 +138,17 @@ impl Norm {
             }),
         })
     }
+}
+
+/// What a norm reads, along its channels.
+type Seen = Result<AxisMoments, String>;
+
+/// What the norms of the original read.
+#[derive(Debug, Default)]
+pub(crate) struct NormsBefore {
+    seen: HashMap<NodeId, Seen>,
+    /// Samples of a batch.
+    batch: usize,
 }
 
 /// Mean and deviation of what a norm reads, by channel.
@@ -156,7 +170,7 @@ impl Read {
 
 impl Fitting<'_> {
     /// Takes mean and variance of the batch normalizations `wanted` of `model`, which `groups` narrowed, anew on the
-    /// first `samples` samples.
+    /// first `samples` samples, of which [`RATING_SAMPLES`] suffice.
     pub(crate) fn renew_norms(
         &self,
         model: &mut Model,
@@ -165,12 +179,10 @@ impl Fitting<'_> {
         samples: usize,
     ) -> Result<(Vec<NormStep>, Vec<Refusal>), CompressError> {
         let (mut steps, mut refused) = (Vec::new(), Vec::new());
-        let source = &self.shop.source.model;
-        let mut before: HashMap<NodeId, Result<AxisMoments, String>> = HashMap::new();
-        for chunk in norms_of(&source.graph, wanted).chunks(VALUES_PER_PASS) {
-            let seen = self.moments(source, chunk, samples)?;
-            before.extend(chunk.iter().map(|norm| norm.node).zip(seen));
-        }
+        let samples = samples.min(RATING_SAMPLES);
+        let before = self.norms_before(samples)?;
+        self.shop.progress.stage("re-estimating normalizations", samples as u64);
+        let mut relay = Relay::new(self.shop, samples, before.batch);
         for layer in layers(&model.graph, wanted) {
             self.shop.check("repair")?;
             let norms = norms_of(&model.graph, &layer);
@@ -179,14 +191,15 @@ impl Fitting<'_> {
                 let why = "it is no batch normalization with constants in the narrowed model";
                 refused.extend(gone.map(|at| Refusal::new("norm", at.label.clone(), why)));
             }
-            let seen = self.moments(model, &norms, samples)?;
+            let seen = moments_now(model, &norms, &mut relay)?;
             for (norm, after) in norms.iter().zip(seen) {
-                let known = before.get(&norm.node).cloned();
-                let known = known.unwrap_or_else(|| Err("the source has no such norm".into()));
-                let step = known.and_then(|before| {
-                    let columns = self.columns(groups, norm.node)?;
-                    norm.renew(model, &before, &columns, &after?)
-                });
+                let step = before.seen.get(&norm.node).map_or_else(
+                    || Err("the source has no such norm".to_owned()),
+                    |before| {
+                        let columns = self.columns(groups, norm.node)?;
+                        norm.renew(model, before.as_ref().map_err(Clone::clone)?, &columns, &after?)
+                    },
+                );
                 match step {
                     Ok(step) => steps.push(step),
                     Err(why) => {
@@ -207,36 +220,75 @@ impl Fitting<'_> {
         Ok((0..norm.mean.len()).filter(|c| !gone.contains(c)).collect())
     }
 
-    /// Of what each norm reads, along its channels.
-    fn moments(
+    /// What the norms of the original read on the first `samples` samples.
+    fn norms_before(&self, samples: usize) -> Result<Rc<NormsBefore>, CompressError> {
+        if let Some(known) = self.original.norms.borrow().get(&samples) {
+            return Ok(Rc::clone(known));
+        }
+        let graph = &self.shop.source.model.graph;
+        let norms: Vec<Norm> = graph.nodes().filter_map(|(id, _)| Norm::of(graph, id)).collect();
+        let mut before = NormsBefore::default();
+        for chunk in norms.chunks(VALUES_PER_PASS) {
+            let (seen, batch) = self.moments_before(chunk, samples)?;
+            before.batch = batch;
+            before.seen.extend(chunk.iter().map(|norm| norm.node).zip(seen));
+        }
+        let before = Rc::new(before);
+        self.original.norms.borrow_mut().insert(samples, Rc::clone(&before));
+        Ok(before)
+    }
+
+    fn moments_before(
         &self,
-        model: &Model,
         norms: &[Norm],
         samples: usize,
-    ) -> Result<Vec<Result<AxisMoments, String>>, CompressError> {
+    ) -> Result<(Vec<Seen>, usize), CompressError> {
         let shop = self.shop;
-        let mut seen: Vec<Result<AxisMoments, String>> =
-            norms.iter().map(|norm| Ok(AxisMoments::new(norm.mean.len()))).collect();
-        if norms.is_empty() {
-            return Ok(seen);
-        }
-        shop.progress.stage("re-estimating normalizations", samples as u64);
+        let mut seen = nothing_seen(norms);
+        let mut size = 0;
+        shop.progress.stage("observing normalizations", samples as u64);
         let values = distinct(norms.iter().map(|norm| norm.input));
         let path = shop.work.join("norms.onnx");
-        save(&observed(model, &values)?, &path)?;
+        save(&observed(&shop.source.model, &values)?, &path)?;
         shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
-            for (norm, moments) in norms.iter().zip(&mut seen) {
-                let at = values.iter().position(|v| *v == norm.input).unwrap_or(usize::MAX);
-                let tensor = super::observe::output_of(&batch, at)?;
-                let data = floats(tensor)?;
-                if moments.as_mut().is_ok_and(|m| !m.push(&tensor.shape, 1, &data)) {
-                    *moments = Err(format!("it reads {:?}, without its channels", tensor.shape));
-                }
-            }
+            size = size.max(batch.samples.len());
+            let tensors: Vec<&Tensor> = batch.outputs.iter().map(|(_, tensor)| tensor).collect();
+            look(norms, &tensors, &mut seen)?;
             Ok(ControlFlow::Continue(()))
         })?;
-        Ok(seen)
+        Ok((seen, size))
     }
+}
+
+/// What the norms of the narrowed model read now.
+fn moments_now(
+    model: &Model,
+    norms: &[Norm],
+    relay: &mut Relay<'_>,
+) -> Result<Vec<Seen>, CompressError> {
+    let mut seen = nothing_seen(norms);
+    let nodes: Vec<NodeId> = norms.iter().map(|norm| norm.node).collect();
+    let values: Vec<ValueId> = norms.iter().map(|norm| norm.input).collect();
+    relay.run(model, &nodes, &values, &mut |_, tensors| look(norms, tensors, &mut seen))?;
+    Ok(seen)
+}
+
+fn nothing_seen(norms: &[Norm]) -> Vec<Seen> {
+    norms.iter().map(|norm| Ok(AxisMoments::new(norm.mean.len()))).collect()
+}
+
+/// Takes a batch of what the norms read, each value once.
+fn look(norms: &[Norm], tensors: &[&Tensor], seen: &mut [Seen]) -> Result<(), CompressError> {
+    let values = distinct(norms.iter().map(|norm| norm.input));
+    for (norm, moments) in norms.iter().zip(seen) {
+        let at = values.iter().position(|v| *v == norm.input);
+        let Some(tensor) = at.and_then(|at| tensors.get(at)) else { continue };
+        let data = floats(tensor)?;
+        if moments.as_mut().is_ok_and(|m| !m.push(&tensor.shape, 1, &data)) {
+            *moments = Err(format!("it reads {:?}, without its channels", tensor.shape));
+        }
+    }
+    Ok(())
 }
 
 fn norms_of(graph: &Graph, wanted: &[NodeRef]) -> Vec<Norm> {

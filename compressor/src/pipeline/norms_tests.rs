@@ -19,7 +19,7 @@ fn norm(builder: &mut Builder, input: ValueId, width: usize) -> ValueId {
         .into_iter()
         .zip(values)
         .map(|(name, v)| {
-            builder.constant(name, Tensor::from_f32(vec![width], &v).unwrap()).unwrap()
+            builder.constant(name, graph::Tensor::from_f32(vec![width], &v).unwrap()).unwrap()
         })
         .collect();
     let inputs = [input, constants[0], constants[1], constants[2], constants[3]];
@@ -28,8 +28,9 @@ fn norm(builder: &mut Builder, input: ValueId, width: usize) -> ValueId {
 
 fn conv(builder: &mut Builder, input: ValueId, to: usize, from: usize) -> ValueId {
     let values = noise(to * from * 9, (to * 31 + from) as u32);
-    let w =
-        builder.constant("w", Tensor::from_f32(vec![to, from, 3, 3], &values).unwrap()).unwrap();
+    let w = builder
+        .constant("w", graph::Tensor::from_f32(vec![to, from, 3, 3], &values).unwrap())
+        .unwrap();
     builder.node("Conv", &[input, w], []).unwrap()
 }
 

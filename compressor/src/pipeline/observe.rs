@@ -1,20 +1,25 @@
 //! The pass over the calibration samples that shows what the original computes.
 
-use std::collections::{BTreeSet, HashSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::{ControlFlow, Range};
+use std::rc::Rc;
 
 use graph::{Op, Role, ValueId};
 use runtime::Tensor;
 
 use super::judge::split;
+use super::norms::NormsBefore;
 use super::seen::{Key, Seen, Watch};
 use super::shop::{Shop, save};
-use crate::calibrate::{Batch, observed};
+use crate::calibrate::{BATCH, Batch, observed};
 use crate::error::CompressError;
 use crate::gram::MAX_CHANNELS;
 use crate::plan::{NodeRef, Refusal, Repair};
 use crate::quality::Answer;
-use crate::refit::{self, MAX_GRAM_BYTES, MAX_GRAM_WORK, MAX_INPUTS, Site};
+use crate::refit::{
+    self, LEAST_FITTED, LEAST_ROWS, MAX_GRAM_BYTES, MAX_INPUTS, ROWS_PER_INPUT, Site,
+};
 use crate::rescale::{self, Sum};
 use crate::score::{self, Evidence};
 
@@ -39,6 +44,10 @@ pub(crate) struct Original {
     pub(crate) watches: Vec<Watch>,
     /// Consumers that are too wide for least squares, and not for a channel Gram.
     pub(crate) wide: Vec<graph::NodeId>,
+    /// Samples of the first batch; 0 where there was none.
+    pub(crate) batch: usize,
+    /// What its batch normalizations read, by how many samples were looked at; filled when it is first asked for.
+    pub(crate) norms: RefCell<BTreeMap<usize, Rc<NormsBefore>>>,
     pub(crate) sums: Vec<Sum>,
     /// For each batch of the first samples, what each sum computes.
     pub(crate) sum_values: Vec<Vec<Vec<f32>>>,
@@ -70,6 +79,8 @@ pub(crate) struct Target {
     pub(crate) site: Site,
     /// Every how-manieth row of each batch is kept; 0 before the first batch.
     pub(crate) stride: usize,
+    /// The first so many samples are kept, whole batches.
+    pub(crate) samples: usize,
     /// The axis of its outputs in what it computes.
     pub(crate) axis: usize,
     /// Width of that axis.
@@ -81,13 +92,22 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    fn new(site: Site, stride: usize) -> Self {
-        Self { site, stride, axis: 0, columns: 0, rows: Vec::new(), bytes: 0 }
+    fn new(site: Site, stride: usize, samples: usize) -> Self {
+        Self { site, stride, samples, axis: 0, columns: 0, rows: Vec::new(), bytes: 0 }
+    }
+
+    /// Settles how many rows of how many samples are kept, of a site with `inputs` whose first batch has `rows` for each
+    /// of its samples.
+    fn admit(&mut self, rows: usize, inputs: usize, available: usize) {
+        let enough = (inputs * ROWS_PER_INPUT).max(LEAST_ROWS);
+        let samples = enough.div_ceil(rows.max(1)).max(LEAST_FITTED).next_multiple_of(BATCH);
+        self.samples = samples.min(available);
+        self.stride = spread_stride(rows, self.samples, enough);
     }
 
     #[cfg(test)]
     pub(crate) fn for_test(site: Site, columns: usize) -> Self {
-        Self { axis: 1, columns, ..Self::new(site, 1) }
+        Self { axis: 1, columns, ..Self::new(site, 1, usize::MAX) }
     }
 
     /// Keeps every second row, as if the stride had been twice what it was; false where no batch has two.
@@ -113,7 +133,7 @@ pub(crate) fn observe(
 ) -> Result<(Original, Vec<Refusal>), CompressError> {
     let Sites { sites, wide, mut refused } =
         looks.reach.map_or_else(Sites::default, |reach| sites(shop, reach));
-    let targets = sites.into_iter().map(|site| Target::new(site, 0)).collect();
+    let targets = sites.into_iter().map(|site| Target::new(site, 0, usize::MAX)).collect();
     let sums = looks.reach.map_or_else(Vec::new, |_| sums(shop));
     let wanted = wanted(shop);
     let watched = match looks.grams {
@@ -172,7 +192,8 @@ pub(crate) fn observe_again(shop: &Shop<'_>, repair: &Repair) -> Result<Original
         let known = graph.get_node(node).ok_or_else(|| "the source has no such node".to_owned());
         let site = known.and_then(|_| refit::site(graph, node));
         let site = site.map_err(|why| wrong(format!("re-fit of {}: {why}", wanted.at.label)))?;
-        targets.push(Target::new(site, wanted.stride.max(1)));
+        let samples = wanted.samples.unwrap_or(usize::MAX);
+        targets.push(Target::new(site, wanted.stride.max(1), samples));
     }
     let all = sums(shop);
     let sum = |at: &NodeRef| all.iter().find(|s| s.node.0 == at.node).cloned();
@@ -275,6 +296,8 @@ impl Pass {
                 evidence: Evidence::default(),
                 watches: Vec::new(),
                 wide: Vec::new(),
+                batch: 0,
+                norms: RefCell::default(),
                 sums,
                 sum_values: Vec::new(),
             },
@@ -297,6 +320,9 @@ impl Pass {
     }
 
     fn take(&mut self, shop: &Shop<'_>, batch: &Batch) -> Result<(), CompressError> {
+        if self.found.batch == 0 {
+            self.found.batch = batch.samples.len();
+        }
         self.seen.take(&self.values, batch)?;
         for at in 0..self.found.targets.len() {
             self.take_target(shop, batch, at)?;
@@ -355,6 +381,9 @@ impl Pass {
         batch: &Batch,
         at: usize,
     ) -> Result<(), CompressError> {
+        if self.samples >= self.found.targets[at].samples {
+            return Ok(());
+        }
         let tensor = self.tensor(batch, self.found.targets[at].site.output)?;
         let data = floats(tensor)?;
         let target = &mut self.found.targets[at];
@@ -363,8 +392,7 @@ impl Pass {
         if target.stride == 0 {
             let rows = data.len() / target.columns / batch.samples.len().max(1);
             let (inputs, _) = size(shop, &target.site);
-            let samples = shop.calibration.len();
-            target.stride = spread_stride(rows, samples, inputs, MAX_GRAM_WORK);
+            target.admit(rows, inputs, shop.calibration.len());
         }
         let rows = rows_along(&data, &tensor.shape, target.axis, target.stride);
         target.bytes += rows.len() * 4;
@@ -486,17 +514,10 @@ fn too_large() -> String {
     )
 }
 
-/// Every how-manieth row is used, so that one Gram matrix costs at most `work`. One that shares a factor with the
-/// positions of a map would see some of its columns only.
-pub(crate) fn spread_stride(
-    rows_per_sample: usize,
-    samples: usize,
-    inputs: usize,
-    work: f64,
-) -> usize {
-    let affordable = (work / (inputs.max(1) as f64).powi(2)).clamp(256.0, 1e6);
-    let all = (rows_per_sample * samples) as f64;
-    let wanted = ((all / affordable).ceil() as usize).max(1);
+/// Every how-manieth row is used, so that about `enough` are. A stride that shares a factor with the positions of a map
+/// would see some of its columns only.
+pub(crate) fn spread_stride(rows_per_sample: usize, samples: usize, enough: usize) -> usize {
+    let wanted = (rows_per_sample * samples).div_ceil(enough.max(1)).max(1);
     (wanted..).find(|s| coprime(*s, rows_per_sample)).unwrap_or(wanted)
 }
 

@@ -7,7 +7,8 @@ use graph::{Cause, Edit, Graph, Model, NodeId, ValueId};
 use runtime::Tensor;
 
 use super::norms;
-use super::observe::{Original, Target, distinct, floats, output_of, rows_along};
+use super::observe::{Original, Target, floats, rows_along};
+use super::relay::Relay;
 use super::shop::{Shop, Source, save};
 use crate::calibrate::observed;
 use crate::error::CompressError;
@@ -96,11 +97,15 @@ impl Fitting<'_> {
         samples: usize,
     ) -> Result<(Vec<RefitStep>, Vec<Refusal>), CompressError> {
         let (mut steps, mut refused) = (Vec::new(), Vec::new());
-        for wanted in sites {
+        let targets = sites.iter().map(|wanted| self.target(wanted));
+        let targets: Vec<&Target> = targets.collect::<Result<_, _>>()?;
+        let most = targets.iter().map(|t| t.samples.min(samples)).max().unwrap_or(0);
+        let mut relay = Relay::new(self.shop, most, self.original.batch);
+        for (wanted, target) in sites.iter().zip(targets) {
             self.shop.check("repair")?;
-            let target = self.target(wanted)?;
+            let samples = target.samples.min(samples);
             self.shop.progress.stage(&format!("fitting {}", wanted.at.label), samples as u64);
-            match self.refit_one(model, groups, target, samples)? {
+            match self.refit_one(model, groups, target, &mut relay, samples)? {
                 Ok(step) => steps.push(step),
                 Err(why) => refused.push(refit::refusal(&wanted.at.label, why)),
             }
@@ -112,7 +117,10 @@ impl Fitting<'_> {
         let node = NodeId(wanted.at.node);
         let mut targets = self.original.targets.iter();
         targets
-            .find(|t| t.site.node == node && t.stride == wanted.stride)
+            .find(|t| {
+                let samples = wanted.samples.unwrap_or(usize::MAX);
+                t.site.node == node && t.stride == wanted.stride && t.samples == samples
+            })
             .ok_or_else(|| not_observed(&wanted.at.label))
     }
 
@@ -122,6 +130,7 @@ impl Fitting<'_> {
         model: &mut Model,
         groups: &[GroupChoice],
         target: &Target,
+        relay: &mut Relay<'_>,
         samples: usize,
     ) -> Result<Result<RefitStep, String>, CompressError> {
         let site = match here(model, target) {
@@ -134,7 +143,7 @@ impl Fitting<'_> {
         };
         let original = &self.shop.source.model.graph;
         left.moved = norms::moved(original, &model.graph, site.output, &left.columns);
-        let folds = match self.accumulate(model, &site, target, &left, samples)? {
+        let folds = match accumulate(model, &site, (target, &left), relay, samples)? {
             Ok(folds) => folds,
             Err(why) => return Ok(Err(why)),
         };
@@ -145,36 +154,33 @@ impl Fitting<'_> {
             Ok(step(&site, &groups, &solution))
         }))
     }
+}
 
-    /// The moments of a site's activations and of what its output lacks.
-    fn accumulate(
-        &self,
-        model: &Model,
-        site: &Site,
-        target: &Target,
-        left: &Left,
-        samples: usize,
-    ) -> Result<Result<Vec<Vec<Gram>>, String>, CompressError> {
-        let shop = self.shop;
-        let values = distinct([site.input, site.output]);
-        let path = shop.work.join("fitted.onnx");
-        save(&observed(model, &values)?, &path)?;
-        let mut moments: Vec<Vec<Gram>> = Vec::new();
-        let (mut number, mut wrong) = (0, None);
-        shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
-            let (x, z) = (output_of(&batch, 0)?, output_of(&batch, values.len() - 1)?);
-            let y = left.of_rows(target.rows.get(number).map_or(&[][..], Vec::as_slice));
-            let rows =
-                Rows { site, x, z, y: &y, stride: target.stride, outputs: left.columns.len() };
-            if let Err(why) = rows.push(model, &mut moments, number % FOLDS) {
-                wrong = Some(why);
-                return Ok(ControlFlow::Break(()));
-            }
-            number += 1;
-            Ok(ControlFlow::Continue(()))
-        })?;
-        Ok(wrong.map_or(Ok(moments), Err))
-    }
+/// The moments of a site's activations on the first `samples` samples, and of what its output lacks.
+fn accumulate(
+    model: &Model,
+    site: &Site,
+    (target, left): (&Target, &Left),
+    relay: &mut Relay<'_>,
+    samples: usize,
+) -> Result<Result<Vec<Vec<Gram>>, String>, CompressError> {
+    let nodes: Vec<NodeId> =
+        [Some(site.node), site.bias.map(|(node, ..)| node)].into_iter().flatten().collect();
+    let batches = samples.div_ceil(relay.size());
+    let mut moments: Vec<Vec<Gram>> = Vec::new();
+    let mut wrong = None;
+    relay.run(model, &nodes, &[site.input, site.output], &mut |number, seen| {
+        let (Some(x), Some(z)) = (seen.first(), seen.last()) else { return Ok(()) };
+        if number >= batches || wrong.is_some() {
+            return Ok(());
+        }
+        let y = left.of_rows(target.rows.get(number).map_or(&[][..], Vec::as_slice));
+        let outputs = left.columns.len();
+        let rows = Rows { site, x, z, y: &y, stride: target.stride, outputs };
+        wrong = rows.push(model, &mut moments, number % FOLDS).err();
+        Ok(())
+    })?;
+    Ok(wrong.map_or(Ok(moments), Err))
 }
 
 /// One batch of what a site reads (`x`) and computes (`z`) in the narrowed model, and of what it computed in the

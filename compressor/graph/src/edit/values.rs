@@ -161,7 +161,7 @@ pub(super) fn forget_types(graph: &mut Graph) -> Applied {
 
 impl Graph {
     /// Removes a value that nothing refers to, and what the file said of it.
-    pub(super) fn drop_value(&mut self, id: ValueId) {
+    pub(crate) fn drop_value(&mut self, id: ValueId) {
         if let Some(value) = self.values[id.0 as usize].take() {
             self.names.remove(&value.name);
             self.rest.value_info.retain(|info| info.name() != value.name);
