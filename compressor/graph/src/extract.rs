@@ -169,7 +169,8 @@ mod tests {
         let Net { model, values: [_, _, r, y, _] } = net();
         let one = Tensor::from_f32(vec![1, 2], &[1.0; 2]).unwrap();
         let part = extract(&model, &[(r, Given::Constant(one.clone()))], &[y]).unwrap();
-        assert_eq!((part.graph.inputs(), part.graph.constant(r)), (&[][..], Some(&one)));
+        assert!(part.graph.inputs().is_empty());
+        assert_eq!(part.graph.constant(r).as_deref(), Some(&one));
         part.verify().unwrap();
     }
 

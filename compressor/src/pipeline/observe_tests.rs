@@ -6,7 +6,7 @@ fn target(columns: usize, rows: Vec<Vec<f32>>) -> Target {
     let node = model.graph.nodes().next().unwrap().0;
     let site = refit::site(&model.graph, node).unwrap();
     let bytes = rows.iter().map(|r| r.len() * 4).sum();
-    Target { site, stride: 3, axis: 1, columns, rows, bytes }
+    Target { site, stride: 3, samples: 8, axis: 1, columns, rows, bytes }
 }
 
 /// Rows of one batch, numbered.
@@ -42,4 +42,19 @@ fn over_the_limit_the_largest_target_is_thinned_then_given_up_and_said_so() {
     (pass.answer_bytes, pass.screened, pass.limit) = (4, 0..1, 0);
     pass.shrink();
     assert!(pass.found.targets.is_empty() && pass.found.answers.is_empty());
+}
+
+/// Large maps give rows enough in the first samples; where a sample gives one row, all samples are fitted to.
+#[test]
+fn a_fit_takes_as_many_rows_as_move_it_from_as_many_samples_as_that_takes() {
+    let admitted = |rows: usize, inputs: usize, available: usize| {
+        let mut target = target(2, Vec::new());
+        target.admit(rows, inputs, available);
+        (target.samples, target.stride)
+    };
+    // 300 · 32 of 576 · 128 rows, by a stride that meets every column of a map of 24 by 24.
+    assert_eq!(admitted(576, 300, 1000), (128, 11));
+    assert_eq!(admitted(1, 300, 1000), (1000, 1));
+    assert_eq!(admitted(10, 300, 1000), (960, 1));
+    assert_eq!(admitted(576, 9, 20), (20, 5));
 }

@@ -93,7 +93,9 @@ impl<'a> Relay<'a> {
             let seen: Option<Vec<&Tensor>> = seen.collect();
             sink(at, &seen.unwrap_or_default())?;
             found.retain(|value, _| crossing.contains(value));
-            bytes += found.values().map(|t| t.data.len()).sum::<usize>();
+            let kept = self.held[at].iter().filter(|(value, _)| crossing.contains(value));
+            let kept = kept.map(|(_, tensor)| tensor.data.len()).sum::<usize>();
+            bytes += kept + found.values().map(|t| t.data.len()).sum::<usize>();
             if bytes <= self.limit {
                 next.push(found);
             }
