@@ -35,6 +35,7 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod instance;
+mod metrics;
 pub mod oip;
 mod process;
 pub mod protocol;

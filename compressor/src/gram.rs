@@ -19,12 +19,26 @@ use crate::linalg::{Square, axpy};
 pub const DAMPING: f64 = 1e-2;
 /// The widest axis whose Gram matrix is kept.
 pub const MAX_CHANNELS: usize = 4096;
-/// Rows that are used for each channel, where there are as many.
-pub const ROWS_PER_CHANNEL: usize = 64;
+/// The most multiply-adds spent on one Gram matrix, where that leaves rows enough.
+const WORK: f64 = 4e9;
+/// The most rows that are used.
+const MOST_ROWS: f64 = 1e6;
+/// The least rows that are used, where there are as many: for each channel, and in all.
+const LEAST_ROWS: (usize, usize) = (4, 4096);
 /// Rows gathered before they are multiplied.
 const BLOCK: usize = 128;
 /// Times that a ridge may grow tenfold where the channels depend on each other.
 const GROWTHS: usize = 8;
+
+/// Rows that are used for the moments of `width` channels, where there are as many. Scores of the second order go by
+/// small differences between channels, and need more of them than a repair does.
+pub fn rows_wanted(width: usize) -> usize {
+    let affordable = (WORK / (width.max(1) as f64).powi(2)).min(MOST_ROWS);
+    // Positive, and not large.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let affordable = affordable as usize;
+    affordable.max(LEAST_ROWS.0 * width).max(LEAST_ROWS.1)
+}
 
 /// Second moments of an activation along one axis.
 #[derive(Debug, Clone, PartialEq)]

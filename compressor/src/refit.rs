@@ -42,7 +42,7 @@ pub const ROWS_PER_INPUT: usize = 32;
 /// The least rows that are fitted to, where there are as many.
 pub const LEAST_ROWS: usize = 4096;
 /// The least samples that rows are taken from, where there are as many.
-pub const LEAST_FITTED: usize = 128;
+pub const LEAST_FITTED: usize = 256;
 
 /// A MatMul, Gemm or Conv that can be re-fitted.
 #[derive(Debug, Clone, PartialEq)]

@@ -2,7 +2,7 @@
 //!
 //! JSON tensors and the binary extension (`Inference-Header-Content-Length`). Not served: string
 //! tensors, shared memory, classification, sequences, compressed bodies, and the model repository
-//! interface; each is refused by name.
+//! interface; each is refused by name. Beside it `/metrics`, for a scraper.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,7 @@ use self::error::OipError;
 use self::request::InferRequest;
 use super::buffers::{NoRoom, Room};
 use super::instance::{Answer, Instance, JobError, Traffic};
+use super::metrics;
 use super::protocol::NamedTensors;
 use super::registry::Registry;
 
@@ -47,6 +48,7 @@ pub(super) fn router(registry: Arc<Registry>) -> Router {
     Router::new()
         .route("/v2", get(server_metadata))
         .route("/v2/", get(server_metadata))
+        .route("/metrics", get(metrics))
         .route("/v2/health/live", get(live))
         .route("/v2/health/ready", get(ready))
         .nest("/v2/models/{name}", model.clone())
@@ -98,6 +100,11 @@ async fn server_metadata() -> Json<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "extensions": ["binary_tensor_data"],
     }))
+}
+
+async fn metrics(State(registry): State<Arc<Registry>>) -> Response {
+    let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
+    ([(header::CONTENT_TYPE, kind)], metrics::render(&registry)).into_response()
 }
 
 async fn live() -> Json<Value> {

@@ -661,3 +661,37 @@ async fn only_a_dead_socket_is_replaced() {
     assert!(error.contains("not a socket"), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 }
+
+/// The value of a series on the metrics page.
+fn series(text: &str, name: &str) -> Option<String> {
+    text.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(' ')?.to_owned()))
+}
+
+#[tokio::test]
+async fn a_scrape_counts_from_the_beginning_whatever_windows_were_taken() {
+    let bench = Bench::start().await;
+    let page = || async {
+        let answer = send(&bench.plane, get("/metrics")).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        String::from_utf8(answer.body.to_vec()).unwrap()
+    };
+    let empty = page().await;
+    assert!(empty.ends_with("# EOF\n") && series(&empty, "espalier_requests_total").is_none());
+    bench.serve("2").await;
+    let labels = "{model=\"double\",version=\"2\"}";
+    for asked in 1..=3 {
+        assert_eq!(send(&bench.plane, infer(1.0)).await.status, StatusCode::OK);
+        let text = page().await;
+        let found = series(&text, &format!("espalier_requests_total{labels}"));
+        assert_eq!(found, Some(asked.to_string()), "{text}");
+        let count = series(&text, &format!("espalier_compute_seconds_count{labels}"));
+        assert_eq!(count, found);
+        assert_eq!(bench.plane.take_window().len(), 1);
+    }
+    let text = page().await;
+    assert_eq!(
+        series(&text, &format!("espalier_model_up{labels}")).as_deref(),
+        Some("1"),
+        "{text}"
+    );
+}

@@ -11,6 +11,27 @@ use super::ModelWindow;
 #[derive(Debug, Default)]
 pub(super) struct Stats(Mutex<Counts>);
 
+/// What an instance did since it was made.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Totals {
+    pub(super) compute: Histogram,
+    pub(super) queue: Histogram,
+    pub(super) requests: u64,
+    pub(super) errors: u64,
+    pub(super) rejected: u64,
+}
+
+impl Totals {
+    /// Adds what a window counted.
+    fn add(&mut self, window: &Counts) {
+        self.compute.merge(&window.compute);
+        self.queue.merge(&window.queue);
+        self.requests += window.requests;
+        self.errors += window.errors;
+        self.rejected += window.rejected;
+    }
+}
+
 #[derive(Debug, Default)]
 struct Counts {
     compute: Histogram,
@@ -19,6 +40,8 @@ struct Counts {
     errors: u64,
     rejected: u64,
     cold: bool,
+    /// Of the windows that were taken.
+    before: Totals,
 }
 
 impl Stats {
@@ -52,7 +75,12 @@ impl Stats {
     }
 
     pub(super) fn take(&self, model: &str, digest: &str) -> ModelWindow {
-        let counts = std::mem::take(&mut *self.lock());
+        let mut held = self.lock();
+        let mut counts = std::mem::take(&mut *held);
+        let mut before = std::mem::take(&mut counts.before);
+        before.add(&counts);
+        held.before = before;
+        drop(held);
         ModelWindow {
             model: model.to_owned(),
             digest: digest.to_owned(),
@@ -63,6 +91,14 @@ impl Stats {
             rejected: counts.rejected,
             cold: counts.cold,
         }
+    }
+
+    /// Everything since the beginning, the window that is open included.
+    pub(super) fn totals(&self) -> Totals {
+        let counts = self.lock();
+        let mut totals = counts.before.clone();
+        totals.add(&counts);
+        totals
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {

@@ -52,8 +52,8 @@ fn a_fit_takes_as_many_rows_as_move_it_from_as_many_samples_as_that_takes() {
         target.admit(rows, inputs, available);
         (target.samples, target.stride)
     };
-    // 300 · 32 of 576 · 128 rows, by a stride that meets every column of a map of 24 by 24.
-    assert_eq!(admitted(576, 300, 1000), (128, 11));
+    // 300 · 32 of 576 · 256 rows, by a stride that meets every column of a map of 24 by 24.
+    assert_eq!(admitted(576, 300, 1000), (256, 17));
     assert_eq!(admitted(1, 300, 1000), (1000, 1));
     assert_eq!(admitted(10, 300, 1000), (960, 1));
     assert_eq!(admitted(576, 9, 20), (20, 5));

@@ -18,6 +18,9 @@ use crate::error::CompressError;
 /// The most bytes of activations that are held; where more cross a place, the run to the next one starts further back.
 const MAX_HELD_BYTES: usize = 256 << 20;
 
+/// Takes the number of a batch and what was computed on it.
+pub(crate) type Sink<'s> = &'s mut dyn FnMut(usize, &[&Tensor]) -> Result<(), CompressError>;
+
 /// Activations of a model up to some place, for each batch of samples.
 pub(crate) struct Relay<'a> {
     shop: &'a Shop<'a>,
@@ -50,7 +53,7 @@ impl<'a> Relay<'a> {
         model: &Model,
         nodes: &[NodeId],
         values: &[ValueId],
-        sink: &mut dyn FnMut(usize, &[&Tensor]) -> Result<(), CompressError>,
+        sink: Sink<'_>,
     ) -> Result<(), CompressError> {
         let values = distinct(values.iter().copied());
         let place = place(&model.graph, nodes);
@@ -79,7 +82,7 @@ impl<'a> Relay<'a> {
         model: &Model,
         values: &[ValueId],
         crossing: &[ValueId],
-        sink: &mut dyn FnMut(usize, &[&Tensor]) -> Result<(), CompressError>,
+        sink: Sink<'_>,
     ) -> Result<(), CompressError> {
         let known = |value: &ValueId| self.held.iter().all(|held| held.contains_key(value));
         let wanted = distinct(values.iter().chain(crossing).copied());

@@ -8,8 +8,8 @@ use runtime::{ElementType, Tensor};
 use super::observe::{floats, rows_along, spread_stride};
 use crate::calibrate::Batch;
 use crate::error::CompressError;
-use crate::gram::{ChannelGram, MAX_CHANNELS, ROWS_PER_CHANNEL};
-use crate::refit::{LEAST_ROWS, MAX_GRAM_BYTES};
+use crate::gram::{ChannelGram, MAX_CHANNELS, rows_wanted};
+use crate::refit::MAX_GRAM_BYTES;
 use crate::score::{AxisMoments, Evidence};
 
 /// A value and one of its axes.
@@ -131,8 +131,7 @@ fn admit(
     }
     if watch.stride == 0 {
         let rows = tensor.shape.iter().product::<usize>() / width / batch.samples.len().max(1);
-        let enough = (width * ROWS_PER_CHANNEL).max(LEAST_ROWS);
-        watch.stride = spread_stride(rows, watch.samples, enough);
+        watch.stride = spread_stride(rows, watch.samples, rows_wanted(width));
     }
     *bytes += own;
     evidence.grams.insert(watch.key, ChannelGram::new(width));
