@@ -68,8 +68,8 @@ impl<'a> Relay<'a> {
             sink(at, seen)
         });
         match first {
-            // A part can be one that the engine does not take, where it takes the whole.
-            Err(CompressError::Engine { .. }) if done == 0 => {
+            // A part can be one that cannot be cut out, or that the engine does not take, where it takes the whole.
+            Err(CompressError::Engine { .. } | CompressError::Graph { .. }) if done == 0 => {
                 self.held.iter_mut().for_each(HashMap::clear);
                 self.run_from_here(model, &values, &[], sink)
             }
@@ -101,6 +101,8 @@ impl<'a> Relay<'a> {
             bytes += kept + found.values().map(|t| t.data.len()).sum::<usize>();
             if bytes <= self.limit {
                 next.push(found);
+            } else {
+                next.clear();
             }
             Ok(())
         };
