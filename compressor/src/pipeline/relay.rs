@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
-use graph::{DType, Dim, Given, Graph, Model, NodeId, TensorType, ValueId};
+use graph::{Cause, DType, Dim, Edit, Given, Graph, Model, NodeId, TensorType, ValueId};
 use runtime::{ElementType, EngineError, Tensor};
 
 use super::observe::distinct;
@@ -135,7 +135,8 @@ impl<'a> Relay<'a> {
     ) -> Result<(), CompressError> {
         let shop = self.shop;
         let wrong = |what: String| CompressError::Graph { stage: "repair", what };
-        let part = graph::extract(model, &self.given(), wanted).map_err(wrong)?;
+        let mut part = graph::extract(model, &self.given(), wanted).map_err(wrong)?;
+        self.fix_inputs(&mut part)?;
         let path = shop.work.join("part.onnx");
         save(&part, &path)?;
         let reads = |value: &ValueId| part.graph.inputs().contains(value);
@@ -162,6 +163,28 @@ impl<'a> Relay<'a> {
             Ok(inputs)
         };
         shop.runner.run_fed(&path, self.batches.len(), &feed, shop.progress, sink)
+    }
+
+    /// Declares the model's own inputs as they come, where all batches are alike: engines plan by sizes that they know.
+    fn fix_inputs(&self, part: &mut Model) -> Result<(), CompressError> {
+        let Some(first) = self.batches.first() else { return Ok(()) };
+        if self.batches.iter().any(|batch| batch.len() != first.len()) {
+            return Ok(());
+        }
+        let file = self.shop.calibration.file().display();
+        let samples = self.shop.calibration.batch(first);
+        let samples = samples.map_err(CompressError::engine(format!("reading {file}")))?;
+        for (name, tensor) in samples {
+            let value = part.graph.value_by_name(&name);
+            let value = value.filter(|value| part.graph.inputs().contains(value));
+            let (Some(value), Some(dtype)) = (value, dtype(tensor.dtype)) else { continue };
+            let dims = tensor.shape.iter().map(|size| Dim::Fixed(*size)).collect();
+            let ty = Some(TensorType { dtype, dims: Some(dims) });
+            let cause = Cause::new("repair", "what the samples are");
+            graph::apply(&mut part.graph, Edit::SetType { value, ty }, &cause)
+                .map_err(|e| CompressError::Graph { stage: "repair", what: e.to_string() })?;
+        }
+        Ok(())
     }
 
     /// What is held: what is no floating-point number and the same for all batches is a constant, since engines plan by

@@ -1,4 +1,4 @@
-use graph::{Builder, Cause, Edit};
+use graph::Builder;
 
 use super::*;
 use crate::pipeline::Silent;
