@@ -136,7 +136,7 @@ impl Dilation {
     /// The same inference with the CPU time of the fastest one on these shapes.
     fn steadied(&mut self, took: Took) -> Took {
         let cpu = took.cpu.min(took.wall);
-        if self.fastest.len() >= MOST_SHAPES {
+        if self.fastest.len() >= MOST_SHAPES && !self.fastest.contains_key(&took.shapes) {
             self.fastest.clear();
         }
         let fastest = self.fastest.entry(took.shapes).or_insert(cpu);
@@ -259,6 +259,12 @@ mod tests {
         };
         assert_eq!([cpu(12, 1), cpu(10, 1), cpu(17, 1)], [12 * MS, 10 * MS, 10 * MS]);
         assert_eq!([cpu(30, 2), cpu(9, 1)], [30 * MS, 9 * MS]);
+        // As many as are kept apart are all remembered; one more starts anew.
+        for shapes in 3..=MOST_SHAPES as u64 {
+            cpu(40, shapes);
+        }
+        assert_eq!([cpu(50, 3), cpu(50, 1), cpu(50, 2)], [40 * MS, 9 * MS, 30 * MS]);
+        assert_eq!([cpu(60, 0), cpu(60, 3)], [60 * MS, 60 * MS]);
         for shapes in 0..10_000 {
             cpu(40, shapes);
         }
