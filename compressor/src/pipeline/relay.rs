@@ -84,17 +84,19 @@ impl<'a> Relay<'a> {
         crossing: &[ValueId],
         sink: Sink<'_>,
     ) -> Result<(), CompressError> {
-        let known = |value: &ValueId| self.held.iter().all(|held| held.contains_key(value));
         let wanted = distinct(values.iter().chain(crossing).copied());
-        let wanted: Vec<ValueId> = wanted.into_iter().filter(|v| !known(v)).collect();
+        let wanted: Vec<ValueId> = wanted.into_iter().filter(|v| !self.holds(v)).collect();
         let mut next: Vec<HashMap<ValueId, Tensor>> = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut samples) = (0, 0);
         let mut take = |at: usize, outputs: Vec<(String, Tensor)>| {
             let found = outputs.into_iter().map(|(_, tensor)| tensor);
             let mut found: HashMap<ValueId, Tensor> = wanted.iter().copied().zip(found).collect();
             let seen = values.iter().map(|v| found.get(v).or_else(|| self.held[at].get(v)));
             let seen: Option<Vec<&Tensor>> = seen.collect();
-            sink(at, &seen.unwrap_or_default())?;
+            let lost = || CompressError::Graph { stage: "repair", what: "a value is lost".into() };
+            sink(at, &seen.ok_or_else(lost)?)?;
+            samples += self.batches[at].len() as u64;
+            self.shop.progress.step(samples);
             found.retain(|value, _| crossing.contains(value));
             let kept = self.held[at].iter().filter(|(value, _)| crossing.contains(value));
             let kept = kept.map(|(_, tensor)| tensor.data.len()).sum::<usize>();
@@ -113,6 +115,11 @@ impl<'a> Relay<'a> {
         }
         self.advance(next, crossing);
         Ok(())
+    }
+
+    /// Whether a value is held, of every batch.
+    fn holds(&self, value: &ValueId) -> bool {
+        self.held.iter().all(|held| held.contains_key(value))
     }
 
     /// Holds what crosses the new place, unless that is too much: what was held before still serves.
@@ -168,7 +175,8 @@ impl<'a> Relay<'a> {
     /// Declares the model's own inputs as they come, where all batches are alike: engines plan by sizes that they know.
     fn fix_inputs(&self, part: &mut Model) -> Result<(), CompressError> {
         let Some(first) = self.batches.first() else { return Ok(()) };
-        if self.batches.iter().any(|batch| batch.len() != first.len()) {
+        let own = part.graph.inputs().iter().any(|value| !self.holds(value));
+        if !own || self.batches.iter().any(|batch| batch.len() != first.len()) {
             return Ok(());
         }
         let file = self.shop.calibration.file().display();

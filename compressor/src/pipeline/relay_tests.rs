@@ -114,3 +114,22 @@ fn a_place_in_front_of_the_last_one_starts_from_the_inputs() {
     let found = seen(&mut relay, &model, places[0].0, &[places[2].1]);
     assert_eq!(found, [afresh(&shop, &model, places[2].1)]);
 }
+
+/// Some engines plan by sizes: a free axis of the model's own input would leave them none.
+#[test]
+fn a_part_declares_its_inputs_as_the_samples_are_where_all_batches_are_alike() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = net();
+    let job = job_of(folder.path(), &model, &[6], SAMPLES);
+    let shop = Shop::open_whole(&job, &Silent).unwrap();
+    let declared = |size: usize| {
+        let mut part = model.clone();
+        Relay::new(&shop, SAMPLES, size).fix_inputs(&mut part).unwrap();
+        let ty = part.graph.value(part.graph.inputs()[0]).ty.clone();
+        ty.unwrap().dims.unwrap()
+    };
+    assert_eq!(declared(1), [Dim::Fixed(1), Dim::Fixed(6)]);
+    assert_eq!(declared(SAMPLES), [Dim::Fixed(SAMPLES), Dim::Fixed(6)]);
+    // Eleven samples in batches of four: the last one is shorter.
+    assert_eq!(declared(4), [Dim::Symbol("N".into()), Dim::Fixed(6)]);
+}
