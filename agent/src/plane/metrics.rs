@@ -1,8 +1,8 @@
-//! What each model did since its worker became active, as OpenMetrics text for a scraper.
+//! What each model did since it was loaded, as OpenMetrics text for a scraper.
 //!
 //! Counters and histograms are those of the telemetry windows, summed up; a scrape takes nothing away from a window.
-//! The series of a bundle begin at zero when it becomes active and end when it is no longer served: a scraper sees a
-//! new version, not a counter that jumps.
+//! The series of a bundle begin at zero and end when it is no longer served, and go on where they were after a rollback
+//! to it: a scraper sees a new version, not a counter that jumps.
 
 use std::fmt::Write;
 
