@@ -8,10 +8,11 @@
 //! the power model.
 //!
 //! The same goes for the host's caches, which are cold after the wait, and for its neighbours: the
-//! factors were published for warm, quiet boards. So an inference is run twice, and what counts is the
-//! fastest run that this model ever had on inputs of these shapes. A board is hence steadier here
-//! than on a table, and a model whose time depends on what its inputs hold is shown at its fastest.
-//! The second run is part of the wait, not added to it.
+//! factors were published for warm, quiet boards. So an inference is run several times, as often as the
+//! wait hides it until no run is faster any more and twice from then on, and what counts is the fastest
+//! run that this model ever had on inputs of these shapes. A board is hence steadier here than on a
+//! table, and a model whose time depends on what its inputs hold is shown at its fastest. The further
+//! runs are part of the wait, not added to it.
 //!
 //! The host must compute on one thread: a second one would halve the wall time and not the CPU time.
 
@@ -34,8 +35,14 @@ use crate::profiles::DataType;
 const MAX_SEARCHED_BYTES: u64 = 4 << 30;
 /// The longest order to load a model that is looked into.
 const MAX_LOAD_BYTES: usize = 16 * 1024;
-/// The factor from which on an inference is run twice.
-const LEAST_REPEATED: f64 = 4.0;
+/// An inference is repeated as often as the factor holds this: a quarter of the wait at most.
+const FACTOR_PER_REPEAT: f64 = 4.0;
+/// The most repeats: from the third on, a run is as fast as it is in a loop without waits.
+const MOST_REPEATS: usize = 3;
+/// How much less time than the fastest run another one takes that counts as faster.
+const FASTER: f64 = 0.99;
+/// So many inferences without a faster run settle what the fastest one is.
+const SETTLED: usize = 64;
 /// The most input shapes that are kept apart.
 const MOST_SHAPES: usize = 64;
 /// Operators whose presence makes a model count as int8. `DequantizeLinear` is none: weights that are
@@ -112,6 +119,8 @@ pub struct Dilation {
     board: Option<BoardFiles>,
     /// CPU time of the fastest run, by the shapes of the inputs.
     fastest: HashMap<u64, Duration>,
+    /// Inferences since a run was faster than all before it.
+    since_faster: usize,
     busy: Duration,
 }
 
@@ -124,6 +133,7 @@ impl Dilation {
             data_type: DataType::Fp32,
             board,
             fastest: HashMap::new(),
+            since_faster: 0,
             busy: Duration::ZERO,
         }
     }
@@ -139,7 +149,9 @@ impl Dilation {
         if self.fastest.len() >= MOST_SHAPES && !self.fastest.contains_key(&took.shapes) {
             self.fastest.clear();
         }
-        let fastest = self.fastest.entry(took.shapes).or_insert(cpu);
+        let fastest = self.fastest.entry(took.shapes).or_insert(Duration::MAX);
+        let faster = cpu.as_secs_f64() < fastest.as_secs_f64() * FASTER;
+        self.since_faster = if faster { 0 } else { self.since_faster.saturating_add(1) };
         *fastest = cpu.min(*fastest);
         Took { cpu: *fastest, ..took }
     }
@@ -151,9 +163,10 @@ impl Dilation {
 }
 
 impl ComputeHook for Dilation {
-    /// None on a board that is not slow enough to hide one, the first run being a cold one.
+    /// None on a board that is not slow enough to hide one.
     fn repeats(&self) -> usize {
-        usize::from(self.factor() >= LEAST_REPEATED)
+        let hidden = (self.factor() / FACTOR_PER_REPEAT) as usize;
+        hidden.min(if self.since_faster < SETTLED { MOST_REPEATS } else { 1 })
     }
 
     fn after_run(&mut self, took: Took) -> Duration {
@@ -247,7 +260,23 @@ mod tests {
     #[test]
     fn an_inference_is_repeated_only_on_a_board_slow_enough_to_hide_it() {
         let repeats = |fp32| Dilation::new(Slowdown { fp32, int8: 1.0 }, None).repeats();
-        assert_eq!([0.5, 2.3, 4.0, 14.0].map(repeats), [0, 0, 1, 1]);
+        assert_eq!([0.5, 2.3, 4.0, 9.0, 14.0, 90.0].map(repeats), [0, 0, 1, 2, 3, 3]);
+    }
+
+    #[test]
+    fn once_no_run_is_faster_any_more_one_repeat_is_enough_until_one_is() {
+        let mut hook = Dilation::new(SLOW, None);
+        let mut ran = |us: u64, times: usize| {
+            for _ in 0..times {
+                let time = Duration::from_micros(us);
+                hook.steadied(took(time, time));
+            }
+            hook.repeats()
+        };
+        assert_eq!(ran(10_000, SETTLED), MOST_REPEATS);
+        assert_eq!(ran(9_950, 1), 1, "faster by less than counts");
+        assert_eq!(ran(9_000, 1), MOST_REPEATS);
+        assert_eq!(ran(12_000, SETTLED), 1);
     }
 
     #[test]
