@@ -20,6 +20,7 @@ mod kinds;
 mod mend;
 mod norms;
 mod observe;
+mod recall;
 mod relay;
 mod repair;
 mod seen;
@@ -35,6 +36,8 @@ use gauge::Gauge;
 pub use gauge::{Judging, Measure};
 use hunt::Hunt;
 use judge::Answers;
+pub use recall::Recall;
+use recall::{Key, Known, Observed};
 use shop::{Bench, Shop, Source};
 
 use crate::calibrate::WorkDir;
@@ -265,6 +268,19 @@ impl Progress for Silent {}
 /// # Errors
 /// See [`CompressError`]. Nothing is left at `out_dir` on any of them.
 pub fn compress(job: &CompressJob, progress: &dyn Progress) -> Result<Outcome, CompressError> {
+    compress_recalling(job, progress, &Recall::default())
+}
+
+/// As [`compress`], with what an earlier compression learned of the same original, and for a later one.
+/// The outcome is the same.
+///
+/// # Errors
+/// As [`compress`].
+pub fn compress_recalling(
+    job: &CompressJob,
+    progress: &dyn Progress,
+    recall: &Recall,
+) -> Result<Outcome, CompressError> {
     check(job)?;
     job.judging.check(job.goal.agreement_min)?;
     let shop = Shop::open(job, progress)?;
@@ -276,41 +292,76 @@ pub fn compress(job: &CompressJob, progress: &dyn Progress) -> Result<Outcome, C
         return Err(unreachable(&shop, &hunt));
     }
     let (outputs, others) = judge::outputs(&shop)?;
-    let mut answers = Answers::new(&shop.heldout, &outputs);
+    let key = Key::of(&shop);
+    let mut known = recall.take(&key);
+    let mut answers =
+        Answers::new(&shop.heldout, &outputs).with(0, std::mem::take(&mut known.answers));
     answers.hold(&shop, 0, shop.heldout.len())?;
     let (compared, refused) = kinds::comparisons(&shop, &outputs, &others, &answers);
     hunt.refuse_all(refused);
     let chosen = if hunt.shortlist[0] == 0 {
-        keep_original(&shop, &mut hunt, &mut answers, &compared)?
+        keep_original(&shop, &mut hunt, &mut answers, &compared).map(Some)
     } else {
-        let finals = select::finals(hunt.shortlist.len());
-        gauge::enough(&shop, finals)?;
-        let gauge = Gauge::open(&shop, &compared)?;
-        let (fit, judged) = select::split(shop.calibration.len());
-        let screened = if hunt.shortlist.len() < 2 { 0..0 } else { fit..fit + judged };
-        let looks = observe::Looks {
-            reach: Some(observe::Reach::LastProducts),
-            grams: observe::Grams::None,
-            samples: shop.calibration.len(),
-        };
-        let (original, refused) = observe::observe(&shop, &outputs, screened, looks)?;
-        hunt.refuse_all(refused);
-        let craft = select::Craft {
-            shop: &shop,
-            original: &original,
-            score: ScoreKind::Activation,
-            outputs: &outputs,
-            compared: &compared,
-            gauge: &gauge,
-            finals,
-        };
-        craft.screen(&mut hunt)?;
-        match craft.finals(&mut hunt, &mut bench, &mut answers)? {
-            Some(chosen) => chosen,
-            None => return Err(unreachable(&shop, &hunt)),
+        narrowed(&shop, &mut hunt, &mut bench, &mut answers, &compared, &mut known)
+    };
+    known.answers = answers.into_first();
+    recall.keep(key, known);
+    match chosen? {
+        Some(chosen) => write_outcome(&shop, &hunt, chosen, &compared),
+        None => Err(unreachable(&shop, &hunt)),
+    }
+}
+
+/// Repairs and judges the shortlist; the best that meets the goal.
+fn narrowed(
+    shop: &Shop<'_>,
+    hunt: &mut Hunt,
+    bench: &mut Bench,
+    answers: &mut Answers<'_>,
+    compared: &[Compared],
+    known: &mut Known,
+) -> Result<Option<usize>, CompressError> {
+    let finals = select::finals(hunt.shortlist.len());
+    gauge::enough(shop, finals)?;
+    let gauge = Gauge::open(shop, compared)?;
+    let outputs: Vec<String> = compared.iter().map(|c| c.output.clone()).collect();
+    let observed = observed(shop, &outputs, hunt.shortlist.len(), known)?;
+    hunt.refuse_all(observed.refused.iter().cloned());
+    let craft = select::Craft {
+        shop,
+        original: &observed.original,
+        score: ScoreKind::Activation,
+        outputs: &outputs,
+        compared,
+        gauge: &gauge,
+        finals,
+    };
+    craft.screen(hunt)?;
+    craft.finals(hunt, bench, answers)
+}
+
+/// The original as it is observed for a screening of so many candidates: from memory, or now.
+fn observed<'k>(
+    shop: &Shop<'_>,
+    outputs: &[String],
+    shortlist: usize,
+    known: &'k mut Known,
+) -> Result<&'k Observed, CompressError> {
+    let (fit, judged) = select::split(shop.calibration.len());
+    let screened = if shortlist < 2 { 0..0 } else { fit..fit + judged };
+    let observed = match known.take_observed(&screened) {
+        Some(observed) => observed,
+        None => {
+            let looks = observe::Looks {
+                reach: Some(observe::Reach::LastProducts),
+                grams: observe::Grams::None,
+                samples: shop.calibration.len(),
+            };
+            let (original, refused) = observe::observe(shop, outputs, screened.clone(), looks)?;
+            Observed { screened, original, refused }
         }
     };
-    write_outcome(&shop, &hunt, chosen, &compared)
+    Ok(known.observed.insert(observed))
 }
 
 /// Writes a bundle of the unmodified source.

@@ -69,6 +69,13 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Bytes that the elements take.
+    pub fn bytes(&self) -> usize {
+        self.data.len() * size_of::<f32>()
+    }
+}
+
+impl Answer {
     /// Extents before the axis, along it and behind it; one row for a whole answer.
     fn layout(&self, axis: Option<usize>) -> (usize, usize, usize) {
         match axis.filter(|axis| *axis < self.shape.len()) {

@@ -77,7 +77,7 @@ fn serve(config: ServeConfig) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut terminate =
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        let service = Service::start(config, Arc::new(Pipeline)).await?;
+        let service = Service::start(config, Arc::new(Pipeline::default())).await?;
         let ready = serde_json::json!({ "ready": true, "http": service.http_url() });
         let mut stdout = std::io::stdout();
         writeln!(stdout, "{ready}").and_then(|()| stdout.flush())?;

@@ -6,10 +6,14 @@
 mod nets;
 
 use std::path::Path;
+use std::sync::Mutex;
 
 use bundle::{Bundle, Limits};
 use espalier::pipeline::single::{ReplayJob, replay};
-use espalier::pipeline::{CompressJob, DeviceBaseline, Goal, Silent, Verdict, compress};
+use espalier::pipeline::{
+    CompressJob, DeviceBaseline, Goal, Progress, Recall, Silent, Verdict, compress,
+    compress_recalling,
+};
 use espalier::plan::Plan;
 use graph::{AttributeValue, Builder, DType, Dim, Model, Tensor};
 use nets::{mlp, noise, samples, weight};
@@ -191,4 +195,42 @@ fn too_few_samples_to_judge_by_are_refused() {
     let error = compress(&job, &Silent).unwrap_err().to_string();
     assert!(error.contains("has 31 samples; at least 32"), "{error}");
     assert!(!job.out_dir.exists());
+}
+
+/// The stages of a compression, as it says them.
+#[derive(Default)]
+struct Stages(Mutex<Vec<String>>);
+
+impl Progress for Stages {
+    fn stage(&self, name: &str, _total: u64) {
+        self.0.lock().unwrap().push(name.to_owned());
+    }
+}
+
+#[test]
+fn a_second_compression_of_the_same_original_looks_at_it_no_more_and_ends_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = job(EngineKind::Tract, folder.path(), &mlp(&[16, 64, 64, 10]), &[16], 0.25);
+    let recall = Recall::default();
+    let mut number = 0;
+    let mut made = |job: &mut CompressJob| {
+        number += 1;
+        job.out_dir = folder.path().join(format!("bundle-{number}"));
+        let stages = Stages::default();
+        let outcome = compress_recalling(job, &stages, &recall).unwrap();
+        let looks = ["answers of the original", "observing the original"];
+        let heard = stages.0.into_inner().unwrap();
+        let looked = looks.map(|look| heard.iter().any(|stage| stage == look));
+        let bundle = Bundle::open(&job.out_dir, &Limits::default()).unwrap();
+        (looked, outcome.chosen.plan, std::fs::read(bundle.model_path()).unwrap())
+    };
+    let (looked, plan, bytes) = made(&mut job);
+    assert_eq!(looked, [true; 2]);
+    assert_eq!(made(&mut job), ([false; 2], plan.clone(), bytes.clone()));
+    samples(&job.calibration, 256, &[16], 3);
+    let (looked, other, _) = made(&mut job);
+    assert_eq!(looked, [true; 2], "other samples were given");
+    assert_ne!(other.repair, plan.repair);
+    job.engine = EngineOptions::new(EngineKind::Ort);
+    assert_eq!(made(&mut job).0, [true; 2], "another engine was asked for");
 }

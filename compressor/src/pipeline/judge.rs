@@ -63,6 +63,11 @@ impl<'a> Answers<'a> {
         self
     }
 
+    /// The answers held, from the first sample on; none where it is not among them.
+    pub(crate) fn into_first(self) -> Vec<Vec<Answer>> {
+        if self.held.start == 0 { self.answers } else { Vec::new() }
+    }
+
     /// The first of the answers held.
     pub(crate) fn first(&self) -> Option<&[Answer]> {
         self.answers.first().map(Vec::as_slice)
@@ -85,7 +90,7 @@ impl<'a> Answers<'a> {
         let (outputs, answers) = (&self.outputs, &mut self.answers);
         shop.runner.run(&shop.source.path, self.data, from..end, shop.progress, &mut |batch| {
             for answer in split(&batch, outputs)? {
-                bytes += answer.iter().map(|a| a.data.len() * 4).sum::<usize>();
+                bytes += answer.iter().map(Answer::bytes).sum::<usize>();
                 answers.push(answer);
             }
             Ok(if bytes >= limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })

@@ -15,12 +15,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use graph::{Cause, Graph, Model, NodeId, Op, ValueId};
 use runtime::Tensor;
 
-use super::observe::{RATING_SAMPLES, VALUES_PER_PASS, distinct, floats};
+use super::observe::{PassSize, RATING_SAMPLES, distinct, floats};
 use super::relay::Relay;
 use super::repair::{Fitting, replace};
 use super::shop::{Source, save};
@@ -221,20 +221,23 @@ impl Fitting<'_> {
     }
 
     /// What the norms of the original read on the first `samples` samples.
-    fn norms_before(&self, samples: usize) -> Result<Rc<NormsBefore>, CompressError> {
+    fn norms_before(&self, samples: usize) -> Result<Arc<NormsBefore>, CompressError> {
         if let Some(known) = self.original.norms.borrow().get(&samples) {
-            return Ok(Rc::clone(known));
+            return Ok(Arc::clone(known));
         }
         let graph = &self.shop.source.model.graph;
         let norms: Vec<Norm> = graph.nodes().filter_map(|(id, _)| Norm::of(graph, id)).collect();
         let mut before = NormsBefore::default();
-        for chunk in norms.chunks(VALUES_PER_PASS) {
-            let (seen, batch) = self.moments_before(chunk, samples)?;
+        let (mut size, mut rest) = (PassSize::default(), norms.as_slice());
+        while !rest.is_empty() {
+            let (chunk, left) = size.split(rest);
+            rest = left;
+            let (seen, batch) = self.moments_before(chunk, samples, &mut size)?;
             before.batch = batch;
             before.seen.extend(chunk.iter().map(|norm| norm.node).zip(seen));
         }
-        let before = Rc::new(before);
-        self.original.norms.borrow_mut().insert(samples, Rc::clone(&before));
+        let before = Arc::new(before);
+        self.original.norms.borrow_mut().insert(samples, Arc::clone(&before));
         Ok(before)
     }
 
@@ -242,6 +245,7 @@ impl Fitting<'_> {
         &self,
         norms: &[Norm],
         samples: usize,
+        pass: &mut PassSize,
     ) -> Result<(Vec<Seen>, usize), CompressError> {
         let shop = self.shop;
         let mut seen = nothing_seen(norms);
@@ -252,6 +256,7 @@ impl Fitting<'_> {
         save(&observed(&shop.source.model, &values)?, &path)?;
         shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
             size = size.max(batch.samples.len());
+            pass.saw(&batch);
             let tensors: Vec<&Tensor> = batch.outputs.iter().map(|(_, tensor)| tensor).collect();
             look(norms, &tensors, &mut seen)?;
             Ok(ControlFlow::Continue(()))

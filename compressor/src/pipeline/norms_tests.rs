@@ -95,7 +95,7 @@ fn only_norms_behind_a_cut_are_taken_anew_each_behind_those_before_it() {
         let (original, _) = observe(&shop, &[], 0..0, looks).unwrap();
         let norms = norms_in(&shop.source.model);
         let fitting = Fitting { shop: &shop, original: &original };
-        let seen = fitting.moments_before(&norms, SAMPLES).unwrap().0;
+        let seen = fitting.moments_before(&norms, SAMPLES, &mut PassSize::default()).unwrap().0;
         let of = |(norm, seen): (&Norm, Result<AxisMoments, String>)| {
             let seen = Read::of(&seen.unwrap()).unwrap();
             let root = |at: usize| f64::from(norm.variance[at] + norm.epsilon).sqrt();

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::{ControlFlow, Range};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use graph::{Op, Role, ValueId};
 use runtime::Tensor;
@@ -25,8 +25,10 @@ use crate::score::{self, Evidence};
 
 /// Samples that suffice for sums, and for rating where it needs passes of its own.
 pub(crate) const RATING_SAMPLES: usize = 256;
-/// Activations observed in one pass, to bound memory.
-pub(crate) const VALUES_PER_PASS: usize = 16;
+/// Activations observed in a first pass, of which no size is known.
+const FIRST_VALUES: usize = 16;
+/// Bytes of one batch's activations that one pass may observe beyond that.
+const PASS_BYTES: usize = 64 << 20;
 /// The most consumers re-fitted in one candidate: each costs a pass over the calibration samples.
 const MAX_SITES: usize = 8;
 /// The most bytes that are kept of what the original computes.
@@ -47,10 +49,21 @@ pub(crate) struct Original {
     /// Samples of the first batch; 0 where there was none.
     pub(crate) batch: usize,
     /// What its batch normalizations read, by how many samples were looked at; filled when it is first asked for.
-    pub(crate) norms: RefCell<BTreeMap<usize, Rc<NormsBefore>>>,
+    pub(crate) norms: RefCell<BTreeMap<usize, Arc<NormsBefore>>>,
     pub(crate) sums: Vec<Sum>,
     /// For each batch of the first samples, what each sum computes.
     pub(crate) sum_values: Vec<Vec<Vec<f32>>>,
+}
+
+impl Original {
+    /// What it takes in memory, but for statistics by channel.
+    pub(crate) fn bytes(&self) -> usize {
+        let targets: usize = self.targets.iter().map(|target| target.bytes).sum();
+        let answers: usize = self.answers.iter().flatten().map(Answer::bytes).sum();
+        let sums = self.sum_values.iter().flatten().map(|values| values.len() * 4).sum::<usize>();
+        let grams = self.evidence.grams.values().map(|gram| gram.width().pow(2) * 8).sum::<usize>();
+        targets + answers + sums + grams
+    }
 }
 
 /// What is looked at.
@@ -122,6 +135,29 @@ impl Target {
     }
 }
 
+/// How many activations one pass observes: few at first, then as many as there is room for if all were as large as the
+/// largest one so far. The first ones are mostly the largest, because maps shrink on their way.
+#[derive(Debug, Default)]
+pub(crate) struct PassSize {
+    largest: usize,
+}
+
+impl PassSize {
+    pub(crate) fn values(&self) -> usize {
+        PASS_BYTES.checked_div(self.largest).map_or(FIRST_VALUES, |room| room.max(FIRST_VALUES))
+    }
+
+    pub(crate) fn saw(&mut self, batch: &Batch) {
+        let sizes = batch.outputs.iter().map(|(_, tensor)| tensor.data.len());
+        self.largest = sizes.fold(self.largest, usize::max);
+    }
+
+    /// What the next pass takes of `values`, and the rest.
+    pub(crate) fn split<'v, T>(&self, values: &'v [T]) -> (&'v [T], &'v [T]) {
+        values.split_at(values.len().min(self.values()))
+    }
+}
+
 /// Runs the original over the calibration samples and keeps what rates units and what repairs are fitted
 /// to, and the answers of the samples in `screened`. Activations beyond the first few are looked at in passes of their
 /// own, to bound memory.
@@ -145,21 +181,30 @@ pub(crate) fn observe(
         let keys = keys.iter().filter(|key| watched.contains(key));
         keys.map(|key| Watch { key: *key, stride: 0, samples }).collect()
     };
-    let first = &wanted[..wanted.len().min(VALUES_PER_PASS)];
+    let mut size = PassSize::default();
+    let (first, mut rest) = size.split(&wanted);
     let pass = Pass::new(targets, sums, Seen::new(first, watches(first, looks.samples)));
     let mut pass = pass.answering(shop, outputs, screened);
     if !pass.values.is_empty() {
         shop.progress.stage("observing the original", looks.samples as u64);
-        run(shop, &pass.values.clone(), looks.samples, &mut |batch| pass.take(shop, &batch))?;
+        run(shop, &pass.values.clone(), looks.samples, &mut |batch| {
+            size.saw(&batch);
+            pass.take(shop, &batch)
+        })?;
     }
     let Pass { found: mut original, mut seen, refused: more, .. } = pass;
     refused.extend(more);
-    for chunk in wanted[first.len()..].chunks(VALUES_PER_PASS) {
+    while !rest.is_empty() {
+        let (chunk, left) = size.split(rest);
+        rest = left;
         let samples = RATING_SAMPLES.min(looks.samples);
         let mut more = seen.another(chunk, watches(chunk, samples));
         let values = distinct(more.values());
         shop.progress.stage("rating units", samples as u64);
-        run(shop, &values, samples, &mut |batch| more.take(&values, &batch))?;
+        run(shop, &values, samples, &mut |batch| {
+            size.saw(&batch);
+            more.take(&values, &batch)
+        })?;
         seen.extend(more);
     }
     let (evidence, watches, unseen) = seen.finish();

@@ -18,7 +18,7 @@ use super::offers::{OfferFacts, content};
 use super::plan::{self, JobRun, JobSpec, Model};
 use super::store::{Job, Lesson, MAX_TAKEN_BACK, Room, Shelf, Store, StoreError};
 use crate::error::CompressError;
-use crate::pipeline::{self, CompressJob, Goal, OriginalJob, Progress};
+use crate::pipeline::{self, CompressJob, Goal, OriginalJob, Progress, Recall};
 
 /// The first wait after the store failed.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -41,9 +41,9 @@ pub trait Compressor: Send + Sync {
     ) -> Result<PathBuf, CompressError>;
 }
 
-/// The real one.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Pipeline;
+/// The real one, which remembers what it saw of the last original.
+#[derive(Debug, Default)]
+pub struct Pipeline(Recall);
 
 impl Compressor for Pipeline {
     fn compress(
@@ -51,7 +51,7 @@ impl Compressor for Pipeline {
         job: &CompressJob,
         progress: &dyn Progress,
     ) -> Result<PathBuf, CompressError> {
-        pipeline::compress(job, progress).map(|outcome| outcome.bundle_dir)
+        pipeline::compress_recalling(job, progress, &self.0).map(|outcome| outcome.bundle_dir)
     }
 
     fn bundle_original(

@@ -213,7 +213,7 @@ impl StackOptions {
             breach: Breach {
                 windows_over: 3,
                 windows_seen: 4,
-                cooldown: Duration::from_secs(15),
+                cooldown: Duration::from_secs(10),
                 min_requests: 5,
             },
             install: Install {
