@@ -42,6 +42,7 @@ pub mod protocol;
 mod registry;
 mod server;
 mod shadow;
+mod strings;
 mod window;
 pub mod worker;
 mod write_timeout;

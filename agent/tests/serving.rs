@@ -64,6 +64,25 @@ impl Rig {
         draft.write(&self.folder.path().join(name)).unwrap()
     }
 
+    /// A model that gives back its two strings.
+    async fn serve_words(&self) {
+        let path = environment("ESPALIER_ASSETS")
+            .join("onnx-testdata/node/test_strnormalizer_nostopwords_nochangecase/model.onnx");
+        let mut draft = Draft::new("words", "1", Source::Bytes(std::fs::read(path).unwrap()));
+        let strings = |name: &str| TensorSpec {
+            name: name.to_owned(),
+            dtype: "BYTES".to_owned(),
+            dims: vec![2],
+        };
+        draft.inputs = vec![strings("x")];
+        draft.outputs = vec![strings("y")];
+        draft.selftest = golden();
+        let bundle = draft.write(&self.folder.path().join("words")).unwrap();
+        let digest = bundle.digest.to_string();
+        let candidate = self.plane.load("words", &digest, &bundle).await.unwrap();
+        self.plane.serve(candidate).await.unwrap();
+    }
+
     async fn serve(&self, version: &str) {
         let bundle = self.bundle(version, magika());
         let digest = bundle.digest.to_string();
@@ -268,4 +287,25 @@ async fn an_engine_library_that_is_not_there_is_named() {
     .unwrap();
     let error = plane.load("magika", "one", &bundle).await.unwrap_err().to_string();
     assert!(error.contains("/nowhere/libonnxruntime.so"), "{error}");
+}
+
+/// Every call that Triton's own client has for what is served here, and its answers.
+#[tokio::test]
+async fn the_client_of_triton_works_unchanged() {
+    for &engine in ENGINES {
+        let rig = Rig::start(engine).await;
+        rig.serve("1").await;
+        let address = rig.plane.endpoints().http.unwrap().to_string();
+        let mut arguments = vec![address, "1".to_owned()];
+        if engine == EngineKind::Ort {
+            rig.serve_words().await;
+            arguments.push("strings".to_owned());
+        }
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/python/triton_client.py");
+        let mut client = tokio::process::Command::new(environment("ESPALIER_PYTHON"));
+        let asked = patiently(client.arg(script).args(arguments).output()).await.unwrap();
+        let told = String::from_utf8_lossy(&asked.stdout);
+        let errors = String::from_utf8_lossy(&asked.stderr);
+        assert_eq!(told.trim(), "as documented", "{engine}: {errors}");
+    }
 }

@@ -25,7 +25,7 @@ pub(super) fn agreement(before: &NamedTensors, after: &NamedTensors) -> f64 {
 }
 
 /// Compares an output with its golden values: `|want - got| <= atol + rtol |want|`, for every
-/// element; integers and booleans exactly.
+/// element; integers, booleans and strings exactly.
 pub(super) fn check_close(
     name: &str,
     want: &Tensor,
@@ -40,11 +40,7 @@ pub(super) fn check_close(
         ));
     }
     if !is_float(want.dtype) {
-        return if want.data == got.data {
-            Ok(())
-        } else {
-            Err(format!("output `{name}` differs"))
-        };
+        return if same(want, got) { Ok(()) } else { Err(format!("output `{name}` differs")) };
     }
     let values =
         |tensor: &Tensor| tensor.to_f64_lossy().map_err(|e| format!("output `{name}`: {e}"));
@@ -59,12 +55,17 @@ pub(super) fn check_close(
     }
 }
 
+/// Whether the elements are the same, bit for bit.
+fn same(a: &Tensor, b: &Tensor) -> bool {
+    a.data == b.data && a.strings == b.strings
+}
+
 fn tensor_agreement(old: &Tensor, new: &Tensor) -> f64 {
     if old.dtype != new.dtype || old.shape != new.shape {
         return 0.0;
     }
     if !is_float(old.dtype) {
-        return f64::from(u8::from(old.data == new.data));
+        return f64::from(u8::from(same(old, new)));
     }
     let (Ok(a), Ok(b)) = (old.to_f64_lossy(), new.to_f64_lossy()) else {
         return 0.0;

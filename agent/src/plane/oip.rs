@@ -1,8 +1,8 @@
 //! The Open Inference Protocol, version 2, over HTTP.
 //!
-//! JSON tensors and the binary extension (`Inference-Header-Content-Length`). Not served: string
-//! tensors, shared memory, classification, sequences, compressed bodies, and the model repository
-//! interface; each is refused by name. Beside it `/metrics`, for a scraper.
+//! JSON tensors and the binary extension (`Inference-Header-Content-Length`), compressed or not, and
+//! of Triton's extensions what its clients ask for. Not served: shared memory, classification, and
+//! loading or unloading by request; each is refused by name. Beside it `/metrics`, for a scraper.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +15,11 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use runtime::IoSpec;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use self::coding::Coding;
 use self::error::OipError;
 use self::request::InferRequest;
 use super::buffers::{NoRoom, Room};
@@ -25,9 +27,12 @@ use super::instance::{Answer, Instance, JobError, Traffic};
 use super::metrics;
 use super::protocol::NamedTensors;
 use super::registry::Registry;
+use super::strings;
 
+mod coding;
 pub mod element;
 pub mod error;
+mod extensions;
 pub mod request;
 pub mod response;
 
@@ -45,7 +50,8 @@ pub(super) fn router(registry: Arc<Registry>) -> Router {
         .route("/", get(model_metadata))
         .route("/ready", get(model_ready))
         .route("/infer", post(infer));
-    Router::new()
+    let model = extensions::of_model(model);
+    extensions::of_server(Router::new())
         .route("/v2", get(server_metadata))
         .route("/v2/", get(server_metadata))
         .route("/metrics", get(metrics))
@@ -95,10 +101,12 @@ fn unknown_model(registry: &Registry, name: &str) -> OipError {
 }
 
 async fn server_metadata() -> Json<Value> {
+    let extensions: Vec<&str> =
+        ["binary_tensor_data"].into_iter().chain(extensions::NAMES).collect();
     Json(json!({
         "name": "espalier-agent",
         "version": env!("CARGO_PKG_VERSION"),
-        "extensions": ["binary_tensor_data"],
+        "extensions": extensions,
     }))
 }
 
@@ -147,6 +155,12 @@ async fn model_metadata(
     })))
 }
 
+/// The dimensions of a tensor, -1 where they are free.
+fn dims(spec: &IoSpec) -> Vec<i64> {
+    let dims = spec.dims.iter();
+    dims.map(|dim| dim.and_then(|d| i64::try_from(d).ok()).unwrap_or(-1)).collect()
+}
+
 /// As `onnx_tract` or `onnx_ort`.
 fn platform(engine_version: &str) -> String {
     let engine = engine_version.split(' ').next().unwrap_or_default();
@@ -165,20 +179,27 @@ async fn infer(
     }
     let cfg = registry.config();
     let header_length = check_headers(&headers, cfg.max_request_bytes)?;
+    let coding = Coding::of_request(&headers)?;
     let size = announced_bytes(&headers)?.unwrap_or(cfg.max_request_bytes);
     let mut room = registry.buffers.take(size).map_err(|error| refused(error, &instance))?;
-    let body = read_body(body, cfg.max_request_bytes, cfg.request_deadline).await?;
+    let mut body = read_body(body, cfg.max_request_bytes, cfg.request_deadline).await?;
     room.shrink(body.len());
+    if let Some(coding) = coding {
+        (body, room) = unpack(&registry, &instance, body, coding).await?;
+    }
     let (mut request, _room) = decode(&registry, &instance, body, header_length).await?;
     // The body itself is gone.
     drop(room);
     let limit = request.timeout().map_or(cfg.request_deadline, |t| t.min(cfg.request_deadline));
     let inputs = Arc::new(std::mem::take(&mut request.inputs));
     let (instance, answer) = ask(&registry, &target, &request, inputs, limit).await?;
-    let size: usize = answer.outputs.iter().map(|(_, t)| t.data.len()).sum();
-    let encoded =
-        off_thread(size, move || response::encode(&request, &instance.identity, &answer)).await??;
-    Ok(encoded.into_response())
+    let size: usize = answer.outputs.iter().map(|(_, t)| strings::byte_len(t)).sum();
+    let coding = Coding::of_answer(&headers);
+    let encoded = off_thread(size, move || {
+        let encoded = response::encode(&request, &instance.identity, &answer);
+        encoded.map(|encoded| encoded.compressed(coding))
+    });
+    Ok(encoded.await??.into_response())
 }
 
 fn refused(error: NoRoom, instance: &Instance) -> OipError {
@@ -190,6 +211,24 @@ fn refused(error: NoRoom, instance: &Instance) -> OipError {
         NoRoom::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
     };
     OipError::new(status, error.to_string())
+}
+
+/// A compressed body as it was, and the room that it takes: of what is too large, nothing is held.
+async fn unpack(
+    registry: &Registry,
+    instance: &Arc<Instance>,
+    body: Bytes,
+    coding: Coding,
+) -> Result<(Bytes, Room), OipError> {
+    let (buffers, instance) = (registry.buffers.clone(), instance.clone());
+    let max_bytes = registry.config().max_request_bytes;
+    off_thread(body.len(), move || {
+        let length = coding.plain_length(&body, max_bytes)?;
+        let room = buffers.take_beside(body.len(), length);
+        let room = room.map_err(|error| refused(error, &instance))?;
+        Ok((coding.decode(&body, length)?, room))
+    })
+    .await?
 }
 
 /// The request, and the room that its tensors take.
@@ -236,14 +275,6 @@ async fn ask(
 
 /// The length of the JSON part where the binary extension is used.
 fn check_headers(headers: &HeaderMap, max_bytes: usize) -> Result<Option<usize>, OipError> {
-    if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
-        && encoding != HeaderValue::from_static("identity")
-    {
-        return Err(OipError::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "compressed bodies are not served; send the request without Content-Encoding",
-        ));
-    }
     if announced_bytes(headers)?.is_some_and(|length| length > max_bytes) {
         return Err(OipError::too_large(max_bytes));
     }

@@ -12,6 +12,8 @@ use runtime::{ElementType, IoSpec, Tensor};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use super::strings;
+
 /// The longest frame either side sends or accepts.
 pub const MAX_FRAME_BYTES: usize = 256 << 20;
 /// The most tensors in one run.
@@ -337,7 +339,7 @@ fn from_json<T: for<'a> Deserialize<'a>>(payload: &[u8]) -> Result<T, FrameError
 fn payload_bytes(tensors: &[(String, Tensor)]) -> usize {
     tensors
         .iter()
-        .map(|(name, tensor)| name.len() + 8 * tensor.shape.len() + tensor.data.len() + 16)
+        .map(|(name, tensor)| name.len() + 8 * tensor.shape.len() + strings::byte_len(tensor) + 16)
         .sum()
 }
 
@@ -357,8 +359,8 @@ fn put_tensors(frame: &mut Vec<u8>, tensors: &[(String, Tensor)]) -> Result<(), 
         for &dim in &tensor.shape {
             frame.extend_from_slice(&(dim as u64).to_le_bytes());
         }
-        frame.extend_from_slice(&(tensor.data.len() as u64).to_le_bytes());
-        frame.extend_from_slice(&tensor.data);
+        frame.extend_from_slice(&(strings::byte_len(tensor) as u64).to_le_bytes());
+        frame.extend_from_slice(&strings::bytes_of(tensor));
     }
     Ok(())
 }
@@ -445,7 +447,7 @@ impl<'a> Cursor<'a> {
 /// A tensor whose bytes are known to fill its shape.
 ///
 /// # Errors
-/// Says which tensor has how many bytes where how many are wanted, or that strings are not served.
+/// Says which tensor has how many bytes where how many are wanted, or which of its strings is none.
 pub fn tensor_from_parts(
     name: &str,
     dtype: ElementType,
@@ -453,7 +455,7 @@ pub fn tensor_from_parts(
     data: Vec<u8>,
 ) -> Result<Tensor, String> {
     let Some(size) = dtype.size() else {
-        return Err(format!("tensor `{name}`: {dtype} (string) tensors are not served here"));
+        return strings::tensor(shape, &data).map_err(|error| format!("tensor `{name}`: {error}"));
     };
     let wanted = shape.iter().try_fold(size, |bytes, &dim| bytes.checked_mul(dim));
     if wanted != Some(data.len()) {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::body::Body;
@@ -180,7 +181,16 @@ async fn metadata_and_health_say_what_is_served() {
             "outputs": [{ "name": "y", "datatype": "FP32", "shape": [-1, 2] }],
         })
     );
-    assert_eq!(send(plane, get("/v2")).await.json()["extensions"], json!(["binary_tensor_data"]));
+    let extensions =
+        json!(["binary_tensor_data", "model_configuration", "model_repository", "statistics"]);
+    assert_eq!(send(plane, get("/v2")).await.json()["extensions"], extensions);
+}
+
+/// A few kilobytes that unpack to ten megabytes.
+fn bomb() -> Vec<u8> {
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    packed.write_all(&vec![b' '; 10 << 20]).unwrap();
+    packed.finish().unwrap()
 }
 
 #[tokio::test]
@@ -217,8 +227,17 @@ async fn every_bad_request_has_its_status_and_its_reason() {
     let huge = vec![b' '; (64 << 10) + 1];
     expect(post(model, huge), StatusCode::PAYLOAD_TOO_LARGE, "max_request_bytes (65536)").await;
     let mut packed = post(model, "x");
+    packed.headers_mut().insert("content-encoding", "br".parse().unwrap());
+    expect(packed, StatusCode::UNSUPPORTED_MEDIA_TYPE, "gzip and deflate are").await;
+    let mut packed = post(model, "x");
     packed.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
-    expect(packed, StatusCode::UNSUPPORTED_MEDIA_TYPE, "compressed").await;
+    expect(packed, bad, "not valid gzip").await;
+    let mut packed = post(model, bomb());
+    packed.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
+    expect(packed, StatusCode::PAYLOAD_TOO_LARGE, "max_request_bytes (65536)").await;
+    let load = "/v2/repository/models/double/load";
+    expect(post(load, "{}"), StatusCode::FORBIDDEN, "the agent installs bundles").await;
+    expect(post("/v2/repository/index", "["), bad, "not a valid JSON request").await;
     let mut skewed = post(model, "{}");
     skewed.headers_mut().insert(oip::HEADER_LENGTH, "two".parse().unwrap());
     expect(skewed, bad, "is not a length").await;

@@ -181,6 +181,105 @@ pub(super) const PYTHON_PACKAGES: &[Pinned] = &[
     },
 ];
 
+/// A foreign client of the Open Inference Protocol, dependencies included, for the tests' environment only: the wheels
+/// for the same systems.
+pub(super) const CLIENT_PACKAGES: &[Pinned] = &[
+    Pinned {
+        requirement: "brotli==1.2.1",
+        sha256: &[
+            "6b3c3d5794212a54434b4856f808f7bdf7ad48eacadaadb5b2346fc9a639365a",
+            "b0faa0b9af9367748388345d5b12f6add2a9cf896481e72910e88fbfe14ecd54",
+            "4b9dd0173ca5e01d1eb307d3c184fe8c09bdc168ede560889b1018d216d38c61",
+            "875975f91870682cca4371260522ad3f22d636e845b5c5355c52bc045c0f75c8",
+            "264fd5b200f6f6170cb551a4b9fcaabf8aa846ddaefe72db4d5f49f9d3743df9",
+            "b5b458950312830913f837e179ce9221000ab7a20b4e42d7b48c1fcd79140de1",
+            "a998857af4fcd19920bdf5f30f0f1a23f38472a703d33e49168cd4fd32438377",
+            "a3942e2d365f009e5e7839114fa315e1a2bcfea12b52064a28f1a7281862a2a7",
+        ],
+    },
+    Pinned {
+        requirement: "certifi==2026.10.19.post1",
+        sha256: &["1324c476b4811eff41a8bc2122cd0bbd4d9c7234c725446d99ab1612b3a7fdd2"],
+    },
+    Pinned {
+        requirement: "gevent==26.9.0",
+        sha256: &[
+            "8e47e8c24135936bc01198f93aa97061e543a8b0d7a339d34182c35901b41da0",
+            "c47c70f1bc131178a7b7ec1f5afb8ac6b1573ed1caf5c31889261e8b5caae0e6",
+            "c59d95daacf71dfb763824b85a89b06ca4faa74b2e7df926714d439d5a47ee26",
+            "0b3f0ad9dc8e2ba585e0f6498c96b78ba61b1214f5b2e17081839c93b69a58c3",
+            "231058bdb60dbf1074b2e74fbb77c0b0f1b045886bf7203b816692c3663726cc",
+            "c8b3bf3865f11504941d11bcca1dbf53beee79405b0da7577b1db29f94bb2209",
+            "d05115c494183d032d5dd3ee4f1517f4caa145f38008cee46405c5c2c8a4214b",
+            "415f963d9b8e9022156afb091f6399de1d598aca173622cf5e2d0472178d57b1",
+        ],
+    },
+    Pinned {
+        requirement: "geventhttpclient==2.6.1",
+        sha256: &[
+            "1b6d860503aa564d951d80ed09ef2fa7b08c87bf77cff0f55971efb6289b32c1",
+            "8b5741adbf9eb1917d8a896edb1697cc0a6ae2c2a13c34bea4d43ab92aeecf36",
+            "1d97aab3b322b9e6688edc7812ef003c4facc0a9dc2a4fa3a69704d5cefb93a9",
+            "2e169baacd73b7071082caefa36dff2108e0a08e52f9c4852308a4ae337484f1",
+            "2cc7f63ed0ac8685b1a3338ab947b79723170f3898cf2f9d0d4150ca58bafccb",
+            "48f811b9a2ce255f40309c5a88b4036676647e051e360f9484e90492cf8c30d6",
+            "ca4ac12e399a279acce6e415e143ae789e9e7518dbe6300b7f1e924334edfb6d",
+            "f1555a3bbe4a87e1f87f34c6ea2a740cf5686c57d399198feb33c3fd4a328267",
+        ],
+    },
+    Pinned {
+        requirement: "greenlet==3.5.6",
+        sha256: &[
+            "1c20ea32a73d17b9b60e3371240e17b0068120c98a5ec01a224a7dd8c89733ba",
+            "45bfd2b51e38aaa5f9849f114d9c7c1d75f69187c849b3549cd64c465283abfa",
+            "975736b002ed080d124cf81a79cb7e05cb26d6b3f5c7a7b651c0fcce70353aa1",
+            "e85880b538e59a59f55117b81f208a6660ad5ac328aad9305f812d9b8bc67a0f",
+            "f98e8215e172f567ce80eeaed9107fb4d32b6c44f26983d9b8334658136a205a",
+            "c75116c9de79949de23006e2d9b35ee82874c594fcf5c0311b439acaa14b8441",
+            "9a09d59bef1db94f384b5bcc2d523694d338f3df6b757aeeaf7baca5d0c0be88",
+            "c59acfa8eb73a1e0d484392dc002bdf001fd4ce73394e0132df3d1ab6093d7cb",
+        ],
+    },
+    Pinned {
+        requirement: "python-rapidjson==1.25",
+        sha256: &[
+            "d2975f036913143206ab034c90b888cf16a1b40440011b2e8ebedfb95e07d089",
+            "997f193fa8550ab8be4bc124f4320545e6103506c9a13680fdafcdea6264c20d",
+            "d425190a9cc78f46f897d0efceddc094048ea08d584340a5830f48e186607f9c",
+            "77eca0b7c2a44528bb65e44ff060b84aee47d5548e39e84b92fbf1b4bb70af33",
+            "8b8f76797188e6e60bf291f11cfb354fef1f45737eee0c4b90846ce9ba4acab2",
+            "bfbb017863c4fa064d445d0adcad32d918810a9a3e295871393e4b72745c2898",
+            "280fe164478805ad78f94a45b7e38ddb8abc2653108903141ccc816a02597e5a",
+            "712c0675fb7af328999625b15c6c2ca9fb12fa4e14ee1d156030aa5080fc9759",
+        ],
+    },
+    Pinned {
+        requirement: "tritonclient==2.73.0",
+        sha256: &["1f5cec19b0568e037ec4d716ae702984b3ab93e35f72b8f72c5135374dd2be9a"],
+    },
+    Pinned {
+        requirement: "urllib3==2.8.0",
+        sha256: &["0cf3cae568d36aa9576b28dfb35f11328f1cb974ca7647d9475ebb86c75ac6e3"],
+    },
+    Pinned {
+        requirement: "zope.event==6.2",
+        sha256: &["5e755153ac4faf64c10a4b6dd3307680166a3edf65b38df22df592610f8fa874"],
+    },
+    Pinned {
+        requirement: "zope.interface==8.7",
+        sha256: &[
+            "1613beb1fb1b4f457818c5443e985142ec9e71af391bfb26e583e0353f206792",
+            "45d7294d7a513ce81913c42ff14e0f54e75444563e50433546e7bc6406f1d1ae",
+            "90aef6e0a9924af18f60528895f2fc50cb634191939d65b10a96d9ced05030b5",
+            "383c04293dbcfee8ae8d24f85592291207d5bb6a703af437343e44ddb94fb68c",
+            "d30ed06ef78e9e1b41a50683b7d01727a3c363143c5bda09017e33f19827afc2",
+            "75ae2cca3a82dc37834cd8277044ee3a571bc2f81849541689a76997dc50812e",
+            "6260ccc856a2c561b20341a74a8c1d9bb13916f6b52e880f336a0ddf61a1b726",
+            "6cc109b5d1faef084ab1a1d1291d768dd8fcfb87685a3a15259066ded25c1d73",
+        ],
+    },
+];
+
 /// The library of the `onnxruntime` wheel, below `site-packages`.
 pub(super) const ONNXRUNTIME_LIBRARY: &str = "onnxruntime/capi/libonnxruntime.so.1.26.0";
 

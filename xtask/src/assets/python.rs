@@ -9,15 +9,15 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use super::catalogue::{
-    LIGHT_MODEL_COUNT, LIGHT_MODELS, MODEL_WHEELS, ONNXRUNTIME_LIBRARY, PYTHON_MINORS,
-    PYTHON_PACKAGES, PYTHON_VENV_PACKAGE, Pinned, Wheel,
+    CLIENT_PACKAGES, LIGHT_MODEL_COUNT, LIGHT_MODELS, MODEL_WHEELS, ONNXRUNTIME_LIBRARY,
+    PYTHON_MINORS, PYTHON_PACKAGES, PYTHON_VENV_PACKAGE, Pinned, Wheel,
 };
 use super::{debian, hex, is_placed, write_atomically};
 use crate::{paths, process};
 
 /// The tests' virtual environment; returns its Python.
 pub(super) fn environment() -> Result<PathBuf> {
-    let wanted = requirements(&[PYTHON_PACKAGES]);
+    let wanted = requirements(&[PYTHON_PACKAGES, CLIENT_PACKAGES]);
     let what = "the tests' Python packages";
     make_environment(what, &paths::python_env()?, &wanted, system_python, &[])
 }
@@ -207,7 +207,8 @@ mod tests {
 
     #[test]
     fn every_requirement_is_one_version_with_well_formed_hashes() {
-        let lists = [PYTHON_PACKAGES, peers::ONNXSIM_PACKAGES, peers::TORCH_PACKAGES];
+        let lists =
+            [PYTHON_PACKAGES, CLIENT_PACKAGES, peers::ONNXSIM_PACKAGES, peers::TORCH_PACKAGES];
         for package in lists.into_iter().flatten() {
             let name = package.requirement;
             assert_eq!(name.split("==").count(), 2, "{name}");

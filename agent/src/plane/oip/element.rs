@@ -7,25 +7,27 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 use serde::ser::{SerializeSeq, Serializer};
 use serde::{Deserialize, Serialize};
 
+use crate::plane::strings;
+
 /// One element, as JSON has it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Scalar {
+enum Scalar<'t> {
     Signed(i64),
     Unsigned(u64),
     Float(f64),
     Bool(bool),
-    Text,
+    Text(&'t str),
     Null,
 }
 
-impl fmt::Display for Scalar {
+impl fmt::Display for Scalar<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Signed(v) => v.fmt(f),
             Self::Unsigned(v) => v.fmt(f),
             Self::Float(v) => v.fmt(f),
             Self::Bool(v) => v.fmt(f),
-            Self::Text => f.write_str("a string"),
+            Self::Text(_) => f.write_str("a string"),
             Self::Null => f.write_str("null"),
         }
     }
@@ -37,6 +39,8 @@ impl fmt::Display for Scalar {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outline {
     count: usize,
+    /// Bytes of all elements that are strings.
+    text_bytes: usize,
     /// The length at each level of nesting; one level is flat.
     nesting: Vec<usize>,
 }
@@ -46,6 +50,12 @@ impl Outline {
     #[must_use]
     pub fn len(&self) -> usize {
         self.count
+    }
+
+    /// Bytes of all elements that are strings.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        self.text_bytes
     }
 
     /// Whether there are none.
@@ -67,7 +77,8 @@ impl Outline {
     }
 }
 
-/// Collects the elements of a JSON tensor as little-endian bytes of its type. Numbers are never
+/// Collects the elements of a JSON tensor as little-endian bytes of its type, strings as
+/// [`tensor_from_parts`](crate::plane::protocol::tensor_from_parts) takes them. Numbers are never
 /// rounded into an integer type and never wrap; floats take integers and are rounded to their own
 /// precision.
 #[derive(Debug)]
@@ -83,7 +94,7 @@ impl Collector {
     /// For so many elements of this type.
     #[must_use]
     pub fn new(dtype: ElementType, count: usize) -> Self {
-        let size = dtype.size().unwrap_or(0);
+        let size = dtype.size().unwrap_or(size_of::<u32>());
         let bytes = Vec::with_capacity(count.saturating_mul(size));
         Self { dtype, bytes, places: 0, wrong: None }
     }
@@ -112,17 +123,21 @@ impl<'de> DeserializeSeed<'de> for &mut Collector {
 
 /// What elements go to, one by one.
 trait Sink {
-    fn put(&mut self, scalar: Scalar);
+    fn put(&mut self, scalar: Scalar<'_>);
 }
 
-impl Sink for usize {
-    fn put(&mut self, _: Scalar) {
-        *self += 1;
+/// Elements, and bytes of those that are strings.
+impl Sink for (usize, usize) {
+    fn put(&mut self, scalar: Scalar<'_>) {
+        self.0 += 1;
+        if let Scalar::Text(text) = scalar {
+            self.1 += text.len();
+        }
     }
 }
 
 impl Sink for Collector {
-    fn put(&mut self, scalar: Scalar) {
+    fn put(&mut self, scalar: Scalar<'_>) {
         if self.wrong.is_none() && put(&mut self.bytes, scalar, self.dtype).is_none() {
             let (place, dtype) = (self.places, self.dtype);
             self.wrong = Some(format!("element {place} is {scalar}, wanted {dtype}"));
@@ -131,7 +146,7 @@ impl Sink for Collector {
     }
 }
 
-fn put(bytes: &mut Vec<u8>, scalar: Scalar, dtype: ElementType) -> Option<()> {
+fn put(bytes: &mut Vec<u8>, scalar: Scalar<'_>, dtype: ElementType) -> Option<()> {
     match dtype {
         ElementType::Bool => match scalar {
             Scalar::Bool(v) => bytes.push(u8::from(v)),
@@ -147,12 +162,16 @@ fn put(bytes: &mut Vec<u8>, scalar: Scalar, dtype: ElementType) -> Option<()> {
         ElementType::U64 => bytes.extend(integer::<u64>(scalar)?.to_le_bytes()),
         ElementType::F32 => bytes.extend(single(float(scalar)?)?.to_le_bytes()),
         ElementType::F64 => bytes.extend(float(scalar)?.to_le_bytes()),
-        ElementType::F16 | ElementType::Bf16 | ElementType::String => return None,
+        ElementType::String => match scalar {
+            Scalar::Text(text) => strings::put(bytes, text),
+            _ => return None,
+        },
+        ElementType::F16 | ElementType::Bf16 => return None,
     }
     Some(())
 }
 
-fn integer<T: TryFrom<i64> + TryFrom<u64>>(scalar: Scalar) -> Option<T> {
+fn integer<T: TryFrom<i64> + TryFrom<u64>>(scalar: Scalar<'_>) -> Option<T> {
     match scalar {
         Scalar::Signed(v) => T::try_from(v).ok(),
         Scalar::Unsigned(v) => T::try_from(v).ok(),
@@ -161,7 +180,7 @@ fn integer<T: TryFrom<i64> + TryFrom<u64>>(scalar: Scalar) -> Option<T> {
 }
 
 #[allow(clippy::cast_precision_loss)]
-fn float(scalar: Scalar) -> Option<f64> {
+fn float(scalar: Scalar<'_>) -> Option<f64> {
     match scalar {
         Scalar::Signed(v) => Some(v as f64),
         Scalar::Unsigned(v) => Some(v as f64),
@@ -178,10 +197,11 @@ fn single(value: f64) -> Option<f32> {
 
 impl<'de> Deserialize<'de> for Outline {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Self { mut count, mut nesting } = Self::default();
-        let level = Level { sink: &mut count, nesting: &mut nesting, depth: 0 };
+        let (mut tally, mut nesting) = ((0, 0), Vec::new());
+        let level = Level { sink: &mut tally, nesting: &mut nesting, depth: 0 };
         level.deserialize(deserializer)?;
-        Ok(Self { count, nesting })
+        let (count, text_bytes) = tally;
+        Ok(Self { count, text_bytes, nesting })
     }
 }
 
@@ -201,7 +221,7 @@ impl<'de, S: Sink> DeserializeSeed<'de> for Level<'_, S> {
 }
 
 impl<S: Sink> Level<'_, S> {
-    fn scalar<E: Error>(self, scalar: Scalar) -> Result<bool, E> {
+    fn scalar<E: Error>(self, scalar: Scalar<'_>) -> Result<bool, E> {
         if self.depth == 0 {
             return Err(E::custom("tensor data must be a list"));
         }
@@ -215,7 +235,7 @@ impl<'de, S: Sink> Visitor<'de> for Level<'_, S> {
     type Value = bool;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("tensor elements: numbers or booleans, flat or nested by row")
+        f.write_str("tensor elements: numbers, booleans or strings, flat or nested by row")
     }
 
     fn visit_bool<E: Error>(self, v: bool) -> Result<bool, E> {
@@ -234,8 +254,8 @@ impl<'de, S: Sink> Visitor<'de> for Level<'_, S> {
         self.scalar(Scalar::Float(v))
     }
 
-    fn visit_str<E: Error>(self, _: &str) -> Result<bool, E> {
-        self.scalar(Scalar::Text)
+    fn visit_str<E: Error>(self, text: &str) -> Result<bool, E> {
+        self.scalar(Scalar::Text(text))
     }
 
     fn visit_unit<E: Error>(self) -> Result<bool, E> {
@@ -295,7 +315,7 @@ pub struct JsonElements<'a>(
 /// Whether elements of this type have a JSON form in the protocol.
 #[must_use]
 pub fn has_json(dtype: ElementType) -> bool {
-    !matches!(dtype, ElementType::F16 | ElementType::Bf16 | ElementType::String)
+    !matches!(dtype, ElementType::F16 | ElementType::Bf16)
 }
 
 impl Serialize for JsonElements<'_> {
@@ -313,7 +333,8 @@ impl Serialize for JsonElements<'_> {
             ElementType::U64 => list(serializer, data, u64::from_le_bytes),
             ElementType::F32 => list(serializer, data, f32::from_le_bytes),
             ElementType::F64 => list(serializer, data, f64::from_le_bytes),
-            dtype @ (ElementType::F16 | ElementType::Bf16 | ElementType::String) => {
+            ElementType::String => serializer.collect_seq(&self.0.strings),
+            dtype @ (ElementType::F16 | ElementType::Bf16) => {
                 Err(serde::ser::Error::custom(format!("{dtype} has no JSON form")))
             }
         }
@@ -406,6 +427,18 @@ mod tests {
         ] {
             assert_eq!(round(text, dtype), text);
         }
+    }
+
+    #[test]
+    fn strings_are_counted_with_their_bytes_and_survive() {
+        let text = r#"[["a","Grüße"],["","\u0000\""]]"#;
+        let outline = parse(text).unwrap();
+        assert_eq!((outline.len(), outline.text_bytes()), (4, 1 + 7 + 2));
+        let tensor = strings::tensor(vec![4], &bytes(text, ElementType::String).unwrap()).unwrap();
+        let back = serde_json::to_string(&JsonElements(&tensor)).unwrap();
+        assert_eq!(back, r#"["a","Grüße","","\u0000\""]"#);
+        let error = bytes("[\"a\", 1]", ElementType::String).unwrap_err();
+        assert_eq!(error, "element 1 is 1, wanted BYTES");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::plane::process::Interface;
 use crate::plane::protocol::{
     MAX_NAME_BYTES, MAX_RANK, MAX_TENSORS, NamedTensors, tensor_from_parts,
 };
+use crate::plane::strings;
 
 mod member;
 
@@ -108,7 +109,7 @@ impl InferRequest {
         timeout_of(&parameters)?;
         let plans: Vec<Plan> =
             head.inputs.into_iter().map(HeadInput::plan).collect::<Result<_, _>>()?;
-        let total = plans.iter().map(|plan| plan.bytes);
+        let total = plans.iter().map(|plan| plan.room);
         room(total.fold(0, usize::saturating_add))?;
         let elements = read_elements(json, &plans)?;
         let inputs = plans
@@ -198,7 +199,16 @@ struct Plan {
     shape: Vec<usize>,
     /// How many elements stand in the JSON; none where they follow it as bytes.
     elements: Option<usize>,
+    /// In the body, where they stand behind the JSON.
     bytes: usize,
+    /// What the tensor takes in memory at most.
+    room: usize,
+}
+
+/// What strings take in memory beside their text: as many as the shape says, and as `bytes` can hold.
+fn string_bytes(bytes: usize, shape: &[usize]) -> usize {
+    let wanted = shape.iter().fold(1_usize, |count, &dim| count.saturating_mul(dim));
+    wanted.min(bytes / size_of::<u32>()).saturating_mul(strings::ELEMENT_BYTES)
 }
 
 impl HeadInput {
@@ -212,12 +222,6 @@ impl HeadInput {
         refuse_shared_memory(&parameters).map_err(bad)?;
         let dtype = ElementType::from_oip_name(&datatype)
             .ok_or_else(|| bad(format!("there is no datatype `{}`", brief(&datatype))))?;
-        if dtype == ElementType::String {
-            return Err(bad(
-                "BYTES (string) tensors are not served: the engines here take numbers only"
-                    .to_owned(),
-            ));
-        }
         let shape = checked_shape(&shape).map_err(bad)?;
         let binary = size(&parameters, "binary_data_size").map_err(bad)?;
         let (elements, bytes) = match (binary, data) {
@@ -230,11 +234,14 @@ impl HeadInput {
             (Some(size), None) => (None, size),
             (None, Some(data)) => {
                 check_elements(&data, dtype, &shape).map_err(bad)?;
-                let bytes = data.len().saturating_mul(dtype.size().unwrap_or(0));
-                (Some(data.len()), bytes)
+                let each = dtype.size().unwrap_or(size_of::<u32>());
+                let bytes = data.len().saturating_mul(each);
+                (Some(data.len()), bytes.saturating_add(data.text_bytes()))
             }
         };
-        Ok(Plan { name, dtype, shape, elements, bytes })
+        let strings = if dtype == ElementType::String { string_bytes(bytes, &shape) } else { 0 };
+        let room = bytes.saturating_add(strings);
+        Ok(Plan { name, dtype, shape, elements, bytes, room })
     }
 }
 

@@ -7,11 +7,13 @@ use runtime::{IoSpec, Tensor};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::HEADER_LENGTH;
+use super::coding::Coding;
 use super::element::JsonElements;
 use super::error::OipError;
 use super::request::InferRequest;
+use super::{HEADER_LENGTH, dims};
 use crate::plane::instance::{Answer, Identity};
+use crate::plane::strings;
 use crate::plane::window::micros;
 
 /// Parameters that steer this server and mean nothing in an answer.
@@ -23,6 +25,18 @@ pub struct Encoded {
     body: Vec<u8>,
     /// The length of the JSON, where tensors follow it.
     header_length: Option<usize>,
+    /// How the body is compressed.
+    coding: Option<Coding>,
+}
+
+impl Encoded {
+    /// With its body compressed, where the client asked for it and it is worth it.
+    pub(super) fn compressed(self, coding: Option<Coding>) -> Self {
+        match coding.and_then(|coding| Some((coding, coding.encode(&self.body)?))) {
+            Some((coding, body)) => Self { body, coding: Some(coding), ..self },
+            None => self,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -54,7 +68,7 @@ impl Serialize for Payload<'_> {
         match self {
             Self::Json(tensor) => serializer.collect_map([("data", JsonElements(tensor))]),
             Self::Binary(tensor) => {
-                let size = json!({ "binary_data_size": tensor.data.len() });
+                let size = json!({ "binary_data_size": strings::byte_len(tensor) });
                 serializer.collect_map([("parameters", size)])
             }
         }
@@ -83,11 +97,11 @@ pub(in crate::plane) fn encode(
                 .collect::<Result<_, _>>()?,
         };
     let mut outputs = Vec::with_capacity(wanted.len());
-    let mut tail: Vec<&[u8]> = Vec::new();
+    let mut tail: Vec<&Tensor> = Vec::new();
     for (name, tensor) in wanted {
         let binary = request.wants_binary(name);
         if binary {
-            tail.push(&tensor.data);
+            tail.push(tensor);
         }
         outputs.push(Output {
             name,
@@ -105,8 +119,8 @@ pub(in crate::plane) fn encode(
     };
     let mut body = serde_json::to_vec(&head).map_err(|e| failed(e.to_string()))?;
     let header_length = (!tail.is_empty()).then_some(body.len());
-    tail.iter().for_each(|bytes| body.extend_from_slice(bytes));
-    Ok(Encoded { body, header_length })
+    tail.iter().for_each(|tensor| body.extend_from_slice(&strings::bytes_of(tensor)));
+    Ok(Encoded { body, header_length, coding: None })
 }
 
 /// A model's inputs or outputs for its metadata; a free dimension is -1.
@@ -114,12 +128,7 @@ pub(super) fn ports(specs: &[IoSpec]) -> Vec<Value> {
     specs
         .iter()
         .map(|spec| {
-            let shape: Vec<i64> = spec
-                .dims
-                .iter()
-                .map(|dim| dim.and_then(|d| i64::try_from(d).ok()).unwrap_or(-1))
-                .collect();
-            json!({ "name": spec.name, "datatype": spec.dtype.oip_name(), "shape": shape })
+            json!({ "name": spec.name, "datatype": spec.dtype.oip_name(), "shape": dims(spec) })
         })
         .collect()
 }
@@ -146,6 +155,10 @@ impl IntoResponse for Encoded {
         let mut response = Response::new(Body::from(self.body));
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+        if let Some(coding) = self.coding {
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(coding.name()));
+        }
         if let Some(length) = self.header_length {
             headers.insert(HEADER_LENGTH, HeaderValue::from(length));
         }

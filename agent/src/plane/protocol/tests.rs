@@ -100,8 +100,19 @@ fn what_is_announced_inside_a_frame_is_checked_before_it_is_allocated() {
 fn a_tensor_whose_bytes_do_not_fill_its_shape_is_named() {
     let error = tensor_from_parts("x", ElementType::F32, vec![2], vec![0; 7]).unwrap_err();
     assert_eq!(error, "tensor `x`: FP32 [2] wants 8 bytes, got 7");
-    let error = tensor_from_parts("s", ElementType::String, vec![0], vec![]).unwrap_err();
-    assert!(error.contains("not served"), "{error}");
+    let error = tensor_from_parts("s", ElementType::String, vec![1], vec![9, 0, 0, 0]).unwrap_err();
+    assert!(error.starts_with("tensor `s`: element 0 has 9 bytes"), "{error}");
+}
+
+#[test]
+fn strings_survive_a_frame_between_other_tensors() {
+    let strings = Tensor::from_strings(vec![2], vec!["é".into(), String::new()]).unwrap();
+    let numbers = Tensor::from_i64(vec![1], &[7]).unwrap();
+    let all = [("s", &strings), ("n", &numbers), ("t", &strings)];
+    let tensors = all.map(|(name, tensor)| (name.to_owned(), tensor.clone())).to_vec();
+    let message = Message::Ran { id: 1, compute_us: 2, tensors };
+    let frame = message.encode().unwrap();
+    assert_eq!(Message::decode(&frame[4..]).unwrap(), message);
 }
 
 #[test]

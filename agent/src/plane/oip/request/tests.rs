@@ -124,9 +124,9 @@ fn what_is_wrong_with_an_input_is_said_with_its_name() {
         with(r#""shape":[1],"datatype":"INT99","data":[1]"#),
         "input `x`: there is no datatype `INT99`"
     );
-    assert!(
-        with(r#""shape":[1],"datatype":"BYTES","data":["a"]"#)
-            .contains("(string) tensors are not served")
+    assert_eq!(
+        with(r#""shape":[2],"datatype":"BYTES","data":["a",1]"#),
+        "input `x`: element 1 is 1, wanted BYTES"
     );
     assert!(with(r#""shape":[1],"datatype":"FP16","data":[1]"#).contains("has no JSON form"));
     assert!(
