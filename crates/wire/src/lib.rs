@@ -8,6 +8,7 @@
 //! - unknown fields are accepted (a newer peer may say more), another schema version is an error;
 //! - no NaN or infinity gets into JSON: they are written as `null`.
 
+pub mod asyncapi;
 pub mod budget;
 pub mod histogram;
 pub mod payload;
