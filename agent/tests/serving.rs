@@ -309,3 +309,75 @@ async fn the_client_of_triton_works_unchanged() {
         assert_eq!(told.trim(), "as documented", "{engine}: {errors}");
     }
 }
+
+#[tokio::test]
+async fn prometheus_reads_the_metrics_by_its_own_parser() {
+    for &engine in ENGINES {
+        let rig = Rig::start(engine).await;
+        rig.serve("a \"quoted\" 1\\").await;
+        let body = request(&preprocess(b"fn main() {}"), &[1, 2048]);
+        for _ in 0..3 {
+            assert_eq!(infer(&rig.plane, &body).await.0, 200);
+        }
+        let url = format!("http://{}/metrics", rig.plane.endpoints().http.unwrap());
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/python/scrape.py");
+        let mut scraper = tokio::process::Command::new(environment("ESPALIER_PYTHON"));
+        let scraped = patiently(scraper.arg(script).arg(url).output()).await.unwrap();
+        let errors = String::from_utf8_lossy(&scraped.stderr);
+        assert!(scraped.status.success(), "{engine}: {errors}");
+        let found: Value = serde_json::from_slice(&scraped.stdout).unwrap();
+        let series =
+            |name: &str| found[format!("{name}{{model=magika,version=a \"quoted\" 1\\}}")].as_f64();
+        assert_eq!(series("espalier_model_up"), Some(1.0), "{found}");
+        assert_eq!(series("espalier_requests_total"), Some(3.0), "{found}");
+        assert_eq!(series("espalier_request_errors_total"), Some(0.0), "{found}");
+        assert_eq!(series("espalier_compute_seconds_count"), Some(3.0), "{found}");
+        assert!(series("espalier_compute_seconds_sum").is_some_and(|s| s > 0.0), "{found}");
+    }
+}
+
+/// Swaps after which whatever is kept once is kept.
+const SETTLING: usize = 20;
+const SWAPS: usize = 100;
+/// The most KiB that a swap may leave behind, by the median of all slopes between two of them.
+const MOST_KEPT_KIB: f64 = 1.0;
+
+/// Proportional set size of this process, in KiB.
+fn pss_kib() -> f64 {
+    let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+    let line = rollup.lines().find(|line| line.starts_with("Pss:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Theil's estimate: no outlier moves it.
+fn slope(values: &[f64]) -> f64 {
+    let pairs = (0..values.len()).flat_map(|a| (a + 1..values.len()).map(move |b| (a, b)));
+    let mut slopes: Vec<f64> =
+        pairs.map(|(a, b)| (values[b] - values[a]) / (b - a) as f64).collect();
+    slopes.sort_by(f64::total_cmp);
+    slopes[slopes.len() / 2]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_swaps_leave_neither_memory_nor_workers_behind() {
+    for &engine in ENGINES {
+        let rig = Rig::start(engine).await;
+        let bundle = rig.bundle("one", magika());
+        let digest = bundle.digest.to_string();
+        let body = request(&preprocess(b"fn main() {}"), &[1, 2048]);
+        let mut memory = Vec::new();
+        for swap in 0..SETTLING + SWAPS {
+            let candidate = rig.plane.load("magika", &digest, &bundle).await.unwrap();
+            rig.plane.serve(candidate).await.unwrap();
+            rig.plane.retire_standby("magika").await;
+            assert_eq!(infer(&rig.plane, &body).await.0, 200, "{engine}: swap {swap}");
+            let windows = rig.plane.take_window();
+            assert!(windows.iter().all(|w| w.errors == 0), "{engine}: {windows:?}");
+            assert_eq!(rig.plane.worker_pids().len(), 1, "{engine}: swap {swap}");
+            memory.push(pss_kib());
+        }
+        let kept = slope(&memory[SETTLING..]);
+        assert!(kept < MOST_KEPT_KIB, "{engine}: {kept} KiB a swap: {memory:?}");
+        rig.plane.drain(PATIENCE).await;
+    }
+}

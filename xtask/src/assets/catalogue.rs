@@ -181,8 +181,8 @@ pub(super) const PYTHON_PACKAGES: &[Pinned] = &[
     },
 ];
 
-/// A foreign client of the Open Inference Protocol, dependencies included, for the tests' environment only: the wheels
-/// for the same systems.
+/// Foreign clients of the agent, dependencies included, for the tests' environment only: the wheels for the same
+/// systems.
 pub(super) const CLIENT_PACKAGES: &[Pinned] = &[
     Pinned {
         requirement: "brotli==1.2.1",
@@ -239,6 +239,10 @@ pub(super) const CLIENT_PACKAGES: &[Pinned] = &[
             "9a09d59bef1db94f384b5bcc2d523694d338f3df6b757aeeaf7baca5d0c0be88",
             "c59acfa8eb73a1e0d484392dc002bdf001fd4ce73394e0132df3d1ab6093d7cb",
         ],
+    },
+    Pinned {
+        requirement: "prometheus_client==0.26.0",
+        sha256: &["fa93d06737aa02bacd05794768508bb97d2fbee28cb3bca04eaae92f0ca953d6"],
     },
     Pinned {
         requirement: "python-rapidjson==1.25",
