@@ -4,11 +4,13 @@
 //! Inner activations become visible by appending them to the graph's outputs. Several sessions run side by side, one
 //! thread each, because an engine of one thread would leave the other cores idle; results are handed
 //! out in order all the same, so that sums do not depend on timing. What the caller keeps of a
-//! batch is the caller's: memory here is bounded by the batches in flight.
+//! batch is the caller's: memory here is bounded by the batches in flight, two for each session.
 
 use std::borrow::Cow;
 use std::ops::{ControlFlow, Range};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, sync_channel};
 
 use graph::{Cause, Edit, Model, ValueId};
 use runtime::{Engine, EngineError, EngineKind, EngineOptions, LoadOptions, Session, Tensor};
@@ -136,7 +138,7 @@ impl Runner {
         batch: Option<usize>,
         batches: usize,
     ) -> Result<Vec<Box<dyn Session>>, CompressError> {
-        let options = LoadOptions { batch, ..LoadOptions::default() };
+        let options = LoadOptions { batch, keep_memory: true, ..LoadOptions::default() };
         let count = self.sessions.min(batches).max(1);
         let loaded: Vec<Result<Box<dyn Session>, EngineError>> = std::thread::scope(|scope| {
             let threads: Vec<_> =
@@ -172,9 +174,7 @@ impl Runner {
 fn join<T>(
     thread: std::thread::ScopedJoinHandle<'_, Result<T, EngineError>>,
 ) -> Result<T, EngineError> {
-    thread
-        .join()
-        .unwrap_or_else(|_| Err(EngineError::new(runtime::ErrorKind::Run, "the engine panicked")))
+    thread.join().unwrap_or_else(|_| Err(panicked()))
 }
 
 fn drive_samples(
@@ -199,7 +199,8 @@ fn drive_samples(
 
 type Outputs = Vec<(String, Tensor)>;
 
-/// Does run after run, each session one at a time, and gives what comes out to `sink` in order, until it breaks.
+/// Does run after run, each session every so many, and gives what comes out to `sink` in order, until it breaks. While the
+/// sink takes one result, the sessions compute the next ones: each holds one result at most.
 fn drive(
     sessions: &mut [Box<dyn Session>],
     count: usize,
@@ -208,26 +209,45 @@ fn drive(
     progress: &dyn Progress,
     sink: &mut dyn FnMut(usize, Outputs) -> Result<ControlFlow<()>, CompressError>,
 ) -> Result<(), CompressError> {
-    for first in (0..count).step_by(sessions.len().max(1)) {
-        if progress.cancelled() {
-            return Err(CompressError::Cancelled("a pass over the samples".into()));
-        }
-        let results: Vec<Result<Outputs, EngineError>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = sessions
-                .iter_mut()
-                .zip(first..count)
-                .map(|(session, at)| scope.spawn(move || run(session.as_mut(), at)))
-                .collect();
-            threads.into_iter().map(join).collect()
-        });
-        for (at, outputs) in (first..).zip(results) {
-            let outputs = outputs.map_err(|error| CompressError::engine(what(at))(error))?;
+    let stride = sessions.len().max(1);
+    std::thread::scope(|scope| {
+        let results: Vec<Receiver<Result<Outputs, EngineError>>> = sessions
+            .iter_mut()
+            .enumerate()
+            .map(|(first, session)| {
+                let (give, take) = sync_channel(0);
+                scope.spawn(move || {
+                    for at in (first..count).step_by(stride) {
+                        let result = caught(|| run(session.as_mut(), at));
+                        // Nobody takes it once the sink broke.
+                        if give.send(result).is_err() {
+                            return;
+                        }
+                    }
+                });
+                take
+            })
+            .collect();
+        for at in 0..count {
+            if progress.cancelled() {
+                return Err(CompressError::Cancelled("a pass over the samples".into()));
+            }
+            let result = results[at % stride].recv().unwrap_or_else(|_| Err(panicked()));
+            let outputs = result.map_err(|error| CompressError::engine(what(at))(error))?;
             if sink(at, outputs)?.is_break() {
-                return Ok(());
+                break;
             }
         }
-    }
-    Ok(())
+        Ok(())
+    })
+}
+
+fn caught<T>(run: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(panicked()))
+}
+
+fn panicked() -> EngineError {
+    EngineError::new(runtime::ErrorKind::Run, "the engine panicked")
 }
 
 /// Runs one batch. One that is short is filled up with its last sample, since the session may have a

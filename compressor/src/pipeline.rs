@@ -355,6 +355,7 @@ fn observed<'k>(
             let looks = observe::Looks {
                 reach: Some(observe::Reach::LastProducts),
                 grams: observe::Grams::None,
+                norms: false,
                 samples: shop.calibration.len(),
             };
             let (original, refused) = observe::observe(shop, outputs, screened.clone(), looks)?;

@@ -38,6 +38,7 @@ fn job(folder: &Path, name: &str, budget: Budget) -> BudgetJob {
         data: Some(data),
         repair: Some(Vec::new()),
         engine: EngineOptions::new(ENGINE),
+        timed: true,
         seed: 0,
     };
     BudgetJob { prune, budget, curves: None, curve_samples: 24 }

@@ -52,6 +52,7 @@ fn job(folder: &Path, engine: EngineKind, score: ScoreKind, kinds: &[RepairKind]
         data: Some(folder.join("fit.npz")),
         repair: Some(kinds.to_vec()),
         engine: EngineOptions::new(engine),
+        timed: true,
         seed: 0,
     }
 }

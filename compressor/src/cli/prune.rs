@@ -68,6 +68,9 @@ pub struct Args {
     /// normalizations taken anew), ls (least squares, layer by layer), or none. Without it gram,bn for obs, else ls.
     #[arg(long, value_parser = repairs, value_name = "REPAIR[,..]")]
     repair: Option<Repairs>,
+    /// With --ratio and --data: do not time the result beside the original, which takes seconds.
+    #[arg(long, conflicts_with_all = ["global", "params", "macs", "size", "latency"])]
+    no_timing: bool,
     /// Also write a report, one HTML file, about what was done and what was not.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -93,6 +96,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         data: args.data.clone(),
         repair: args.repair.clone().map(|repairs| repairs.0),
         engine: args.common.engine(),
+        timed: !args.no_timing,
         seed: args.common.seed,
     };
     let outcome = {

@@ -14,18 +14,18 @@
 //! each behind those that were taken before it; those that do not depend on each other share a pass.
 
 use std::collections::{HashMap, HashSet};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use graph::{Cause, Graph, Model, NodeId, Op, ValueId};
 use runtime::Tensor;
 
-use super::observe::{PassSize, RATING_SAMPLES, distinct, floats};
+use super::observe::{PassSize, RATING_SAMPLES, distinct, floats, output_of};
 use super::relay::Relay;
 use super::repair::{Fitting, replace};
 use super::shop::{Source, save};
 use super::takeover::removed_of_constant;
-use crate::calibrate::observed;
+use crate::calibrate::{Batch, observed};
 use crate::error::CompressError;
 use crate::plan::{GroupChoice, NodeRef, NormStep, Refusal};
 use crate::refit;
@@ -143,12 +143,48 @@ impl Norm {
 /// What a norm reads, along its channels.
 type Seen = Result<AxisMoments, String>;
 
-/// What the norms of the original read.
-#[derive(Debug, Default)]
+/// What the norms of the original read, a few norms in each pass.
+#[derive(Default)]
 pub(crate) struct NormsBefore {
     seen: HashMap<NodeId, Seen>,
     /// Samples of a batch.
     batch: usize,
+    norms: Vec<Norm>,
+    /// Of `norms`, what the pass that runs looks at; none behind it was looked at yet.
+    open: Range<usize>,
+}
+
+impl NormsBefore {
+    /// Of all norms of `graph`, or of none.
+    pub(crate) fn of(graph: &Graph, wanted: bool) -> Self {
+        let all = graph.nodes().filter_map(|(id, _)| Norm::of(graph, id));
+        let norms = if wanted { all.collect() } else { Vec::new() };
+        Self { norms, ..Self::default() }
+    }
+
+    /// Whether every norm was looked at.
+    pub(crate) fn is_done(&self) -> bool {
+        self.open.end == self.norms.len()
+    }
+
+    /// Begins a pass that looks at `most` norms at most; what they read.
+    pub(crate) fn begin(&mut self, most: usize) -> Vec<ValueId> {
+        let start = self.open.end;
+        self.open = start..self.norms.len().min(start.saturating_add(most));
+        self.norms[self.open.clone()].iter().map(|norm| norm.input).collect()
+    }
+
+    /// Takes a batch whose outputs are `values`.
+    pub(crate) fn take(&mut self, values: &[ValueId], batch: &Batch) -> Result<(), CompressError> {
+        self.batch = self.batch.max(batch.samples.len());
+        for norm in &self.norms[self.open.clone()] {
+            let at = values.iter().position(|v| *v == norm.input);
+            let tensor = output_of(batch, at.unwrap_or(usize::MAX))?;
+            let seen = self.seen.entry(norm.node).or_insert_with(|| nothing_seen(norm));
+            look(seen, tensor)?;
+        }
+        Ok(())
+    }
 }
 
 /// Mean and deviation of what a norm reads, by channel.
@@ -225,43 +261,23 @@ impl Fitting<'_> {
         if let Some(known) = self.original.norms.borrow().get(&samples) {
             return Ok(Arc::clone(known));
         }
-        let graph = &self.shop.source.model.graph;
-        let norms: Vec<Norm> = graph.nodes().filter_map(|(id, _)| Norm::of(graph, id)).collect();
-        let mut before = NormsBefore::default();
-        let (mut size, mut rest) = (PassSize::default(), norms.as_slice());
-        while !rest.is_empty() {
-            let (chunk, left) = size.split(rest);
-            rest = left;
-            let (seen, batch) = self.moments_before(chunk, samples, &mut size)?;
-            before.batch = batch;
-            before.seen.extend(chunk.iter().map(|norm| norm.node).zip(seen));
+        let shop = self.shop;
+        let mut before = NormsBefore::of(&shop.source.model.graph, true);
+        let mut size = PassSize::default();
+        while !before.is_done() {
+            let values = distinct(before.begin(size.values()));
+            shop.progress.stage("observing normalizations", samples as u64);
+            let path = shop.work.join("norms.onnx");
+            save(&observed(&shop.source.model, &values)?, &path)?;
+            shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
+                size.saw(&batch);
+                before.take(&values, &batch)?;
+                Ok(ControlFlow::Continue(()))
+            })?;
         }
         let before = Arc::new(before);
         self.original.norms.borrow_mut().insert(samples, Arc::clone(&before));
         Ok(before)
-    }
-
-    fn moments_before(
-        &self,
-        norms: &[Norm],
-        samples: usize,
-        pass: &mut PassSize,
-    ) -> Result<(Vec<Seen>, usize), CompressError> {
-        let shop = self.shop;
-        let mut seen = nothing_seen(norms);
-        let mut size = 0;
-        shop.progress.stage("observing normalizations", samples as u64);
-        let values = distinct(norms.iter().map(|norm| norm.input));
-        let path = shop.work.join("norms.onnx");
-        save(&observed(&shop.source.model, &values)?, &path)?;
-        shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
-            size = size.max(batch.samples.len());
-            pass.saw(&batch);
-            let tensors: Vec<&Tensor> = batch.outputs.iter().map(|(_, tensor)| tensor).collect();
-            look(norms, &tensors, &mut seen)?;
-            Ok(ControlFlow::Continue(()))
-        })?;
-        Ok((seen, size))
     }
 }
 
@@ -271,27 +287,30 @@ fn moments_now(
     norms: &[Norm],
     relay: &mut Relay<'_>,
 ) -> Result<Vec<Seen>, CompressError> {
-    let mut seen = nothing_seen(norms);
+    let mut seen: Vec<Seen> = norms.iter().map(nothing_seen).collect();
     let nodes: Vec<NodeId> = norms.iter().map(|norm| norm.node).collect();
-    let values: Vec<ValueId> = norms.iter().map(|norm| norm.input).collect();
-    relay.run(model, &nodes, &values, &mut |_, tensors| look(norms, tensors, &mut seen))?;
+    let inputs: Vec<ValueId> = norms.iter().map(|norm| norm.input).collect();
+    let values = distinct(inputs.iter().copied());
+    relay.run(model, &nodes, &inputs, &mut |_, tensors| {
+        for (input, seen) in inputs.iter().zip(&mut seen) {
+            let at = values.iter().position(|v| v == input);
+            let Some(tensor) = at.and_then(|at| tensors.get(at)) else { continue };
+            look(seen, tensor)?;
+        }
+        Ok(())
+    })?;
     Ok(seen)
 }
 
-fn nothing_seen(norms: &[Norm]) -> Vec<Seen> {
-    norms.iter().map(|norm| Ok(AxisMoments::new(norm.mean.len()))).collect()
+fn nothing_seen(norm: &Norm) -> Seen {
+    Ok(AxisMoments::new(norm.mean.len()))
 }
 
-/// Takes a batch of what the norms read, each value once.
-fn look(norms: &[Norm], tensors: &[&Tensor], seen: &mut [Seen]) -> Result<(), CompressError> {
-    let values = distinct(norms.iter().map(|norm| norm.input));
-    for (norm, moments) in norms.iter().zip(seen) {
-        let at = values.iter().position(|v| *v == norm.input);
-        let Some(tensor) = at.and_then(|at| tensors.get(at)) else { continue };
-        let data = floats(tensor)?;
-        if moments.as_mut().is_ok_and(|m| !m.push(&tensor.shape, 1, &data)) {
-            *moments = Err(format!("it reads {:?}, without its channels", tensor.shape));
-        }
+/// Takes a batch of what a norm reads.
+fn look(seen: &mut Seen, tensor: &Tensor) -> Result<(), CompressError> {
+    let data = floats(tensor)?;
+    if seen.as_mut().is_ok_and(|moments| !moments.push(&tensor.shape, 1, &data)) {
+        *seen = Err(format!("it reads {:?}, without its channels", tensor.shape));
     }
     Ok(())
 }

@@ -55,7 +55,8 @@ fn repaired(kinds: &[RepairKind]) -> (Model, Applied) {
     let folder = tempfile::tempdir().unwrap();
     let job = job_of(folder.path(), &normalized(), &DIMS, SAMPLES);
     let shop = Shop::open_whole(&job, &Silent).unwrap();
-    let looks = Looks { reach: Some(Reach::All), grams: Grams::None, samples: SAMPLES };
+    let looks =
+        Looks { reach: Some(Reach::All), grams: Grams::None, norms: false, samples: SAMPLES };
     let (original, _) = observe(&shop, &[], 0..0, looks).unwrap();
     let groups = vec![shop.source.choice(0, (0..8).collect())];
     let (repair, refused) = original.repair(&shop, SAMPLES, kinds, &groups);
@@ -91,19 +92,19 @@ fn only_norms_behind_a_cut_are_taken_anew_each_behind_those_before_it() {
         let folder = tempfile::tempdir().unwrap();
         let job = job_of(folder.path(), model, &DIMS, SAMPLES);
         let shop = Shop::open_whole(&job, &Silent).unwrap();
-        let looks = Looks { reach: None, grams: Grams::None, samples: SAMPLES };
+        let looks = Looks { reach: None, grams: Grams::None, norms: false, samples: SAMPLES };
         let (original, _) = observe(&shop, &[], 0..0, looks).unwrap();
         let norms = norms_in(&shop.source.model);
         let fitting = Fitting { shop: &shop, original: &original };
-        let seen = fitting.moments_before(&norms, SAMPLES, &mut PassSize::default()).unwrap().0;
-        let of = |(norm, seen): (&Norm, Result<AxisMoments, String>)| {
-            let seen = Read::of(&seen.unwrap()).unwrap();
+        let before = fitting.norms_before(SAMPLES).unwrap();
+        let of = |norm: &Norm| {
+            let seen = Read::of(before.seen[&norm.node].as_ref().unwrap()).unwrap();
             let root = |at: usize| f64::from(norm.variance[at] + norm.epsilon).sqrt();
             let each = seen.means.iter().zip(&seen.deviations).enumerate();
             each.map(|(at, (m, s))| ((m - f64::from(norm.mean[at])) / root(at), s / root(at)))
                 .collect()
         };
-        norms.iter().zip(seen).map(of).collect()
+        norms.iter().map(of).collect()
     };
     let (old, new) = (computed(&source), computed(&made.model));
     for (old, new) in old[1..].iter().zip(&new[1..]) {

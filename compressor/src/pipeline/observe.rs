@@ -72,6 +72,8 @@ pub(crate) struct Looks {
     /// Places that may be re-fitted; none where nothing is.
     pub(crate) reach: Option<Reach>,
     pub(crate) grams: Grams,
+    /// Whether what batch normalizations read is looked at too, which taking them anew needs.
+    pub(crate) norms: bool,
     /// The first so many samples.
     pub(crate) samples: usize,
 }
@@ -194,18 +196,25 @@ pub(crate) fn observe(
     }
     let Pass { found: mut original, mut seen, refused: more, .. } = pass;
     refused.extend(more);
-    while !rest.is_empty() {
+    let samples = RATING_SAMPLES.min(looks.samples);
+    let mut norms = NormsBefore::of(&shop.source.model.graph, looks.norms);
+    while !rest.is_empty() || !norms.is_done() {
         let (chunk, left) = size.split(rest);
         rest = left;
-        let samples = RATING_SAMPLES.min(looks.samples);
+        let beside = norms.begin(size.values() - chunk.len());
         let mut more = seen.another(chunk, watches(chunk, samples));
-        let values = distinct(more.values());
-        shop.progress.stage("rating units", samples as u64);
+        let values = distinct(more.values().chain(beside));
+        let what = if chunk.is_empty() { "observing normalizations" } else { "rating units" };
+        shop.progress.stage(what, samples as u64);
         run(shop, &values, samples, &mut |batch| {
             size.saw(&batch);
+            norms.take(&values, &batch)?;
             more.take(&values, &batch)
         })?;
         seen.extend(more);
+    }
+    if looks.norms {
+        original.norms.borrow_mut().insert(samples, Arc::new(norms));
     }
     let (evidence, watches, unseen) = seen.finish();
     (original.evidence, original.watches, original.wide) = (evidence, watches, wide);
@@ -566,6 +575,9 @@ pub(crate) fn spread_stride(rows_per_sample: usize, samples: usize, enough: usiz
     (wanted..).find(|s| coprime(*s, rows_per_sample)).unwrap_or(wanted)
 }
 
+/// Rows that are gathered side by side: neighbours lie in one line of the cache.
+const ROWS_AT_ONCE: usize = 16;
+
 /// Every `stride`-th row of a tensor: its elements along `axis` at one place of all others, in row-major order.
 pub(crate) fn rows_along(data: &[f32], shape: &[usize], axis: usize, stride: usize) -> Vec<f32> {
     let columns = shape.get(axis).copied().unwrap_or(1).max(1);
@@ -574,8 +586,18 @@ pub(crate) fn rows_along(data: &[f32], shape: &[usize], axis: usize, stride: usi
         return sampled(data, columns, stride);
     }
     let rows = (0..data.len() / columns).step_by(stride.max(1));
-    let first = rows.map(|row| (row / inner) * columns * inner + row % inner);
-    first.flat_map(|first| (0..columns).map(move |c| data[first + c * inner])).collect()
+    let firsts: Vec<usize> =
+        rows.map(|row| (row / inner) * columns * inner + row % inner).collect();
+    let mut taken = vec![0.0; firsts.len() * columns];
+    let blocks = firsts.chunks(ROWS_AT_ONCE).zip(taken.chunks_mut(ROWS_AT_ONCE * columns));
+    for (firsts, taken) in blocks {
+        for column in 0..columns {
+            for (row, first) in firsts.iter().enumerate() {
+                taken[row * columns + column] = data[first + column * inner];
+            }
+        }
+    }
+    taken
 }
 
 fn coprime(mut a: usize, mut b: usize) -> bool {

@@ -49,32 +49,35 @@ impl Seen {
 
     /// Takes a batch whose outputs are `values`.
     pub(crate) fn take(&mut self, values: &[ValueId], batch: &Batch) -> Result<(), CompressError> {
-        let tensor = |value: ValueId| {
-            let at = values.iter().position(|v| *v == value);
-            let (_, tensor) = batch.outputs.get(at?)?;
-            (tensor.dtype == ElementType::F32).then_some(tensor)
-        };
-        for key in &self.axes {
-            let Some(tensor) = tensor(key.0) else { continue };
-            let Some(&width) = tensor.shape.get(key.1) else { continue };
-            let moments = self.evidence.moments.entry(*key);
-            let moments = moments.or_insert_with(|| AxisMoments::new(width));
-            moments.push(&tensor.shape, key.1, &floats(tensor)?);
-        }
-        for watch in &mut self.watches {
-            let Some(tensor) = tensor(watch.key.0).filter(|_| self.samples < watch.samples) else {
-                continue;
-            };
-            if let Err(why) = admit(&mut self.evidence, &mut self.bytes, watch, tensor, batch) {
-                self.evidence.grams.remove(&watch.key);
-                self.evidence.without_gram.insert(watch.key, why);
-            } else if let Some(gram) = self.evidence.grams.get_mut(&watch.key) {
-                let data = floats(tensor)?;
-                gram.push(&rows_along(&data, &tensor.shape, watch.key.1, watch.stride));
+        for (value, (_, tensor)) in values.iter().zip(&batch.outputs) {
+            let mut keys = self.axes.iter().chain(self.watches.iter().map(|watch| &watch.key));
+            if tensor.dtype == ElementType::F32 && keys.any(|key| key.0 == *value) {
+                self.take_one(*value, tensor, &floats(tensor)?, batch);
             }
         }
         self.samples += batch.samples.len();
         Ok(())
+    }
+
+    /// Takes what one value is, as a tensor and as numbers.
+    fn take_one(&mut self, value: ValueId, tensor: &Tensor, data: &[f32], batch: &Batch) {
+        for key in self.axes.iter().filter(|key| key.0 == value) {
+            let Some(&width) = tensor.shape.get(key.1) else { continue };
+            let moments = self.evidence.moments.entry(*key);
+            let moments = moments.or_insert_with(|| AxisMoments::new(width));
+            moments.push(&tensor.shape, key.1, data);
+        }
+        for watch in self.watches.iter_mut().filter(|watch| watch.key.0 == value) {
+            if self.samples >= watch.samples {
+                continue;
+            }
+            if let Err(why) = admit(&mut self.evidence, &mut self.bytes, watch, tensor, batch) {
+                self.evidence.grams.remove(&watch.key);
+                self.evidence.without_gram.insert(watch.key, why);
+            } else if let Some(gram) = self.evidence.grams.get_mut(&watch.key) {
+                gram.push(&rows_along(data, &tensor.shape, watch.key.1, watch.stride));
+            }
+        }
     }
 
     /// Takes in what another pass gathered.

@@ -41,6 +41,8 @@ pub struct PruneJob {
     pub repair: Option<Vec<RepairKind>>,
     /// Engine that observes activations.
     pub engine: runtime::EngineOptions,
+    /// Whether the result is timed beside the original, where there are samples to time it on.
+    pub timed: bool,
     /// Seed of everything random.
     pub seed: u64,
 }
@@ -116,9 +118,21 @@ pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, Co
         plan.repair = Some(repair);
     }
     let fitting = Fitting { shop: &shop, original };
-    let mut bench = Bench::open(&shop)?;
+    let bench = if job.timed { Some(Bench::open(&shop)?) } else { None };
     let mut outcome = finish(&shop.source, &job.output, plan, Some(fitting), refused)?;
     outcome.auto = seen.picks;
+    if let Some(mut bench) = bench {
+        time(job, &mut bench, &mut outcome)?;
+    }
+    Ok(outcome)
+}
+
+/// Times what came out beside the original.
+fn time(
+    job: &PruneJob,
+    bench: &mut Bench,
+    outcome: &mut PruneOutcome,
+) -> Result<(), CompressError> {
     match bench.against_reference(&job.output, Some(PAYS)) {
         Ok(host) => outcome.latency = Some(Speed::of(&job.engine, &bench.stats, host, PAYS)),
         Err(error) => {
@@ -128,7 +142,7 @@ pub fn prune(job: &PruneJob, progress: &dyn Progress) -> Result<PruneOutcome, Co
             outcome.refused.push(Refusal::new("latency", "the pruned model", why));
         }
     }
-    Ok(outcome)
+    Ok(())
 }
 
 /// The repairs that were asked for, or those that are usual for the score and the model.
@@ -188,6 +202,7 @@ pub(super) fn look(
         } else {
             observe::Grams::None
         },
+        norms: kinds.contains(&RepairKind::Bn),
         samples: shop.calibration.len(),
     };
     let (original, unrepaired) = observe::observe(shop, &[], 0..0, looks)?;

@@ -33,18 +33,48 @@ impl AxisMoments {
         if inner == 0 || width == 0 {
             return true;
         }
-        for (block, values) in data.chunks(inner).enumerate() {
-            let at = block % width;
-            for v in values {
-                let v = f64::from(*v);
-                self.sum[at] += v;
-                self.squares[at] += v * v;
-                self.absolute[at] += v.abs();
-                self.positive[at] += u64::from(v > 0.0);
+        if inner == 1 {
+            data.chunks(width).for_each(|row| self.push_row(row));
+        } else {
+            for (block, values) in data.chunks(inner).enumerate() {
+                self.push_run(block % width, values);
             }
         }
         self.count += (data.len() / width) as u64;
         true
+    }
+
+    /// Adds one element at each index.
+    fn push_row(&mut self, row: &[f32]) {
+        let sums = self.sum.iter_mut().zip(&mut self.squares);
+        let shares = self.absolute.iter_mut().zip(&mut self.positive);
+        for ((v, (sum, squares)), (absolute, positive)) in row.iter().zip(sums).zip(shares) {
+            let v = f64::from(*v);
+            *sum += v;
+            *squares += v * v;
+            *absolute += v.abs();
+            *positive += u64::from(v > 0.0);
+        }
+    }
+
+    /// Adds elements of one index, in lanes that do not wait for each other.
+    fn push_run(&mut self, at: usize, values: &[f32]) {
+        const LANES: usize = 8;
+        let (mut sum, mut squares, mut absolute) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+        let mut positive = [0u64; LANES];
+        for lane in values.chunks(LANES) {
+            for (i, v) in lane.iter().enumerate() {
+                let v = f64::from(*v);
+                sum[i] += v;
+                squares[i] += v * v;
+                absolute[i] += v.abs();
+                positive[i] += u64::from(v > 0.0);
+            }
+        }
+        self.sum[at] += sum.iter().sum::<f64>();
+        self.squares[at] += squares.iter().sum::<f64>();
+        self.absolute[at] += absolute.iter().sum::<f64>();
+        self.positive[at] += positive.iter().sum::<u64>();
     }
 
     /// Elements seen at each index.

@@ -81,6 +81,9 @@ pub struct LoadOptions {
     pub batch: Option<usize>,
     /// Where ONNX Runtime writes the graph it made of the model. tract refuses it.
     pub optimized_model_path: Option<PathBuf>,
+    /// Whether ONNX Runtime keeps the memory of one run for the next: faster for many runs on a
+    /// host, at the price of holding the most that any took. tract has no such memory.
+    pub keep_memory: bool,
 }
 
 /// An engine that is ready to load models.

@@ -9,7 +9,7 @@ mod environment;
 mod raw;
 mod session;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ort::ep::CPU;
 use ort::logging::LogLevel;
@@ -53,8 +53,7 @@ impl OrtEngine {
     ) -> Result<Box<dyn Session>, EngineError> {
         check_options(options)?;
         guard(ErrorKind::Load, what, || {
-            let optimized = options.optimized_model_path.as_ref();
-            let session = builder(&self.loaded, self.threads, optimized)
+            let session = builder(&self.loaded, self.threads, options)
                 .and_then(|mut builder| commit(&mut builder))
                 .map_err(|e| {
                     EngineError::new(
@@ -107,11 +106,7 @@ fn load_error_kind(error: &ort::Error) -> ErrorKind {
     }
 }
 
-fn builder(
-    loaded: &Loaded,
-    threads: usize,
-    optimized: Option<&PathBuf>,
-) -> ort::Result<SessionBuilder> {
+fn builder(loaded: &Loaded, threads: usize, options: &LoadOptions) -> ort::Result<SessionBuilder> {
     let builder = SessionBuilder::new(&loaded.environment)?
         .with_log_level(LogLevel::Warning)?
         .with_optimization_level(GraphOptimizationLevel::All)?
@@ -120,8 +115,10 @@ fn builder(
         .with_inter_threads(1)?
         .with_intra_op_spinning(false)?
         .with_inter_op_spinning(false)?
-        .with_execution_providers([CPU::default().with_arena_allocator(false).build()])?;
-    match optimized {
+        .with_execution_providers([CPU::default()
+            .with_arena_allocator(options.keep_memory)
+            .build()])?;
+    match &options.optimized_model_path {
         Some(path) => Ok(builder.with_optimized_model_path(path)?),
         None => Ok(builder),
     }

@@ -165,7 +165,8 @@ fn classic_image_networks_agree() {
 fn ort_writes_the_graph_it_runs_and_can_run_it_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("optimized.onnx");
-    let options = LoadOptions { batch: Some(1), optimized_model_path: Some(path.clone()) };
+    let optimized_model_path = Some(path.clone());
+    let options = LoadOptions { batch: Some(1), optimized_model_path, ..LoadOptions::default() };
     let ort = engine(EngineKind::Ort);
     let mut first = ort.load(&asset("magika.onnx"), &options).unwrap();
     let mut again = ort.load(&path, &batch(1)).unwrap();

@@ -284,8 +284,8 @@ fn external_data_is_read_beside_the_model_and_nowhere_else() {
 #[test]
 fn an_optimized_model_that_cannot_be_written_is_a_load_error() {
     let options = LoadOptions {
-        batch: None,
         optimized_model_path: Some("/nonexistent/folder/optimized.onnx".into()),
+        ..LoadOptions::default()
     };
     let error =
         engine(EngineKind::Ort).load_bytes(&unary("Neg", 1, &ROWS), &options).err().unwrap();

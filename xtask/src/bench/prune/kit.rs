@@ -168,7 +168,7 @@ impl Kit {
             Tool::Ours { score, repair } => {
                 self.ours(&mut command, score, repair, remove).arg(&source).arg("-o").arg(&out);
                 if !matches!((score, repair), ("magnitude" | "magnitude-l1" | "random", "none")) {
-                    command.arg("--data").arg(&samples);
+                    command.arg("--no-timing").arg("--data").arg(&samples);
                 }
             }
             Tool::OnnxsimPlain | Tool::OnnxsimCalibrated => {

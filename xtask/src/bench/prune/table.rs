@@ -20,6 +20,7 @@ model would have, and the last layers and those taken apart by a reshape are lef
 Espalier is the `release` build that the tests use (opt-level 2 in our crates, overflow checks, debug assertions).
 Every tool is a process of its own; its wall time and peak memory are the whole process's, loading and writing
 included. Parameters are the elements of all constants; folding a batch normalization removes some, and counts.
+None of the tools times its result; Espalier, which does unless told not to, is told so.
 
 Samples: lines and pages of text are rendered (licence texts in DejaVu faces, several colours, blur and noise), not
 photographed; speech is Debian's English telephone prompts, resampled to 16 kHz, with pauses and noise; the rest is
