@@ -4,7 +4,7 @@
 //! Inner activations become visible by appending them to the graph's outputs. Several sessions run side by side, one
 //! thread each, because an engine of one thread would leave the other cores idle; results are handed
 //! out in order all the same, so that sums do not depend on timing. What the caller keeps of a
-//! batch is the caller's: memory here is bounded by the batches in flight, two for each session.
+//! batch is the caller's: memory here is bounded by the batches in flight, one for each session and the one taken.
 
 use std::borrow::Cow;
 use std::ops::{ControlFlow, Range};
@@ -219,8 +219,9 @@ fn drive(
                 scope.spawn(move || {
                     for at in (first..count).step_by(stride) {
                         let result = caught(|| run(session.as_mut(), at));
+                        let failed = result.is_err();
                         // Nobody takes it once the sink broke.
-                        if give.send(result).is_err() {
+                        if give.send(result).is_err() || failed {
                             return;
                         }
                     }

@@ -293,7 +293,7 @@ pub fn compress_recalling(
     }
     let (outputs, others) = judge::outputs(&shop)?;
     let key = Key::of(&shop);
-    let mut known = recall.take(&key);
+    let mut known = key.as_ref().map_or_else(Known::default, |key| recall.take(key));
     let mut answers =
         Answers::new(&shop.heldout, &outputs).with(0, std::mem::take(&mut known.answers));
     answers.hold(&shop, 0, shop.heldout.len())?;
@@ -305,7 +305,9 @@ pub fn compress_recalling(
         narrowed(&shop, &mut hunt, &mut bench, &mut answers, &compared, &mut known)
     };
     known.answers = answers.into_first();
-    recall.keep(key, known);
+    if let Some(key) = key {
+        recall.keep(key, known);
+    }
     match chosen? {
         Some(chosen) => write_outcome(&shop, &hunt, chosen, &compared),
         None => Err(unreachable(&shop, &hunt)),
@@ -355,7 +357,6 @@ fn observed<'k>(
             let looks = observe::Looks {
                 reach: Some(observe::Reach::LastProducts),
                 grams: observe::Grams::None,
-                norms: false,
                 samples: shop.calibration.len(),
             };
             let (original, refused) = observe::observe(shop, outputs, screened.clone(), looks)?;

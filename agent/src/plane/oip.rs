@@ -222,7 +222,8 @@ async fn unpack(
 ) -> Result<(Bytes, Room), OipError> {
     let (buffers, instance) = (registry.buffers.clone(), instance.clone());
     let max_bytes = registry.config().max_request_bytes;
-    off_thread(body.len(), move || {
+    // However short it is, it may unpack to the most that is allowed.
+    off_thread(usize::MAX, move || {
         let length = coding.plain_length(&body, max_bytes)?;
         let room = buffers.take_beside(body.len(), length);
         let room = room.map_err(|error| refused(error, &instance))?;

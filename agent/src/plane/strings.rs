@@ -5,8 +5,8 @@ use std::borrow::Cow;
 
 use runtime::{ElementType, Tensor};
 
-/// What one element takes in memory beside its bytes.
-pub(super) const ELEMENT_BYTES: usize = size_of::<String>();
+/// What one element takes in memory beside its bytes: itself, and what an allocation takes at least.
+pub(super) const ELEMENT_BYTES: usize = size_of::<String>() + 32;
 const LENGTH_BYTES: usize = size_of::<u32>();
 
 /// A tensor's elements as bytes: its own, or those of its strings.
@@ -40,9 +40,14 @@ pub(super) fn put(bytes: &mut Vec<u8>, string: &str) {
 /// Which element is cut off or is no UTF-8, or how many there are where how many are wanted.
 pub(super) fn tensor(shape: Vec<usize>, data: &[u8]) -> Result<Tensor, String> {
     let mut rest = data;
-    let mut strings = Vec::new();
+    let wanted = shape.iter().try_fold(1_usize, |count, &dim| count.checked_mul(dim));
+    let wanted = wanted.unwrap_or(usize::MAX);
+    let mut strings = Vec::with_capacity(wanted.min(data.len() / LENGTH_BYTES));
     while !rest.is_empty() {
         let place = strings.len();
+        if place == wanted {
+            return Err(format!("BYTES {shape:?} has more elements in its bytes"));
+        }
         let (length, tail) = rest
             .split_first_chunk::<LENGTH_BYTES>()
             .ok_or_else(|| format!("element {place}: its length is cut off"))?;
@@ -55,8 +60,7 @@ pub(super) fn tensor(shape: Vec<usize>, data: &[u8]) -> Result<Tensor, String> {
         strings.push(string.to_owned());
         rest = tail;
     }
-    let wanted = shape.iter().try_fold(1_usize, |count, &dim| count.checked_mul(dim));
-    if wanted != Some(strings.len()) {
+    if strings.len() != wanted {
         return Err(format!("BYTES {shape:?} has {} elements in its bytes", strings.len()));
     }
     Tensor::from_strings(shape, strings).map_err(|error| error.to_string())
@@ -89,6 +93,8 @@ mod tests {
         assert!(error(vec![1], &[1, 0, 0, 0, 0xff]).contains("element 0 is not UTF-8"));
         assert_eq!(error(vec![2], &[0, 0, 0, 0]), "BYTES [2] has 1 elements in its bytes");
         assert!(error(vec![usize::MAX, 2], &[]).contains("0 elements"));
+        assert!(error(vec![1], &[0; 8]).contains("more elements"));
+        assert!(error(vec![0], &[0; 4]).contains("more elements"));
         assert!(error(vec![1], &[0xff, 0xff, 0xff, 0xff]).contains("4294967295"));
     }
 }

@@ -97,7 +97,7 @@ pub(crate) fn pick(shop: &Shop<'_>, kept: f64) -> Result<Picks, CompressError> {
             return Ok(found);
         }
     };
-    let looks = Looks { reach: None, grams: Grams::All, norms: false, samples: fit };
+    let looks = Looks { reach: None, grams: Grams::All, samples: fit };
     let (original, _) = observe(shop, &[], 0..0, looks)?;
     let trial = Trial::open(shop, &original, &outputs, fit..fit + judged, kept)?;
     for (kind, members) in by_kind(shop) {

@@ -155,27 +155,26 @@ pub(crate) struct NormsBefore {
 }
 
 impl NormsBefore {
-    /// Of all norms of `graph`, or of none.
-    pub(crate) fn of(graph: &Graph, wanted: bool) -> Self {
-        let all = graph.nodes().filter_map(|(id, _)| Norm::of(graph, id));
-        let norms = if wanted { all.collect() } else { Vec::new() };
+    /// Of all norms of `graph`, with nothing seen.
+    fn of(graph: &Graph) -> Self {
+        let norms = graph.nodes().filter_map(|(id, _)| Norm::of(graph, id)).collect();
         Self { norms, ..Self::default() }
     }
 
     /// Whether every norm was looked at.
-    pub(crate) fn is_done(&self) -> bool {
+    fn is_done(&self) -> bool {
         self.open.end == self.norms.len()
     }
 
     /// Begins a pass that looks at `most` norms at most; what they read.
-    pub(crate) fn begin(&mut self, most: usize) -> Vec<ValueId> {
+    fn begin(&mut self, most: usize) -> Vec<ValueId> {
         let start = self.open.end;
         self.open = start..self.norms.len().min(start.saturating_add(most));
         self.norms[self.open.clone()].iter().map(|norm| norm.input).collect()
     }
 
     /// Takes a batch whose outputs are `values`.
-    pub(crate) fn take(&mut self, values: &[ValueId], batch: &Batch) -> Result<(), CompressError> {
+    fn take(&mut self, values: &[ValueId], batch: &Batch) -> Result<(), CompressError> {
         self.batch = self.batch.max(batch.samples.len());
         for norm in &self.norms[self.open.clone()] {
             let at = values.iter().position(|v| *v == norm.input);
@@ -256,13 +255,14 @@ impl Fitting<'_> {
         Ok((0..norm.mean.len()).filter(|c| !gone.contains(c)).collect())
     }
 
-    /// What the norms of the original read on the first `samples` samples.
+    /// What the norms of the original read on the first `samples` samples. In passes of their own, which are the same
+    /// whenever a plan is done again: what else is looked at can change the last bits of what an engine computes.
     fn norms_before(&self, samples: usize) -> Result<Arc<NormsBefore>, CompressError> {
         if let Some(known) = self.original.norms.borrow().get(&samples) {
             return Ok(Arc::clone(known));
         }
         let shop = self.shop;
-        let mut before = NormsBefore::of(&shop.source.model.graph, true);
+        let mut before = NormsBefore::of(&shop.source.model.graph);
         let mut size = PassSize::default();
         while !before.is_done() {
             let values = distinct(before.begin(size.values()));

@@ -55,8 +55,7 @@ fn repaired(kinds: &[RepairKind]) -> (Model, Applied) {
     let folder = tempfile::tempdir().unwrap();
     let job = job_of(folder.path(), &normalized(), &DIMS, SAMPLES);
     let shop = Shop::open_whole(&job, &Silent).unwrap();
-    let looks =
-        Looks { reach: Some(Reach::All), grams: Grams::None, norms: false, samples: SAMPLES };
+    let looks = Looks { reach: Some(Reach::All), grams: Grams::None, samples: SAMPLES };
     let (original, _) = observe(&shop, &[], 0..0, looks).unwrap();
     let groups = vec![shop.source.choice(0, (0..8).collect())];
     let (repair, refused) = original.repair(&shop, SAMPLES, kinds, &groups);
@@ -92,7 +91,7 @@ fn only_norms_behind_a_cut_are_taken_anew_each_behind_those_before_it() {
         let folder = tempfile::tempdir().unwrap();
         let job = job_of(folder.path(), model, &DIMS, SAMPLES);
         let shop = Shop::open_whole(&job, &Silent).unwrap();
-        let looks = Looks { reach: None, grams: Grams::None, norms: false, samples: SAMPLES };
+        let looks = Looks { reach: None, grams: Grams::None, samples: SAMPLES };
         let (original, _) = observe(&shop, &[], 0..0, looks).unwrap();
         let norms = norms_in(&shop.source.model);
         let fitting = Fitting { shop: &shop, original: &original };

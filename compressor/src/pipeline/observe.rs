@@ -72,8 +72,6 @@ pub(crate) struct Looks {
     /// Places that may be re-fitted; none where nothing is.
     pub(crate) reach: Option<Reach>,
     pub(crate) grams: Grams,
-    /// Whether what batch normalizations read is looked at too, which taking them anew needs.
-    pub(crate) norms: bool,
     /// The first so many samples.
     pub(crate) samples: usize,
 }
@@ -138,18 +136,21 @@ impl Target {
 }
 
 /// How many activations one pass observes: few at first, then as many as there is room for if all were as large as the
-/// largest one so far. The first ones are mostly the largest, because maps shrink on their way.
+/// largest one so far, and twice as many as before at most: where maps grow again, the largest one is yet to come.
 #[derive(Debug, Default)]
 pub(crate) struct PassSize {
     largest: usize,
+    before: usize,
 }
 
 impl PassSize {
     pub(crate) fn values(&self) -> usize {
-        PASS_BYTES.checked_div(self.largest).map_or(FIRST_VALUES, |room| room.max(FIRST_VALUES))
+        let room = PASS_BYTES.checked_div(self.largest).unwrap_or(0);
+        room.min(2 * self.before).max(FIRST_VALUES)
     }
 
     pub(crate) fn saw(&mut self, batch: &Batch) {
+        self.before = batch.outputs.len();
         let sizes = batch.outputs.iter().map(|(_, tensor)| tensor.data.len());
         self.largest = sizes.fold(self.largest, usize::max);
     }
@@ -197,24 +198,17 @@ pub(crate) fn observe(
     let Pass { found: mut original, mut seen, refused: more, .. } = pass;
     refused.extend(more);
     let samples = RATING_SAMPLES.min(looks.samples);
-    let mut norms = NormsBefore::of(&shop.source.model.graph, looks.norms);
-    while !rest.is_empty() || !norms.is_done() {
+    while !rest.is_empty() {
         let (chunk, left) = size.split(rest);
         rest = left;
-        let beside = norms.begin(size.values() - chunk.len());
         let mut more = seen.another(chunk, watches(chunk, samples));
-        let values = distinct(more.values().chain(beside));
-        let what = if chunk.is_empty() { "observing normalizations" } else { "rating units" };
-        shop.progress.stage(what, samples as u64);
+        let values = distinct(more.values());
+        shop.progress.stage("rating units", samples as u64);
         run(shop, &values, samples, &mut |batch| {
             size.saw(&batch);
-            norms.take(&values, &batch)?;
             more.take(&values, &batch)
         })?;
         seen.extend(more);
-    }
-    if looks.norms {
-        original.norms.borrow_mut().insert(samples, Arc::new(norms));
     }
     let (evidence, watches, unseen) = seen.finish();
     (original.evidence, original.watches, original.wide) = (evidence, watches, wide);

@@ -69,7 +69,9 @@ fn passes_grow_to_what_there_is_room_for_and_never_shrink_below_the_first() {
         size.values()
     };
     assert_eq!(PassSize::default().values(), FIRST_VALUES);
-    assert_eq!(saw(&[1 << 20, 5]), 64);
+    assert_eq!(saw(&[1 << 10; 20]), 40);
+    assert_eq!(saw(&[2 << 20; 20]), 32);
+    assert_eq!(saw(&[1 << 10; 2]), FIRST_VALUES);
     assert_eq!(saw(&[32 << 20]), FIRST_VALUES);
     let all = [0; 20];
     assert_eq!(PassSize::default().split(&all).1.len(), 4);

@@ -39,14 +39,15 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    pub(crate) fn of(shop: &Shop<'_>) -> Self {
-        Self {
+    /// None for a model whose tensors lie in other files, which its digest says nothing of.
+    pub(crate) fn of(shop: &Shop<'_>) -> Option<Self> {
+        (!shop.source.is_external()).then(|| Self {
             source: shop.source.digest,
             calibration: shop.calibration.digest(),
             heldout: shop.heldout.digest(),
             hold_out_every: shop.hold_out_every,
             engine: shop.runner.describe(),
-        }
+        })
     }
 }
 

@@ -84,7 +84,8 @@ impl Seen {
     pub(crate) fn extend(&mut self, other: Self) {
         self.axes.extend(other.axes);
         self.watches.extend(other.watches);
-        self.bytes += other.bytes;
+        // Which began with the bytes of these.
+        self.bytes = other.bytes;
         self.evidence.moments.extend(other.evidence.moments);
         self.evidence.grams.extend(other.evidence.grams);
         self.evidence.without_gram.extend(other.evidence.without_gram);

@@ -84,6 +84,11 @@ impl Source {
         Ok(Self { path, digest, size_bytes, external, file_params, model, shapes, grouping })
     }
 
+    /// Whether tensors lie in other files.
+    pub(crate) fn is_external(&self) -> bool {
+        self.external
+    }
+
     /// The model as a file that can be bundled: the very file, or, where its tensors lie in other files, a copy in
     /// `work` with at most one of these.
     pub(crate) fn file(&self, work: &WorkDir) -> Result<ModelFile, CompressError> {

@@ -202,7 +202,6 @@ pub(super) fn look(
         } else {
             observe::Grams::None
         },
-        norms: kinds.contains(&RepairKind::Bn),
         samples: shop.calibration.len(),
     };
     let (original, unrepaired) = observe::observe(shop, &[], 0..0, looks)?;

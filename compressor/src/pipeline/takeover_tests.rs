@@ -17,7 +17,7 @@ fn repaired(model: &Model, dims: &[usize], keep: &[u32]) -> (Model, Applied) {
     let folder = tempfile::tempdir().unwrap();
     let job = job_of(folder.path(), model, dims, SAMPLES);
     let shop = Shop::open_whole(&job, &Silent).unwrap();
-    let looks = Looks { reach: None, grams: Grams::All, norms: false, samples: SAMPLES };
+    let looks = Looks { reach: None, grams: Grams::All, samples: SAMPLES };
     let (original, _) = observe(&shop, &[], 0..0, looks).unwrap();
     let groups = vec![shop.source.choice(0, keep.to_vec())];
     let (repair, refused) = original.repair(&shop, SAMPLES, &[RepairKind::Gram], &groups);
@@ -111,7 +111,7 @@ fn a_consumer_that_lost_nothing_is_left_and_one_that_was_not_observed_is_said() 
     let folder = tempfile::tempdir().unwrap();
     let job = job(folder.path(), &mlp(&[4, 16, 16, 2]), 4, 64);
     let shop = Shop::open_whole(&job, &Silent).unwrap();
-    let looks = Looks { reach: None, grams: Grams::None, norms: false, samples: 64 };
+    let looks = Looks { reach: None, grams: Grams::None, samples: 64 };
     let (original, _) = observe(&shop, &[], 0..0, looks).unwrap();
     let groups = vec![shop.source.choice(0, (0..8).collect())];
     let (repair, refused) = original.repair(&shop, 64, &[RepairKind::Gram], &groups);

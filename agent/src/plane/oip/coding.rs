@@ -40,15 +40,18 @@ impl Coding {
 
     /// How a request's body is compressed; `None` if it is not.
     pub(super) fn of_request(headers: &HeaderMap) -> Result<Option<Self>, OipError> {
-        let Some(name) = text(headers, header::CONTENT_ENCODING) else { return Ok(None) };
-        let name = name.trim().to_ascii_lowercase();
-        if name.is_empty() || name == "identity" {
-            return Ok(None);
-        }
-        Self::named(&name).map(Some).ok_or_else(|| {
+        let mut lines = headers.get_all(header::CONTENT_ENCODING).iter();
+        let Some(name) = lines.next() else { return Ok(None) };
+        let name = name.to_str().ok().filter(|_| lines.next().is_none());
+        let name = name.map(|name| name.trim().to_ascii_lowercase());
+        let coding = match name.as_deref() {
+            Some("" | "identity") => return Ok(None),
+            name => name.and_then(Self::named),
+        };
+        coding.map(Some).ok_or_else(|| {
             OipError::new(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "this Content-Encoding is not served; gzip and deflate are",
+                "this Content-Encoding is not served; gzip and deflate are, one at a time",
             )
         })
     }
@@ -171,6 +174,9 @@ mod tests {
         for other in ["br", "gzip, gzip"] {
             assert_eq!(of(other).unwrap_err().status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
         }
+        let mut twice = headers(header::CONTENT_ENCODING, "gzip");
+        twice.append(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        assert!(Coding::of_request(&twice).is_err());
     }
 
     #[test]

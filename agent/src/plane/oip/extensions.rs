@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Bytes;
+use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Json;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use wire::Histogram;
 
 use super::error::OipError;
-use super::{Target, dims, platform};
+use super::{Target, dims, platform, read_body};
 use crate::plane::instance::Instance;
 use crate::plane::registry::Registry;
 
@@ -77,10 +77,14 @@ struct IndexRequest {
     ready: bool,
 }
 
+/// The longest request for the index.
+const MAX_INDEX_BYTES: usize = 4 << 10;
+
 async fn index(
     State(registry): State<Arc<Registry>>,
-    body: Bytes,
+    body: Body,
 ) -> Result<Json<Vec<Value>>, OipError> {
+    let body = read_body(body, MAX_INDEX_BYTES, registry.config().request_deadline).await?;
     let wanted: IndexRequest = if body.iter().all(u8::is_ascii_whitespace) {
         IndexRequest::default()
     } else {

@@ -205,10 +205,12 @@ struct Plan {
     room: usize,
 }
 
-/// What strings take in memory beside their text: as many as the shape says, and as `bytes` can hold.
+/// What strings take in memory beside the bytes that they come in: as many as the shape says, and as `bytes` can hold,
+/// and their text once more.
 fn string_bytes(bytes: usize, shape: &[usize]) -> usize {
     let wanted = shape.iter().fold(1_usize, |count, &dim| count.saturating_mul(dim));
-    wanted.min(bytes / size_of::<u32>()).saturating_mul(strings::ELEMENT_BYTES)
+    let elements = wanted.min(bytes / size_of::<u32>());
+    elements.saturating_mul(strings::ELEMENT_BYTES).saturating_add(bytes)
 }
 
 impl HeadInput {
