@@ -342,10 +342,11 @@ const SWAPS: usize = 100;
 /// The most KiB that a swap may leave behind, by the median of all slopes between two of them.
 const MOST_KEPT_KIB: f64 = 2.0;
 
-/// Proportional set size of this process, in KiB.
+/// Proportional set size of this process's anonymous memory, in KiB: pages of the program's file count by how many other
+/// tests map them at the time.
 fn pss_kib() -> f64 {
     let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
-    let line = rollup.lines().find(|line| line.starts_with("Pss:")).unwrap();
+    let line = rollup.lines().find(|line| line.starts_with("Pss_Anon:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
