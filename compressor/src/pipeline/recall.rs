@@ -2,7 +2,7 @@
 //!
 //! A service compresses the same original once for every class of device, and once more for a device
 //! that asks again. What the original computes on the same samples in the same engine is the same each
-//! time, and takes longer to find out than anything else in a search.
+//! time, and takes a good part of a search to find out.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
