@@ -21,6 +21,9 @@ use crate::pipeline::Progress;
 
 /// The most samples run at once in one session, where the model's first axis is free.
 pub const BATCH: usize = 4;
+/// Samples whose inputs take so many bytes or more are run one at a time: their intermediate values are what memory is
+/// bounded by, and what a run costs beside its computing is nothing to them.
+const LARGE_SAMPLE: usize = 64 << 10;
 /// The most sessions side by side.
 pub const MAX_SESSIONS: usize = 8;
 
@@ -33,9 +36,10 @@ pub struct Runner {
 /// Samples run at once. Fixed for an engine rather than timed, because a batch's size may change the last
 /// bits of a sum. tract takes 17 ms a sample of the file-type classifier in batches of 3 and 11 alone
 /// (its intermediate values leave the cache); ONNX Runtime takes 8 ms either way.
-fn batch(kind: EngineKind) -> usize {
+fn batch(kind: EngineKind, sample_bytes: usize) -> usize {
     match kind {
         EngineKind::Tract => 1,
+        EngineKind::Ort if sample_bytes >= LARGE_SAMPLE => 1,
         EngineKind::Ort => BATCH,
     }
 }
@@ -71,6 +75,11 @@ impl Runner {
         format!("{} {}", self.engine.kind(), self.engine.version())
     }
 
+    /// What `range` of `data` is run in.
+    pub fn batches(&self, data: &Dataset, range: Range<usize>) -> Vec<Vec<usize>> {
+        data.batches(range, batch(self.engine.kind(), data.sample_bytes()))
+    }
+
     /// Runs samples `range` of `data` through the model file and gives each batch to `sink`, in order,
     /// until it breaks.
     ///
@@ -84,7 +93,7 @@ impl Runner {
         progress: &dyn Progress,
         sink: &mut dyn FnMut(Batch) -> Result<ControlFlow<()>, CompressError>,
     ) -> Result<(), CompressError> {
-        let batches = data.batches(range.clone(), batch(self.engine.kind()));
+        let batches = self.batches(data, range.clone());
         let size = batches.first().map_or(1, Vec::len);
         let mut sessions = self.load_all(model, Some(size), batches.len())?;
         if size > 1 && !self.splits(&mut sessions, data, &batches[0])? {

@@ -316,6 +316,12 @@ impl Dataset {
             .collect()
     }
 
+    /// Bytes of one sample's inputs.
+    pub fn sample_bytes(&self) -> usize {
+        let sizes = self.inputs.iter().map(|input| series::byte_len(input.dtype, &input.item));
+        sizes.map(Option::unwrap_or_default).fold(0, usize::saturating_add)
+    }
+
     /// Groups of up to `batch` neighbouring samples that cover `range` in order.
     pub fn batches(&self, range: std::ops::Range<usize>, batch: usize) -> Vec<Vec<usize>> {
         let size = if self.batchable() { batch.max(1) } else { 1 };

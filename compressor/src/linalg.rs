@@ -30,6 +30,22 @@ impl Square {
         &self.values[i * self.n..(i + 1) * self.n]
     }
 
+    /// The element at row `i` and column `j`, read from the upper triangle.
+    pub(crate) fn upper(&self, i: usize, j: usize) -> f64 {
+        self.at(i.min(j), i.max(j))
+    }
+
+    /// Row `i`, read from the upper triangle.
+    pub(crate) fn upper_row(&self, i: usize) -> Vec<f64> {
+        (0..i).map(|j| self.at(j, i)).chain(self.row(i)[i..].iter().copied()).collect()
+    }
+
+    /// Rows and columns `indices`, read from the upper triangle.
+    pub(crate) fn upper_block(&self, indices: &[usize]) -> Self {
+        let values = indices.iter().flat_map(|&i| indices.iter().map(move |&j| self.upper(i, j)));
+        Self { n: indices.len(), values: values.collect() }
+    }
+
     /// Row `i`. The caller keeps the matrix symmetric.
     pub(crate) fn row_mut(&mut self, i: usize) -> &mut [f64] {
         &mut self.values[i * self.n..(i + 1) * self.n]

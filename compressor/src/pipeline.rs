@@ -20,6 +20,7 @@ mod kinds;
 mod mend;
 mod norms;
 mod observe;
+mod passes;
 mod recall;
 mod relay;
 mod repair;

@@ -103,7 +103,13 @@ impl Shapes {
 /// Infers types and shapes of every value of the main graph and of the bodies in it.
 #[must_use]
 pub fn infer(model: &Model) -> Shapes {
-    infer_within(&model.graph, None)
+    infer_given(model, &HashMap::new())
+}
+
+/// As [`infer`], of a model whose inputs are as `given` says, whatever the file declares.
+#[must_use]
+pub fn infer_given(model: &Model, given: &HashMap<ValueId, TensorType>) -> Shapes {
+    infer_as(&model.graph, None, given)
 }
 
 /// The graph around a body, with what is known there.
@@ -111,12 +117,21 @@ pub(crate) type Outer<'a> = (&'a Graph, &'a Shapes);
 
 /// As [`infer`], of one graph; `outer` is what is around a body.
 pub(crate) fn infer_within(graph: &Graph, outer: Option<Outer<'_>>) -> Shapes {
+    infer_as(graph, outer, &HashMap::new())
+}
+
+fn infer_as(
+    graph: &Graph,
+    outer: Option<Outer<'_>>,
+    given: &HashMap<ValueId, TensorType>,
+) -> Shapes {
     let mut shapes = Shapes { types: vec![None; graph.values.len()], ..Shapes::default() };
     for (id, value) in graph.values() {
         match value.origin {
             Origin::Outer => shapes.adopt(id, &value.name, outer),
             Origin::Input | Origin::Initializer => {
-                shapes.types[id.0 as usize].clone_from(&value.ty)
+                let ty = given.get(&id).cloned().or_else(|| value.ty.clone());
+                shapes.types[id.0 as usize] = ty;
             }
             Origin::Node(..) => {}
         }

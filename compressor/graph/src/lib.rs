@@ -34,7 +34,7 @@ pub use group::{
     Reach, Role, Slice, StatePair, find, why,
 };
 pub use import::{ImportError, MAP_ABOVE_BYTES, limits};
-pub use infer::{Conflict, Shapes, infer};
+pub use infer::{Conflict, Shapes, infer, infer_given};
 pub use ir::{
     Attribute, AttributeValue, Dim, Graph, Model, Node, NodeId, OpsetImport, Origin, Scope,
     TensorType, Value, ValueId, Warning,

@@ -22,7 +22,7 @@ use crate::calibrate::WorkDir;
 use crate::error::CompressError;
 use crate::latency::{HostLatency, Speed};
 use crate::plan::{GroupChoice, Plan, Refusal, RepairKind, ScoreKind};
-use crate::score::{self, Evidence};
+use crate::score::Evidence;
 use choose::{Chosen, Counting, Timing};
 
 pub use super::curves::{Curve, CurvePoint, LossOf};
@@ -105,7 +105,7 @@ pub fn prune_to(job: &BudgetJob, progress: &dyn Progress) -> Result<PruneOutcome
     let kinds = single::repairs(source, prune);
     let seen = single::look(&shop, prune.score, &kinds, !kinds.is_empty(), auto::KEPT)?;
     let original = &seen.original;
-    let (units, unrated) = rate_all(source, &seen.rating(prune.score), prune.seed)?;
+    let (units, unrated) = seen.rating(prune.score).all_units(source, prune.seed)?;
     let mut refused: Vec<Refusal> = locked_dims(source).into_iter().chain(unrated).collect();
     refused.extend(seen.refused.iter().cloned());
     if !kinds.is_empty() {
@@ -149,7 +149,7 @@ fn from_ratings(job: &BudgetJob, progress: &dyn Progress) -> Result<PruneOutcome
         kind => kind,
     };
     let rating = Rating { kind: score, by_group: &[], evidence: &Evidence::default() };
-    let (units, unrated) = rate_all(&source, &rating, job.prune.seed)?;
+    let (units, unrated) = rating.all_units(&source, job.prune.seed)?;
     let refused = locked_dims(&source).into_iter().chain(unrated).collect();
     let curves = curves::of_ratings(&source, &units);
     let work = WorkDir::new(None)?;
@@ -192,24 +192,6 @@ fn something(source: &Source) -> Result<(), CompressError> {
         return Err(CompressError::NothingToPrune { path, reasons });
     }
     Ok(())
-}
-
-/// The ratings of every group's units, and a refusal for each that could not be rated as asked.
-fn rate_all(
-    source: &Source,
-    rating: &Rating<'_>,
-    seed: u64,
-) -> Result<(Vec<Vec<f64>>, Vec<Refusal>), CompressError> {
-    let (mut units, mut refused) = (Vec::new(), Vec::new());
-    for (index, group) in source.grouping.groups.iter().enumerate() {
-        let graph = source.graph_of(&group.scope);
-        let rated = score::rate(rating.of(index), graph, group, rating.evidence, seed)
-            .map_err(|what| CompressError::Graph { stage: "score", what })?;
-        let label = || source.group_label(index);
-        refused.extend(rated.fell_back.map(|why| Refusal::new("score", label(), why)));
-        units.push(rated.units);
-    }
-    Ok((units, refused))
 }
 
 fn open_store(

@@ -2,10 +2,10 @@
 //! model takes.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::path::PathBuf;
 
 use bundle::Estimate;
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::apply::apply;
 use super::shop::{Bench, Shop, Source, macs, save};
@@ -318,26 +318,18 @@ fn cost(model: &graph::Model) -> u64 {
 
 /// The first units of each narrowed group: enough to time a width.
 fn first_units(source: &Source, family: Family, ratio: f64) -> Vec<GroupChoice> {
-    let first = &mut |_, count| Ok::<_, Infallible>((0..count as u32).collect());
-    match choices(source, family, ratio, first) {
-        Ok(choices) => choices,
-        Err(never) => match never {},
-    }
+    let first = |(index, count)| source.choice(index, (0..count as u32).collect());
+    narrowed(source, family, ratio).into_iter().map(first).collect()
 }
 
-/// Choices of a family at a ratio, with the units that `pick` gives for a group and a width.
-fn choices<E>(
-    source: &Source,
-    family: Family,
-    ratio: f64,
-    pick: &mut dyn FnMut(usize, usize) -> Result<Vec<u32>, E>,
-) -> Result<Vec<GroupChoice>, E> {
+/// The groups that a family narrows at a ratio, with how many units each keeps.
+fn narrowed(source: &Source, family: Family, ratio: f64) -> Vec<(usize, usize)> {
     let widths = source.widths();
-    let narrowed = widths.iter().enumerate().filter(|(index, _)| family.narrows(*index));
-    narrowed
+    let groups = widths.iter().enumerate().filter(|(index, _)| family.narrows(*index));
+    groups
         .map(|(index, width)| (index, *width, aligned_keep(*width, ratio)))
         .filter(|(_, width, count)| count < width)
-        .map(|(index, _, count)| Ok(source.choice(index, pick(index, count)?)))
+        .map(|(index, _, count)| (index, count))
         .collect()
 }
 
@@ -364,18 +356,47 @@ impl Rating<'_> {
         ratio: f64,
         seed: u64,
     ) -> Result<(Vec<GroupChoice>, Vec<Refusal>), CompressError> {
-        let mut refused = Vec::new();
-        let choices = choices(source, family, ratio, &mut |index, count| {
-            let group = &source.grouping.groups[index];
+        let narrowed = narrowed(source, family, ratio);
+        let groups: Vec<usize> = narrowed.iter().map(|(index, _)| *index).collect();
+        let (units, refused) = self.units(source, &groups, seed)?;
+        let best = |(units, (index, count)): (&Vec<f64>, &(usize, usize))| {
+            source.choice(*index, score::best(units, *count))
+        };
+        Ok((units.iter().zip(&narrowed).map(best).collect(), refused))
+    }
+
+    /// As [`Self::units`], of every group.
+    pub(crate) fn all_units(
+        &self,
+        source: &Source,
+        seed: u64,
+    ) -> Result<(Vec<Vec<f64>>, Vec<Refusal>), CompressError> {
+        let all: Vec<usize> = (0..source.grouping.groups.len()).collect();
+        self.units(source, &all, seed)
+    }
+
+    /// How important each unit of `groups` is, and a refusal for each group that could not be rated as asked.
+    fn units(
+        &self,
+        source: &Source,
+        groups: &[usize],
+        seed: u64,
+    ) -> Result<(Vec<Vec<f64>>, Vec<Refusal>), CompressError> {
+        let rated = groups.par_iter().map(|index| {
+            let group = &source.grouping.groups[*index];
             let graph = source.graph_of(&group.scope);
-            let kind = self.of(index);
-            let rating = score::rate(kind, graph, group, self.evidence, seed)?;
-            let label = source.group_label(index);
-            refused.extend(rating.fell_back.map(|why| Refusal::new("score", label, why)));
-            Ok(score::best(&rating.units, count))
+            score::rate(self.of(*index), graph, group, self.evidence, seed)
         });
-        let wrong = |what| CompressError::Graph { stage: "score", what };
-        Ok((choices.map_err(wrong)?, refused))
+        let rated: Vec<score::Rating> = rated
+            .collect::<Result<_, _>>()
+            .map_err(|what| CompressError::Graph { stage: "score", what })?;
+        let mut refused = Vec::new();
+        let units = rated.into_iter().zip(groups).map(|(rating, index)| {
+            let label = || source.group_label(*index);
+            refused.extend(rating.fell_back.map(|why| Refusal::new("score", label(), why)));
+            rating.units
+        });
+        Ok((units.collect(), refused))
     }
 }
 

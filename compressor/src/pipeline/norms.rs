@@ -20,7 +20,8 @@ use std::sync::Arc;
 use graph::{Cause, Graph, Model, NodeId, Op, ValueId};
 use runtime::Tensor;
 
-use super::observe::{PassSize, RATING_SAMPLES, distinct, floats, output_of};
+use super::observe::{RATING_SAMPLES, distinct, floats, output_of};
+use super::passes::Passes;
 use super::relay::Relay;
 use super::repair::{Fitting, replace};
 use super::shop::{Source, save};
@@ -166,10 +167,11 @@ impl NormsBefore {
         self.open.end == self.norms.len()
     }
 
-    /// Begins a pass that looks at `most` norms at most; what they read.
-    fn begin(&mut self, most: usize) -> Vec<ValueId> {
+    /// Begins a pass over as many norms as there is room for; what they read.
+    fn begin(&mut self, passes: &Passes) -> Vec<ValueId> {
         let start = self.open.end;
-        self.open = start..self.norms.len().min(start.saturating_add(most));
+        let (next, _) = passes.split(&self.norms[start..], |norm| norm.input);
+        self.open = start..start + next.len();
         self.norms[self.open.clone()].iter().map(|norm| norm.input).collect()
     }
 
@@ -263,14 +265,13 @@ impl Fitting<'_> {
         }
         let shop = self.shop;
         let mut before = NormsBefore::of(&shop.source.model.graph);
-        let mut size = PassSize::default();
+        let passes = Passes::of(shop)?;
         while !before.is_done() {
-            let values = distinct(before.begin(size.values()));
+            let values = distinct(before.begin(&passes));
             shop.progress.stage("observing normalizations", samples as u64);
             let path = shop.work.join("norms.onnx");
             save(&observed(&shop.source.model, &values)?, &path)?;
             shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
-                size.saw(&batch);
                 before.take(&values, &batch)?;
                 Ok(ControlFlow::Continue(()))
             })?;

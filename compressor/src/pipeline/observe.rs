@@ -1,5 +1,6 @@
 //! The pass over the calibration samples that shows what the original computes.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::{ControlFlow, Range};
@@ -10,6 +11,7 @@ use runtime::Tensor;
 
 use super::judge::split;
 use super::norms::NormsBefore;
+use super::passes::Passes;
 use super::seen::{Key, Seen, Watch};
 use super::shop::{Shop, save};
 use crate::calibrate::{BATCH, Batch, observed};
@@ -25,10 +27,6 @@ use crate::score::{self, Evidence};
 
 /// Samples that suffice for sums, and for rating where it needs passes of its own.
 pub(crate) const RATING_SAMPLES: usize = 256;
-/// Activations observed in a first pass, of which no size is known.
-const FIRST_VALUES: usize = 16;
-/// Bytes of one batch's activations that one pass may observe beyond that.
-const PASS_BYTES: usize = 64 << 20;
 /// The most consumers re-fitted in one candidate: each costs a pass over the calibration samples.
 const MAX_SITES: usize = 8;
 /// The most bytes that are kept of what the original computes.
@@ -135,32 +133,6 @@ impl Target {
     }
 }
 
-/// How many activations one pass observes: few at first, then as many as there is room for if all were as large as the
-/// largest one so far, and twice as many as before at most: where maps grow again, the largest one is yet to come.
-#[derive(Debug, Default)]
-pub(crate) struct PassSize {
-    largest: usize,
-    before: usize,
-}
-
-impl PassSize {
-    pub(crate) fn values(&self) -> usize {
-        let room = PASS_BYTES.checked_div(self.largest).unwrap_or(0);
-        room.min(2 * self.before).max(FIRST_VALUES)
-    }
-
-    pub(crate) fn saw(&mut self, batch: &Batch) {
-        self.before = batch.outputs.len();
-        let sizes = batch.outputs.iter().map(|(_, tensor)| tensor.data.len());
-        self.largest = sizes.fold(self.largest, usize::max);
-    }
-
-    /// What the next pass takes of `values`, and the rest.
-    pub(crate) fn split<'v, T>(&self, values: &'v [T]) -> (&'v [T], &'v [T]) {
-        values.split_at(values.len().min(self.values()))
-    }
-}
-
 /// Runs the original over the calibration samples and keeps what rates units and what repairs are fitted
 /// to, and the answers of the samples in `screened`. Activations beyond the first few are looked at in passes of their
 /// own, to bound memory.
@@ -184,30 +156,24 @@ pub(crate) fn observe(
         let keys = keys.iter().filter(|key| watched.contains(key));
         keys.map(|key| Watch { key: *key, stride: 0, samples }).collect()
     };
-    let mut size = PassSize::default();
-    let (first, mut rest) = size.split(&wanted);
+    let passes = Passes::of(shop)?;
+    let (first, mut rest) = passes.split(&wanted, |key| key.0);
     let pass = Pass::new(targets, sums, Seen::new(first, watches(first, looks.samples)));
     let mut pass = pass.answering(shop, outputs, screened);
     if !pass.values.is_empty() {
         shop.progress.stage("observing the original", looks.samples as u64);
-        run(shop, &pass.values.clone(), looks.samples, &mut |batch| {
-            size.saw(&batch);
-            pass.take(shop, &batch)
-        })?;
+        run(shop, &pass.values.clone(), looks.samples, &mut |batch| pass.take(shop, &batch))?;
     }
     let Pass { found: mut original, mut seen, refused: more, .. } = pass;
     refused.extend(more);
     let samples = RATING_SAMPLES.min(looks.samples);
     while !rest.is_empty() {
-        let (chunk, left) = size.split(rest);
+        let (chunk, left) = passes.split(rest, |key| key.0);
         rest = left;
         let mut more = seen.another(chunk, watches(chunk, samples));
         let values = distinct(more.values());
         shop.progress.stage("rating units", samples as u64);
-        run(shop, &values, samples, &mut |batch| {
-            size.saw(&batch);
-            more.take(&values, &batch)
-        })?;
+        run(shop, &values, samples, &mut |batch| more.take(&values, &batch))?;
         seen.extend(more);
     }
     let (evidence, watches, unseen) = seen.finish();
@@ -384,8 +350,8 @@ impl Pass {
         }
         if self.samples < RATING_SAMPLES {
             let sums = self.found.sums.iter();
-            let values = sums.map(|sum| floats(self.tensor(batch, sum.output)?));
-            let values: Vec<Vec<f32>> = values.collect::<Result<_, _>>()?;
+            let values = sums.map(|sum| Ok(floats(self.tensor(batch, sum.output)?)?.into_owned()));
+            let values = values.collect::<Result<Vec<Vec<f32>>, CompressError>>()?;
             self.sum_bytes += values.iter().map(|v| v.len() * 4).sum::<usize>();
             self.found.sum_values.push(values);
         }
@@ -613,8 +579,8 @@ pub(crate) fn output_of(batch: &Batch, at: usize) -> Result<&Tensor, CompressErr
 }
 
 /// The numbers of a tensor that must be f32.
-pub(crate) fn floats(tensor: &Tensor) -> Result<Vec<f32>, CompressError> {
-    tensor.to_f32().map_err(CompressError::engine("reading an activation"))
+pub(crate) fn floats(tensor: &Tensor) -> Result<Cow<'_, [f32]>, CompressError> {
+    tensor.as_f32().map_err(CompressError::engine("reading an activation"))
 }
 
 pub(crate) fn distinct(values: impl IntoIterator<Item = ValueId>) -> Vec<ValueId> {

@@ -58,21 +58,3 @@ fn a_fit_takes_as_many_rows_as_move_it_from_as_many_samples_as_that_takes() {
     assert_eq!(admitted(10, 300, 1000), (960, 1));
     assert_eq!(admitted(576, 9, 20), (20, 5));
 }
-
-#[test]
-fn passes_grow_to_what_there_is_room_for_and_never_shrink_below_the_first() {
-    let saw = |bytes: &[usize]| {
-        let mut size = PassSize::default();
-        let tensor = |bytes: &usize| Tensor::zeros(runtime::ElementType::U8, vec![*bytes]).unwrap();
-        let outputs = bytes.iter().map(|b| (String::new(), tensor(b))).collect();
-        size.saw(&Batch { samples: vec![0], outputs });
-        size.values()
-    };
-    assert_eq!(PassSize::default().values(), FIRST_VALUES);
-    assert_eq!(saw(&[1 << 10; 20]), 40);
-    assert_eq!(saw(&[2 << 20; 20]), 32);
-    assert_eq!(saw(&[1 << 10; 2]), FIRST_VALUES);
-    assert_eq!(saw(&[32 << 20]), FIRST_VALUES);
-    let all = [0; 20];
-    assert_eq!(PassSize::default().split(&all).1.len(), 4);
-}

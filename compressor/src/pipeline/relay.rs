@@ -247,7 +247,8 @@ fn crossing(graph: &Graph, place: usize) -> Vec<ValueId> {
     distinct(read.filter(|v| before.contains(v) && graph.constant(*v).is_none()))
 }
 
-fn dtype(element: ElementType) -> Option<DType> {
+/// The graph's name of an element type.
+pub(crate) fn dtype(element: ElementType) -> Option<DType> {
     Some(match element {
         ElementType::F32 => DType::F32,
         ElementType::F64 => DType::F64,

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 
 use graph::ValueId;
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use runtime::{ElementType, Tensor};
 
-use super::observe::{floats, rows_along, spread_stride};
+use super::observe::{distinct, floats, rows_along, spread_stride};
 use crate::calibrate::Batch;
 use crate::error::CompressError;
 use crate::gram::{ChannelGram, MAX_CHANNELS, rows_wanted};
@@ -28,67 +29,62 @@ pub(crate) struct Watch {
 /// What is gathered of some activations along some axes.
 #[derive(Default)]
 pub(crate) struct Seen {
-    /// Axes whose moments are wanted.
-    axes: Vec<Key>,
-    watches: Vec<Watch>,
-    evidence: Evidence,
+    /// One for each value.
+    lookouts: Vec<Lookout>,
     samples: usize,
     /// Of all channel Grams.
     bytes: usize,
 }
 
 impl Seen {
+    /// Of the moments along `axes`, and the channel Grams of `watches`.
     pub(crate) fn new(axes: &[Key], watches: Vec<Watch>) -> Self {
-        Self { axes: axes.to_vec(), watches, ..Self::default() }
+        let values = axes.iter().chain(watches.iter().map(|w| &w.key)).map(|key| key.0);
+        let lookouts = distinct(values).into_iter().map(|value| {
+            let own = |key: &Key| key.0 == value;
+            Lookout {
+                value,
+                axes: axes.iter().copied().filter(own).map(|(_, axis)| (axis, None)).collect(),
+                grams: watches.iter().copied().filter(|w| own(&w.key)).map(Channels::new).collect(),
+            }
+        });
+        Self { lookouts: lookouts.collect(), ..Self::default() }
     }
 
     /// The values to observe.
     pub(crate) fn values(&self) -> impl Iterator<Item = ValueId> {
-        self.axes.iter().map(|(v, _)| *v).chain(self.watches.iter().map(|w| w.key.0))
+        self.lookouts.iter().map(|lookout| lookout.value)
     }
 
-    /// Takes a batch whose outputs are `values`.
+    /// Takes a batch whose outputs are `values`. What there is room for is settled in order; the values are then
+    /// looked at side by side, each by itself, and so what comes out does not depend on how many cores there are.
     pub(crate) fn take(&mut self, values: &[ValueId], batch: &Batch) -> Result<(), CompressError> {
-        for (value, (_, tensor)) in values.iter().zip(&batch.outputs) {
-            let mut keys = self.axes.iter().chain(self.watches.iter().map(|watch| &watch.key));
-            if tensor.dtype == ElementType::F32 && keys.any(|key| key.0 == *value) {
-                self.take_one(*value, tensor, &floats(tensor)?, batch);
+        let outputs: HashMap<ValueId, &Tensor> = values
+            .iter()
+            .zip(&batch.outputs)
+            .filter(|(_, (_, tensor))| tensor.dtype == ElementType::F32)
+            .map(|(value, (_, tensor))| (*value, tensor))
+            .collect();
+        let (taken, samples) = (self.samples, batch.samples.len());
+        let mut ready: Vec<(&mut Lookout, &Tensor)> = Vec::new();
+        for lookout in &mut self.lookouts {
+            let Some(tensor) = outputs.get(&lookout.value) else { continue };
+            for channels in &mut lookout.grams {
+                channels.admit(tensor, samples, &mut self.bytes);
             }
+            ready.push((lookout, *tensor));
         }
-        self.samples += batch.samples.len();
+        let looked = ready.into_par_iter().map(|(lookout, tensor)| lookout.look(tensor, taken));
+        looked.collect::<Result<(), _>>()?;
+        self.samples += samples;
         Ok(())
-    }
-
-    /// Takes what one value is, as a tensor and as numbers.
-    fn take_one(&mut self, value: ValueId, tensor: &Tensor, data: &[f32], batch: &Batch) {
-        for key in self.axes.iter().filter(|key| key.0 == value) {
-            let Some(&width) = tensor.shape.get(key.1) else { continue };
-            let moments = self.evidence.moments.entry(*key);
-            let moments = moments.or_insert_with(|| AxisMoments::new(width));
-            moments.push(&tensor.shape, key.1, data);
-        }
-        for watch in self.watches.iter_mut().filter(|watch| watch.key.0 == value) {
-            if self.samples >= watch.samples {
-                continue;
-            }
-            if let Err(why) = admit(&mut self.evidence, &mut self.bytes, watch, tensor, batch) {
-                self.evidence.grams.remove(&watch.key);
-                self.evidence.without_gram.insert(watch.key, why);
-            } else if let Some(gram) = self.evidence.grams.get_mut(&watch.key) {
-                gram.push(&rows_along(data, &tensor.shape, watch.key.1, watch.stride));
-            }
-        }
     }
 
     /// Takes in what another pass gathered.
     pub(crate) fn extend(&mut self, other: Self) {
-        self.axes.extend(other.axes);
-        self.watches.extend(other.watches);
+        self.lookouts.extend(other.lookouts);
         // Which began with the bytes of these.
         self.bytes = other.bytes;
-        self.evidence.moments.extend(other.evidence.moments);
-        self.evidence.grams.extend(other.evidence.grams);
-        self.evidence.without_gram.extend(other.evidence.without_gram);
     }
 
     /// A gatherer for a pass of its own, of what is left of the limit on memory.
@@ -97,33 +93,95 @@ impl Seen {
     }
 
     /// What was gathered, the strides that were taken, and the values that showed nothing.
-    pub(crate) fn finish(mut self) -> (Evidence, Vec<Watch>, Vec<ValueId>) {
-        self.evidence.grams.values_mut().for_each(ChannelGram::settle);
-        let moments = &self.evidence.moments;
-        let unseen = self.axes.iter().filter(|key| !moments.contains_key(key));
-        let unseen = unseen.map(|(value, _)| *value).collect();
-        (self.evidence, self.watches, unseen)
+    pub(crate) fn finish(self) -> (Evidence, Vec<Watch>, Vec<ValueId>) {
+        let mut evidence = Evidence::default();
+        let (mut watches, mut unseen) = (Vec::new(), Vec::new());
+        for Lookout { value, axes, grams } in self.lookouts {
+            for (axis, moments) in axes {
+                match moments {
+                    Some(moments) => drop(evidence.moments.insert((value, axis), moments)),
+                    None => unseen.push(value),
+                }
+            }
+            for Channels { watch, gram } in grams {
+                watches.push(watch);
+                match gram {
+                    Some(Ok(mut gram)) => {
+                        gram.settle();
+                        evidence.grams.insert(watch.key, gram);
+                    }
+                    Some(Err(why)) => drop(evidence.without_gram.insert(watch.key, why)),
+                    None => {}
+                }
+            }
+        }
+        (evidence, watches, unseen)
     }
 }
 
-/// Makes room for a Gram at its first batch, and settles its stride.
-fn admit(
-    evidence: &mut Evidence,
-    bytes: &mut usize,
-    watch: &mut Watch,
-    tensor: &Tensor,
-    batch: &Batch,
-) -> Result<(), String> {
-    if let Some(why) = evidence.without_gram.get(&watch.key) {
-        return Err(why.clone());
-    }
-    let width = tensor.shape.get(watch.key.1).copied().unwrap_or(0);
-    if let Some(gram) = evidence.grams.get(&watch.key) {
-        if gram.width() != width {
-            return Err("its width changes from sample to sample".into());
+/// What is gathered of one value.
+struct Lookout {
+    value: ValueId,
+    /// Axes whose moments are wanted, with what was seen.
+    axes: Vec<(usize, Option<AxisMoments>)>,
+    grams: Vec<Channels>,
+}
+
+impl Lookout {
+    /// Takes what the value is in a batch, `before` samples in.
+    fn look(&mut self, tensor: &Tensor, before: usize) -> Result<(), CompressError> {
+        let data = floats(tensor)?;
+        for (axis, moments) in &mut self.axes {
+            let Some(&width) = tensor.shape.get(*axis) else { continue };
+            let moments = moments.get_or_insert_with(|| AxisMoments::new(width));
+            moments.push(&tensor.shape, *axis, &data);
         }
-        return Ok(());
+        for Channels { watch, gram } in &mut self.grams {
+            if let (true, Some(Ok(gram))) = (before < watch.samples, gram) {
+                gram.push(&rows_along(&data, &tensor.shape, watch.key.1, watch.stride));
+            }
+        }
+        Ok(())
     }
+}
+
+/// How the channels along one axis go together.
+struct Channels {
+    watch: Watch,
+    /// None until the first batch; or why there is none.
+    gram: Option<Result<ChannelGram, String>>,
+}
+
+impl Channels {
+    fn new(watch: Watch) -> Self {
+        Self { watch, gram: None }
+    }
+
+    /// Makes room at the first batch, of so many `samples`, and settles the stride. `bytes` are those of all Grams.
+    fn admit(&mut self, tensor: &Tensor, samples: usize, bytes: &mut usize) {
+        let width = tensor.shape.get(self.watch.key.1).copied().unwrap_or(0);
+        match &mut self.gram {
+            Some(Ok(gram)) if gram.width() == width => {}
+            Some(gram @ Ok(_)) => {
+                *gram = Err("its width changes from sample to sample".into());
+            }
+            Some(Err(_)) => {}
+            None => {
+                self.gram = Some(room(width, bytes).map(|()| {
+                    if self.watch.stride == 0 {
+                        let rows = tensor.shape.iter().product::<usize>() / width / samples.max(1);
+                        let wanted = rows_wanted(width);
+                        self.watch.stride = spread_stride(rows, self.watch.samples, wanted);
+                    }
+                    ChannelGram::new(width)
+                }));
+            }
+        }
+    }
+}
+
+/// Takes room for a Gram from what all of them may have.
+fn room(width: usize, bytes: &mut usize) -> Result<(), String> {
     if width == 0 || width > MAX_CHANNELS {
         return Err(format!("its width of {width} is not within MAX_CHANNELS = {MAX_CHANNELS}"));
     }
@@ -133,12 +191,7 @@ fn admit(
             "the Gram matrices of its model take more than MAX_GRAM_BYTES = {MAX_GRAM_BYTES}"
         ));
     }
-    if watch.stride == 0 {
-        let rows = tensor.shape.iter().product::<usize>() / width / batch.samples.len().max(1);
-        watch.stride = spread_stride(rows, watch.samples, rows_wanted(width));
-    }
     *bytes += own;
-    evidence.grams.insert(watch.key, ChannelGram::new(width));
     Ok(())
 }
 

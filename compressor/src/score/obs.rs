@@ -57,7 +57,8 @@ pub(crate) struct Step {
     pub(crate) loss: f64,
 }
 
-/// Everything that reads the group's units through one activation, while units are removed from it.
+/// Everything that reads the group's units through one activation, while units are removed from it. Of both matrices,
+/// which are symmetric, only the upper triangle is kept up to date.
 #[derive(Debug, Clone)]
 pub(crate) struct Reader {
     /// H⁻¹ of what is left.
@@ -84,15 +85,15 @@ impl Reader {
             let pivot = self.inverse.at(*only, *only).max(f64::MIN_POSITIVE);
             return (self.products.at(*only, *only) / pivot).max(0.0);
         }
-        let inner = self.inverse.block(channels).inverse();
-        let weights = self.products.block(channels);
+        let inner = self.inverse.upper_block(channels).inverse();
+        let weights = self.products.upper_block(channels);
         inner.map_or(0.0, |inner| inner.trace_with(&weights)).max(0.0)
     }
 
     /// Takes a unit's channels out of both matrices.
     fn remove(&mut self, unit: usize) {
         let channels = std::mem::take(&mut self.units[unit]);
-        if let Some(inner) = self.inverse.block(&channels).inverse() {
+        if let Some(inner) = self.inverse.upper_block(&channels).inverse() {
             self.move_weights(&channels, &inner);
         }
         for &gone in &channels {
@@ -107,7 +108,7 @@ impl Reader {
     /// With P = H⁻¹_:S·(H⁻¹_SS)⁻¹ and V = A_S: − ½·A_SS·Pᵀ: H⁻¹ − P·H⁻¹_S: and A − P·V − (P·V)ᵀ.
     fn move_weights(&mut self, channels: &[usize], inner: &Square) {
         let n = self.inverse.size();
-        let rows = |of: &Square| channels.iter().map(|s| of.row(*s).to_vec()).collect::<Vec<_>>();
+        let rows = |of: &Square| channels.iter().map(|s| of.upper_row(*s)).collect::<Vec<_>>();
         let (inverse, mut v) = (rows(&self.inverse), rows(&self.products));
         // Row s of Pᵀ, since both factors are symmetric.
         let mut p = vec![vec![0.0; n]; channels.len()];
@@ -118,14 +119,15 @@ impl Reader {
         }
         for (s, row) in v.iter_mut().enumerate() {
             for (t, column) in channels.iter().enumerate() {
-                axpy(-0.5 * self.products.at(channels[s], *column), &p[t], row);
+                axpy(-0.5 * self.products.upper(channels[s], *column), &p[t], row);
             }
         }
         for i in (0..n).filter(|i| self.alive[*i]) {
             for s in 0..channels.len() {
-                axpy(-p[s][i], &inverse[s], self.inverse.row_mut(i));
-                axpy(-p[s][i], &v[s], self.products.row_mut(i));
-                axpy(-v[s][i], &p[s], self.products.row_mut(i));
+                axpy(-p[s][i], &inverse[s][i..], &mut self.inverse.row_mut(i)[i..]);
+                let products = &mut self.products.row_mut(i)[i..];
+                axpy(-p[s][i], &v[s][i..], products);
+                axpy(-v[s][i], &p[s][i..], products);
             }
         }
     }

@@ -4,6 +4,7 @@
 //! (or `strings` as many strings), and a boolean's byte is 0 or 1. The fields are public for
 //! reading; an engine checks again before it trusts them.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use half::{bf16, f16};
@@ -198,6 +199,18 @@ impl Tensor {
         (from_u32, to_u32, u32, U32, "UINT32"),
         (from_u64, to_u64, u64, U64, "UINT64"),
     );
+
+    /// The elements where they lie, if this is an FP32 tensor: copied only where the machine cannot read them so.
+    ///
+    /// # Errors
+    /// The tensor is of another type.
+    pub fn as_f32(&self) -> Result<Cow<'_, [f32]>, EngineError> {
+        self.expect_type(ElementType::F32)?;
+        match bytemuck::try_cast_slice(&self.data) {
+            Ok(elements) if cfg!(target_endian = "little") => Ok(Cow::Borrowed(elements)),
+            _ => self.to_f32().map(Cow::Owned),
+        }
+    }
 
     /// A BOOL tensor of `shape`; an error where the counts differ.
     pub fn from_bool(shape: Vec<usize>, values: &[bool]) -> Result<Self, EngineError> {
