@@ -1,7 +1,7 @@
 //! The channel Gram matrix of an activation: how its channels go together, over samples and all other axes.
 //!
 //! With x the channels at one place, `H = E[x·xᵀ]` (C by C), or about the mean where what reads the activation has
-//! a bias to take up means. It is gathered as samples stream by, in f64; memory is one C by C matrix, whatever the
+//! a bias to take up means. It is gathered as samples stream by, in f64 but for sums over [`BLOCK`] rows; memory is one C by C matrix, whatever the
 //! samples. It says how well the channels that stay can stand in for those that go: with K kept, R removed and λ a
 //! ridge,
 //!
@@ -46,8 +46,8 @@ pub struct ChannelGram {
     rows: u64,
     squares: Square,
     sums: Vec<f64>,
-    /// Rows that are not in the moments yet.
-    waiting: Vec<f64>,
+    /// Rows that are not in the moments yet, fewer than a block.
+    waiting: Vec<f32>,
 }
 
 impl ChannelGram {
@@ -69,22 +69,31 @@ impl ChannelGram {
     /// Adds rows of `width` channels each.
     pub fn push(&mut self, rows: &[f32]) {
         let width = self.width().max(1);
-        for row in rows.chunks_exact(width) {
-            self.waiting.extend(row.iter().map(|v| f64::from(*v)));
-            self.rows += 1;
-            if self.waiting.len() >= BLOCK * width {
-                self.settle();
-            }
+        let rows = &rows[..rows.len() / width * width];
+        self.rows += (rows.len() / width) as u64;
+        let (first, rest) = rows.split_at(rows.len().min(BLOCK * width - self.waiting.len()));
+        self.waiting.extend_from_slice(first);
+        let mut room = Vec::new();
+        if self.waiting.len() == BLOCK * width {
+            let waiting = std::mem::take(&mut self.waiting);
+            self.add(&waiting, &mut room);
         }
+        let blocks = rest.chunks_exact(BLOCK * width);
+        self.waiting.extend_from_slice(blocks.remainder());
+        blocks.for_each(|block| self.add(block, &mut room));
+    }
+
+    fn add(&mut self, rows: &[f32], room: &mut Vec<f32>) {
+        for row in rows.chunks_exact(self.sums.len().max(1)) {
+            self.sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v));
+        }
+        self.squares.add_few(rows, room);
     }
 
     /// Multiplies what waits into the moments; call it when the last row is in.
     pub fn settle(&mut self) {
-        for row in self.waiting.chunks_exact(self.sums.len().max(1)) {
-            axpy(1.0, row, &mut self.sums);
-        }
-        self.squares.add_rows(&self.waiting);
-        self.waiting.clear();
+        let waiting = std::mem::take(&mut self.waiting);
+        self.add(&waiting, &mut Vec::new());
     }
 
     /// Means of the channels.

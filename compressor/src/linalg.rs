@@ -68,6 +68,23 @@ impl Square {
         }
     }
 
+    /// Adds RᵀR of a few `rows` whose length is a multiple of the size. The products are summed in f32, which a few rows
+    /// allow, and in `room`, which is made as large as it must be.
+    pub(crate) fn add_few(&mut self, rows: &[f32], room: &mut Vec<f32>) {
+        let count = rows.len() / self.n.max(1);
+        room.resize(self.values.len(), 0.0);
+        let views = (
+            ArrayView2::from_shape((count, self.n), &rows[..count * self.n]),
+            ArrayViewMut2::from_shape((self.n, self.n), &mut *room),
+        );
+        if let (Ok(r), Ok(mut sum)) = views {
+            general_mat_mul(1.0, &r.t(), &r, 0.0, &mut sum);
+            for (value, few) in self.values.iter_mut().zip(room) {
+                *value += f64::from(*few);
+            }
+        }
+    }
+
     /// W·Wᵀ of the `n` rows of `w`.
     pub(crate) fn of_products(n: usize, w: &[f64]) -> Self {
         let mut product = Self::zero(n);

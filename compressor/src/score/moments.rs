@@ -8,7 +8,7 @@ pub struct AxisMoments {
     sum: Vec<f64>,
     squares: Vec<f64>,
     absolute: Vec<f64>,
-    positive: Vec<u64>,
+    positive: Vec<f64>,
 }
 
 impl AxisMoments {
@@ -19,7 +19,7 @@ impl AxisMoments {
             sum: vec![0.0; width],
             squares: vec![0.0; width],
             absolute: vec![0.0; width],
-            positive: vec![0; width],
+            positive: vec![0.0; width],
         }
     }
 
@@ -53,28 +53,23 @@ impl AxisMoments {
             *sum += v;
             *squares += v * v;
             *absolute += v.abs();
-            *positive += u64::from(v > 0.0);
+            *positive += f64::from(u8::from(v > 0.0));
         }
     }
 
     /// Adds elements of one index, in lanes that do not wait for each other.
     fn push_run(&mut self, at: usize, values: &[f32]) {
-        const LANES: usize = 8;
-        let (mut sum, mut squares, mut absolute) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
-        let mut positive = [0u64; LANES];
-        for lane in values.chunks(LANES) {
-            for (i, v) in lane.iter().enumerate() {
-                let v = f64::from(*v);
-                sum[i] += v;
-                squares[i] += v * v;
-                absolute[i] += v.abs();
-                positive[i] += u64::from(v > 0.0);
-            }
-        }
-        self.sum[at] += sum.iter().sum::<f64>();
-        self.squares[at] += squares.iter().sum::<f64>();
-        self.absolute[at] += absolute.iter().sum::<f64>();
-        self.positive[at] += positive.iter().sum::<u64>();
+        let (lanes, rest) = values.as_chunks();
+        let mut sums = Lanes::default();
+        lanes.iter().for_each(|lane| sums.add(lane));
+        // Zeros add nothing to any of the sums.
+        let mut last = [0.0; LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        sums.add(&last);
+        self.sum[at] += sums.sum.iter().sum::<f64>();
+        self.squares[at] += sums.squares.iter().sum::<f64>();
+        self.absolute[at] += sums.absolute.iter().sum::<f64>();
+        self.positive[at] += sums.positive.iter().sum::<f64>();
     }
 
     /// Elements seen at each index.
@@ -109,13 +104,35 @@ impl AxisMoments {
 
     /// Share of elements above zero at each index: one less the average percentage of zeros behind a ReLU.
     pub fn positive_shares(&self) -> Vec<f64> {
-        let n = self.count.max(1) as f64;
-        self.positive.iter().map(|p| *p as f64 / n).collect()
+        self.over_count(&self.positive)
     }
 
     fn over_count(&self, sums: &[f64]) -> Vec<f64> {
         let n = self.count.max(1) as f64;
         sums.iter().map(|s| s / n).collect()
+    }
+}
+
+const LANES: usize = 8;
+
+/// The sums of every eighth element each. All in f64, counts too, which it holds exactly: vectors of one kind.
+#[derive(Default)]
+struct Lanes {
+    sum: [f64; LANES],
+    squares: [f64; LANES],
+    absolute: [f64; LANES],
+    positive: [f64; LANES],
+}
+
+impl Lanes {
+    fn add(&mut self, values: &[f32; LANES]) {
+        for (i, v) in values.iter().enumerate() {
+            let v = f64::from(*v);
+            self.sum[i] += v;
+            self.squares[i] += v * v;
+            self.absolute[i] += v.abs();
+            self.positive[i] += f64::from(u8::from(v > 0.0));
+        }
     }
 }
 
