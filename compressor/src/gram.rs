@@ -20,9 +20,9 @@ pub const DAMPING: f64 = 1e-2;
 /// The widest axis whose Gram matrix is kept.
 pub const MAX_CHANNELS: usize = 4096;
 /// The most multiply-adds spent on one Gram matrix, where that leaves rows enough.
-const WORK: f64 = 4e9;
+const WORK: f64 = 1e9;
 /// The most rows that are used.
-const MOST_ROWS: f64 = 1e6;
+const MOST_ROWS: f64 = 1e5;
 /// The least rows that are used, where there are as many: for each channel, and in all.
 const LEAST_ROWS: (usize, usize) = (4, 4096);
 /// Rows gathered before they are multiplied.

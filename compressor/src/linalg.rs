@@ -57,6 +57,7 @@ impl Square {
     }
 
     /// Adds RᵀR, of `rows` whose length is a multiple of the size.
+    #[cfg(test)]
     pub(crate) fn add_rows(&mut self, rows: &[f64]) {
         let count = rows.len() / self.n.max(1);
         let views = (

@@ -74,7 +74,11 @@ mod tests {
     fn a_pass_takes_what_there_is_room_for_and_never_nothing() {
         let id = |at: &u32| ValueId(*at);
         let passes = |mib: &[usize]| Passes {
-            bytes: mib.iter().enumerate().map(|(at, mib)| (ValueId(at as u32), mib << 20)).collect(),
+            bytes: mib
+                .iter()
+                .enumerate()
+                .map(|(at, mib)| (ValueId(at as u32), mib << 20))
+                .collect(),
         };
         let first = |mib: &[usize], values: &[u32]| passes(mib).split(values, id).0.len();
         assert_eq!(first(&[32, 32, 1], &[0, 1, 2]), 2);

@@ -81,7 +81,11 @@ impl Fitting<'_> {
         let mut all = Vec::new();
         shop.runner.run(&path, &shop.calibration, 0..samples, shop.progress, &mut |batch| {
             let outputs = batch.outputs.iter();
-            all.push(outputs.map(|(_, t)| Ok(floats(t)?.into_owned())).collect::<Result<_, CompressError>>()?);
+            all.push(
+                outputs
+                    .map(|(_, t)| Ok(floats(t)?.into_owned()))
+                    .collect::<Result<_, CompressError>>()?,
+            );
             Ok(ControlFlow::Continue(()))
         })?;
         Ok(all)

@@ -285,8 +285,10 @@ fn samples(
 ) -> Result<(Dataset, Dataset, Option<usize>), CompressError> {
     let calibration = Dataset::load(&job.calibration, specs)?;
     match parting {
-        Parting::Whole => Ok((calibration, Dataset::load(&job.heldout, specs)?, None)),
-        Parting::Fitted(None) => Ok((calibration.clone(), calibration, None)),
+        Parting::Whole if job.heldout != job.calibration => {
+            Ok((calibration, Dataset::load(&job.heldout, specs)?, None))
+        }
+        Parting::Whole | Parting::Fitted(None) => Ok((calibration.clone(), calibration, None)),
         Parting::Fitted(Some(every)) => {
             let (calibration, heldout) = calibration.hold_out(every)?;
             Ok((calibration, heldout, Some(every)))

@@ -57,19 +57,16 @@ impl AxisMoments {
         }
     }
 
-    /// Adds elements of one index, in lanes that do not wait for each other.
+    /// Adds elements of one index.
     fn push_run(&mut self, at: usize, values: &[f32]) {
-        let (lanes, rest) = values.as_chunks();
-        let mut sums = Lanes::default();
-        lanes.iter().for_each(|lane| sums.add(lane));
-        // Zeros add nothing to any of the sums.
-        let mut last = [0.0; LANES];
-        last[..rest.len()].copy_from_slice(rest);
-        sums.add(&last);
-        self.sum[at] += sums.sum.iter().sum::<f64>();
-        self.squares[at] += sums.squares.iter().sum::<f64>();
-        self.absolute[at] += sums.absolute.iter().sum::<f64>();
-        self.positive[at] += sums.positive.iter().sum::<f64>();
+        for block in values.chunks(BLOCK) {
+            let [moved, squares, absolute, positive] = sums(block, block[0]);
+            let (n, first) = (block.len() as f64, f64::from(block[0]));
+            self.sum[at] += moved + n * first;
+            self.squares[at] += squares + first * (2.0 * moved + n * first);
+            self.absolute[at] += absolute;
+            self.positive[at] += positive;
+        }
     }
 
     /// Elements seen at each index.
@@ -113,26 +110,34 @@ impl AxisMoments {
     }
 }
 
+/// Elements that are summed in f32, before the sums go on in f64.
+const BLOCK: usize = 128;
 const LANES: usize = 8;
 
-/// The sums of every eighth element each. All in f64, counts too, which it holds exactly: vectors of one kind.
-#[derive(Default)]
-struct Lanes {
-    sum: [f64; LANES],
-    squares: [f64; LANES],
-    absolute: [f64; LANES],
-    positive: [f64; LANES],
+/// Of some elements v, about `about`: the sums of v - about, of its square, of |v|, and of those above zero. Eight
+/// elements at a time, so that the compiler can use vectors; about one of them, so that f32 holds what they differ by.
+fn sums(values: &[f32], about: f32) -> [f64; 4] {
+    let (lanes, rest) = values.as_chunks();
+    let mut sums = [[0f32; LANES]; 4];
+    lanes.iter().for_each(|lane| add(&mut sums, lane, about));
+    let mut all = sums.map(|lanes| lanes.iter().map(|v| f64::from(*v)).sum());
+    for v in rest {
+        let moved = f64::from(v - about);
+        let own = [moved, moved * moved, f64::from(v.abs()), f64::from(u8::from(*v > 0.0))];
+        all.iter_mut().zip(own).for_each(|(sum, own): (&mut f64, f64)| *sum += own);
+    }
+    all
 }
 
-impl Lanes {
-    fn add(&mut self, values: &[f32; LANES]) {
-        for (i, v) in values.iter().enumerate() {
-            let v = f64::from(*v);
-            self.sum[i] += v;
-            self.squares[i] += v * v;
-            self.absolute[i] += v.abs();
-            self.positive[i] += f64::from(u8::from(v > 0.0));
-        }
+#[inline]
+fn add(sums: &mut [[f32; LANES]; 4], lane: &[f32; LANES], about: f32) {
+    let [moved, squares, absolute, positive] = sums;
+    for (i, v) in lane.iter().enumerate() {
+        let d = v - about;
+        moved[i] += d;
+        squares[i] += d * d;
+        absolute[i] += v.abs();
+        positive[i] += if *v > 0.0 { 1.0 } else { 0.0 };
     }
 }
 
@@ -155,6 +160,17 @@ mod tests {
         near(moments.positive_shares(), [0.5, 1.0]);
         assert_eq!(moments.count(), 4);
         assert!(!moments.push(&[1, 3], 1, &[0.0; 3]));
+    }
+
+    /// Far from zero a sum of squares in f32 would leave nothing of a small variance.
+    #[test]
+    fn a_small_variance_about_a_large_mean_is_kept() {
+        let data: Vec<f32> = (0..1001u16).map(|i| 1000.0 + f32::from(i % 2)).collect();
+        let mut moments = AxisMoments::new(1);
+        moments.push(&[1, 1, 1001], 1, &data);
+        let (mean, deviation) = (moments.means()[0], moments.deviations()[0]);
+        assert!((mean - 1000.0 - 500.0 / 1001.0).abs() < 1e-9, "{mean}");
+        assert!((deviation - 0.5).abs() < 1e-6, "{deviation}");
     }
 
     #[test]

@@ -15,8 +15,12 @@ pub(super) const REMOVE: [f64; 2] = [0.5, 0.25];
 /// What Espalier is judged by, and what is compared with peers that look at no samples.
 pub(super) const OURS: Tool = Tool::Ours { score: "auto", repair: "ls" };
 pub(super) const OURS_PLAIN: Tool = Tool::Ours { score: "magnitude", repair: "none" };
-/// The repair that looks at the samples and is cheap.
-pub(super) const OURS_CHEAP: Tool = Tool::Ours { score: "obs", repair: "gram,bn" };
+/// What looks at the samples and is cheap.
+pub(super) const OURS_CHEAP: Tool = Tool::Ours { score: "activation", repair: "gram,bn" };
+/// What answers peers with at most as many parameters.
+pub(super) const ANSWERING: [Tool; 2] = [OURS_CHEAP, OURS];
+/// Runs of which the fastest counts, where each takes less than so many seconds.
+const RUNS: (usize, f64) = (3, 10.0);
 /// Steps of the search for a peer's number of parameters.
 const HALVINGS: usize = 9;
 /// Rounds in which all models are timed, one after the other; the least median counts.
@@ -52,11 +56,17 @@ pub(super) struct Measured {
     pub(super) analysis: Value,
     pub(super) analysis_cost: Cost,
     pub(super) made: Vec<Made>,
-    /// For each of `made`, Espalier's answer to it with at most as many parameters (an index into `made`).
-    pub(super) answers: BTreeMap<usize, usize>,
+    /// For each of [`ANSWERING`] and some of `made`, Espalier's answer to it with at most as many parameters; both are
+    /// indices into `made`.
+    pub(super) answers: [BTreeMap<usize, usize>; 2],
 }
 
 impl Measured {
+    /// The answer of one of [`ANSWERING`] to one of `made`.
+    pub(super) fn answer(&self, by: usize, to: usize) -> Option<&Made> {
+        self.answers[by].get(&to).and_then(|&at| self.made.get(at))
+    }
+
     /// Espalier's best model that is no slower than `peer` in an engine.
     pub(super) fn as_fast_as(&self, peer: &Made, engine: usize) -> Option<&Made> {
         let limit = EQUAL * latency(peer, engine)?;
@@ -76,14 +86,17 @@ pub(super) fn measure(kit: &Kit, subject: &'static Subject) -> Result<Measured> 
     let (analysis, analysis_cost) = kit.analyze(subject)?;
     let mut made = Vec::new();
     for tool in Tool::PEERS.into_iter().chain([OURS_PLAIN, OURS_CHEAP, OURS]) {
-        made.push(run(kit, subject, tool, REMOVE[0])?);
+        made.push(fastest(kit, subject, tool, REMOVE[0])?);
     }
     let original = judge(kit, subject, &mut made)?;
     let Verdict::Judged { params, quality, .. } = original else {
         anyhow::bail!("the original {} cannot be judged: {original:?}", subject.title);
     };
     ask_for_other_shares(kit, subject, params, &mut made)?;
-    let answers = answer(kit, subject, params, &mut made)?;
+    let mut answers = [BTreeMap::new(), BTreeMap::new()];
+    for (answers, tool) in answers.iter_mut().zip(ANSWERING) {
+        *answers = answer(kit, subject, params, tool, &mut made)?;
+    }
     let original_us = time(kit, subject, &mut made)?;
     Ok(Measured { subject, params, quality, original_us, analysis, analysis_cost, made, answers })
 }
@@ -107,6 +120,22 @@ fn ask_for_other_shares(
     judge(kit, subject, &mut made[first_new..])?;
     made.sort_by_key(|made| made.tool.order());
     Ok(())
+}
+
+/// As [`run`], by what the fastest of some runs cost.
+fn fastest(kit: &Kit, subject: &Subject, tool: Tool, remove: f64) -> Result<Made> {
+    let (count, most) = RUNS;
+    let mut best = run(kit, subject, tool, remove)?;
+    for _ in 1..count {
+        if best.cost.why.is_some() || best.cost.seconds > most {
+            break;
+        }
+        let other = run(kit, subject, tool, remove)?;
+        if other.cost.why.is_none() && other.cost.seconds < best.cost.seconds {
+            best = other;
+        }
+    }
+    Ok(best)
 }
 
 fn run(kit: &Kit, subject: &Subject, tool: Tool, remove: f64) -> Result<Made> {
@@ -143,11 +172,12 @@ fn judge(kit: &Kit, subject: &Subject, made: &mut [Made]) -> Result<Verdict> {
     Ok(original)
 }
 
-/// Prunes once more for every peer's number of parameters, to at most as many.
+/// Prunes once more by `tool` for every peer's number of parameters, to at most as many.
 fn answer(
     kit: &Kit,
     subject: &Subject,
     params: u64,
+    tool: Tool,
     made: &mut Vec<Made>,
 ) -> Result<BTreeMap<usize, usize>> {
     let is_peer = |tool| !matches!(tool, Tool::Ours { .. });
@@ -158,14 +188,14 @@ fn answer(
         .filter_map(|(index, made)| Some((index, made.outcome.as_ref().ok()?.params)))
         .filter(|(_, left)| *left < params)
         .collect();
-    let extra = added_by_repair(kit, subject, made)?;
+    let extra = added_by_repair(kit, subject, tool, made)?;
     let searched =
         in_pairs(&wanted, |&(_, left)| least_removed(kit, subject, left.saturating_sub(extra)));
     let mut answers = BTreeMap::new();
     let (first_new, mut new) = (made.len(), Vec::<f64>::new());
     for ((peer, _), remove) in wanted.into_iter().zip(searched) {
         let Some(remove) = remove? else { continue };
-        let known = made.iter().position(|m| m.tool == OURS && same(m.remove, remove));
+        let known = made.iter().position(|m| m.tool == tool && same(m.remove, remove));
         let asked = new.iter().position(|&other| same(other, remove)).map(|at| first_new + at);
         let at = known.or(asked).unwrap_or_else(|| {
             new.push(remove);
@@ -173,7 +203,7 @@ fn answer(
         });
         answers.insert(peer, at);
     }
-    for run in in_pairs(&new, |&remove| run(kit, subject, OURS, remove)) {
+    for run in in_pairs(&new, |&remove| run(kit, subject, tool, remove)) {
         made.push(run?);
     }
     judge(kit, subject, &mut made[first_new..])?;
@@ -181,9 +211,9 @@ fn answer(
 }
 
 /// Parameters that a repair adds, biases above all, with room for the wider models of smaller cuts.
-fn added_by_repair(kit: &Kit, subject: &Subject, made: &[Made]) -> Result<u64> {
+fn added_by_repair(kit: &Kit, subject: &Subject, tool: Tool, made: &[Made]) -> Result<u64> {
     let mut most = 0;
-    for made in made.iter().filter(|made| made.tool == OURS) {
+    for made in made.iter().filter(|made| made.tool == tool) {
         if let Ok(good) = &made.outcome {
             let cut = kit.params_left(subject, made.remove)?;
             most = most.max(good.params.saturating_sub(cut));

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::fashion::{KEEP, Repairs};
 use super::kit::{Cost, ENGINES, Tool};
-use super::real::{EQUAL, Good, Made, Measured, OURS, OURS_CHEAP, OURS_PLAIN, REMOVE};
+use super::real::{ANSWERING, EQUAL, Good, Made, Measured, OURS, OURS_CHEAP, OURS_PLAIN, REMOVE};
 use crate::bench::loop_bench::host;
 
 const HEAD: &str = "# Structured pruning beside its peers
@@ -90,18 +90,22 @@ fn verdict(text: &mut String, results: &[Measured]) -> Result<()> {
     )?;
     writeln!(
         text,
-        "| model | at most as many parameters | at most its latency in {} | in {} |\n|---|---|---|---|",
-        ENGINES[0], ENGINES[1]
+        "| model | at most as many parameters, {} | {} | at most its latency in {} | in {} |\n|---|---|---|---|---|",
+        ANSWERING[0].title(),
+        ANSWERING[1].title(),
+        ENGINES[0],
+        ENGINES[1]
     )?;
     for result in results {
-        let mut columns = [[0_usize; 3]; 3];
+        let mut columns = [[0_usize; 3]; 4];
         for (index, peer) in peers(result) {
             let Ok(theirs) = &peer.outcome else { continue };
             if theirs.params >= result.params {
                 continue;
             }
             let rivals = [
-                result.answers.get(&index).and_then(|&at| result.made.get(at)),
+                result.answer(0, index),
+                result.answer(1, index),
                 result.as_fast_as(peer, 0),
                 result.as_fast_as(peer, 1),
             ];
@@ -117,8 +121,9 @@ fn verdict(text: &mut String, results: &[Measured]) -> Result<()> {
     writeln!(
         text,
         "\nNo slower: within {:.0} % of the peer's latency, among all models that Espalier made here. Where a peer \
-         removed nothing there is nothing to compare.\n",
-        (EQUAL - 1.0) * 100.0
+         removed nothing there is nothing to compare. Latencies are answered by `{}`.\n",
+        (EQUAL - 1.0) * 100.0,
+        OURS.title()
     )?;
     Ok(())
 }
@@ -174,7 +179,7 @@ fn costs(text: &mut String, results: &[Measured]) -> Result<()> {
     writeln!(
         text,
         "\nThe first three tools after `analyze` look at no samples, the last three do. `analyze` is the fastest of three \
-         runs.\n"
+         runs, and so is every tool of which a run takes less than 10 s.\n"
     )?;
     Ok(())
 }
@@ -208,9 +213,14 @@ pub(super) fn section(result: &Measured) -> Result<String> {
     )?;
     writeln!(
         text,
-        "| tool | units asked for | parameters left | quality | mean difference | {} | {} | espalier: parameters, \
-         quality | espalier as fast in {}, in {} |\n|---|---|---|---|---|---|---|---|---|",
-        ENGINES[0], ENGINES[1], ENGINES[0], ENGINES[1]
+        "| tool | units asked for | parameters left | quality | mean difference | {} | {} | {}: parameters, quality | \
+         {} | espalier as fast in {}, in {} |\n|---|---|---|---|---|---|---|---|---|---|",
+        ENGINES[0],
+        ENGINES[1],
+        ANSWERING[0].title(),
+        ANSWERING[1].title(),
+        ENGINES[0],
+        ENGINES[1]
     )?;
     let mut notes = Vec::new();
     for (index, made) in result.made.iter().enumerate() {
@@ -235,19 +245,11 @@ fn row(
         Ok(good) => good,
         Err(why) => {
             notes.push(format!("{tool}, {asked}: {}", plain(why)));
-            writeln!(text, "| {tool} | {asked} | failed | | | | | | |")?;
+            writeln!(text, "| {tool} | {asked} | failed | | | | | | | |")?;
             return Ok(());
         }
     };
-    let rival = result.answers.get(&index).and_then(|&at| result.made.get(at));
-    let equal = rival.map_or(String::new(), |made| match &made.outcome {
-        Ok(ours) => {
-            let left = percent(ratio(ours.params, result.params));
-            let over = if ours.params > good.params { " (more than the peer)" } else { "" };
-            format!("{left}, {:.4}{over}", ours.quality)
-        }
-        Err(_) => "failed".into(),
-    });
+    let equal = [0, 1].map(|by| equal(result, good, result.answer(by, index))).join(" | ");
     let has_removed = good.params < result.params;
     let fast = if Tool::PEERS.contains(&made.tool) && has_removed {
         [0, 1].map(|engine| as_fast(result, made, engine)).join(", ")
@@ -264,6 +266,18 @@ fn row(
         times(good, 1),
     )?;
     Ok(())
+}
+
+/// What Espalier answered to `peer` with at most as many parameters.
+fn equal(result: &Measured, peer: &Good, answer: Option<&Made>) -> String {
+    answer.map_or(String::new(), |made| match &made.outcome {
+        Ok(ours) => {
+            let left = percent(ratio(ours.params, result.params));
+            let over = if ours.params > peer.params { " (more than the peer)" } else { "" };
+            format!("{left}, {:.4}{over}", ours.quality)
+        }
+        Err(_) => "failed".into(),
+    })
 }
 
 fn as_fast(result: &Measured, peer: &Made, engine: usize) -> String {
