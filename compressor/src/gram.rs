@@ -313,7 +313,8 @@ mod tests {
         for i in 0..2 {
             for j in 0..2 {
                 let wanted = wanted.at(i, j) / 200.0;
-                assert!((found.left.at(i, j) - wanted).abs() < 1e-9, "{i} {j}");
+                // Blocks of rows are summed in f32.
+                assert!((found.left.at(i, j) - wanted).abs() < 1e-5, "{i} {j}");
             }
         }
     }

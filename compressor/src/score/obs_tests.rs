@@ -113,7 +113,7 @@ fn what_the_updates_leave_is_what_the_channel_gram_repair_writes() {
     let wanted = Square::of_products(12, &case.best_without(&gone));
     for i in 0..12 {
         for j in 0..12 {
-            let (found, wanted) = (readers[0].products.at(i, j), wanted.at(i, j));
+            let (found, wanted) = (readers[0].products.upper(i, j), wanted.at(i, j));
             assert!((found - wanted).abs() < 1e-9, "{i} {j}: {found} is not {wanted}");
         }
     }
@@ -147,7 +147,8 @@ fn standing_in_is_least_squares_with_the_same_damping() {
     }
     let wanted = left.solve(right, 2).unwrap();
     for (found, wanted) in found.factors.iter().zip(&wanted) {
-        assert!((found - wanted).abs() < 1e-9, "{found} is not {wanted}");
+        // The Gram sums blocks of rows in f32.
+        assert!((found - wanted).abs() < 1e-5, "{found} is not {wanted}");
     }
 }
 
