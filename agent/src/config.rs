@@ -107,6 +107,8 @@ pub struct WorkerConfig {
     pub program: Option<PathBuf>,
     /// Its arguments.
     pub args: Vec<String>,
+    /// The most bytes of private memory that it may ask for; no limit if not given.
+    pub memory_bytes: Option<u64>,
 }
 
 /// The broker.
@@ -218,6 +220,7 @@ fn read(r: &mut Reader) -> Option<Config> {
     let worker = WorkerConfig {
         program: r.path("worker.program"),
         args: r.strings("worker.args").unwrap_or_else(|| vec!["worker".to_owned()]),
+        memory_bytes: r.optional_integer("worker.memory_bytes", 16 << 20..=1 << 40),
     };
     let mqtt = mqtt(r);
     let window = r.millis("telemetry.window_ms", 10_000, 100..=3_600_000);

@@ -56,6 +56,8 @@ pub struct PlaneConfig {
     pub worker_program: PathBuf,
     /// Its arguments, usually `worker`.
     pub worker_args: Vec<String>,
+    /// The most bytes of private memory that each worker may ask for.
+    pub worker_memory_bytes: Option<u64>,
     /// Where to serve HTTP; port 0 takes a free one.
     pub http: Option<SocketAddr>,
     /// The UNIX socket to serve HTTP on; a relative path is below `run_dir`.

@@ -34,6 +34,11 @@ struct Rig {
 
 impl Rig {
     async fn start(engine: EngineKind) -> Self {
+        Self::within(engine, None).await
+    }
+
+    /// With workers that may take so much memory.
+    async fn within(engine: EngineKind, memory_bytes: Option<u64>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let plane = Plane::start(PlaneConfig {
             engine: EngineOptions {
@@ -43,6 +48,7 @@ impl Rig {
             },
             worker_program: env!("CARGO_BIN_EXE_espalier-agent").into(),
             worker_args: vec!["worker".to_owned()],
+            worker_memory_bytes: memory_bytes,
             http: Some("127.0.0.1:0".parse().unwrap()),
             unix: None,
             queue_depth: 256,
@@ -263,6 +269,19 @@ async fn a_request_that_does_not_fit_is_refused_before_the_engine_sees_it() {
 }
 
 #[tokio::test]
+async fn a_model_that_needs_more_memory_than_workers_may_have_is_not_taken_for_a_bad_one() {
+    for engine in ENGINES {
+        let tight = Rig::within(*engine, Some(16 << 20)).await;
+        let bundle = tight.bundle("one", magika());
+        let error = tight.plane.load("magika", "one", &bundle).await.unwrap_err();
+        assert!(matches!(error, PlaneError::Unloaded { .. }), "{engine}: {error:?}");
+        assert!(error.to_string().contains("worker.memory_bytes = 16777216"), "{engine}: {error}");
+        let roomy = Rig::within(*engine, Some(512 << 20)).await;
+        roomy.plane.load("magika", "one", &roomy.bundle("one", magika())).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn an_engine_library_that_is_not_there_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let rig = Rig::start(ENGINES[0]).await;
@@ -275,6 +294,7 @@ async fn an_engine_library_that_is_not_there_is_named() {
         },
         worker_program: env!("CARGO_BIN_EXE_espalier-agent").into(),
         worker_args: vec!["worker".to_owned()],
+        worker_memory_bytes: None,
         http: None,
         unix: None,
         queue_depth: 1,

@@ -4,6 +4,7 @@ pub mod files;
 pub mod hold;
 pub mod journal;
 pub mod offers;
+pub mod subscriber;
 
 use std::env;
 use std::path::PathBuf;

@@ -72,6 +72,7 @@ pub(crate) fn for_tests() -> Result<TestAssets> {
     let folder = for_demo()?;
     let mosquitto = debian::mosquitto()?;
     debian::systemd_analyze()?;
+    debian::strace()?;
     debian::data(&catalogue::NODE_TESTS, &folder)?;
     let python = python::environment()?;
     python::models(&folder)?;

@@ -26,6 +26,9 @@ pub(super) const PANIC: f32 = 1001.0;
 pub(super) const GATE: f32 = 1002.0;
 pub(super) const FAIL: f32 = 1003.0;
 pub(super) const EXIT: f32 = 1004.0;
+pub(super) const HOG: f32 = 1005.0;
+/// The bytes that [`HOG`] takes.
+pub(super) const HOGGED: usize = 1 << 30;
 
 /// Tells the child from a test run by hand.
 const AS_WORKER: &str = "as-a-worker";
@@ -100,6 +103,7 @@ pub(super) fn config(folder: &Path) -> PlaneConfig {
         worker_args: ["--exact", child_name(), "--ignored", "--nocapture", AS_WORKER]
             .map(str::to_owned)
             .to_vec(),
+        worker_memory_bytes: None,
         http: Some("127.0.0.1:0".parse().unwrap()),
         unix: Some("oip.sock".into()),
         queue_depth: 2,
@@ -180,6 +184,8 @@ impl Session for Fake {
             Some(ABORT) => std::process::abort(),
             Some(PANIC) => panic!("asked to panic"),
             Some(EXIT) => std::process::exit(3),
+            // More than a worker under a limit can have.
+            Some(HOG) => drop(std::hint::black_box(vec![1u8; HOGGED])),
             Some(FAIL) => return Err(EngineError::new(ErrorKind::Run, "asked to fail")),
             Some(GATE) => wait_at_gate(),
             _ => {}

@@ -9,6 +9,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use runtime::{IoSpec, Tensor};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -32,6 +33,8 @@ const OOM_SCORE_ADJ: &str = "500";
 pub(super) struct WorkerSpec {
     pub(super) program: PathBuf,
     pub(super) args: Vec<String>,
+    /// The most bytes of private memory that it may ask for.
+    pub(super) memory_bytes: Option<u64>,
     pub(super) working_dir: PathBuf,
     pub(super) load: LoadRequest,
     /// How long one inference may take before the worker counts as hung.
@@ -73,6 +76,7 @@ pub(super) struct WorkerProcess {
     child: Child,
     socket: UnixStream,
     run_limit: Duration,
+    memory_bytes: Option<u64>,
     next_id: u64,
 }
 
@@ -140,7 +144,8 @@ impl WorkerProcess {
 
     /// Waits until the worker ends by itself, and says how. Safe to cancel.
     pub(super) async fn exited(&mut self) -> String {
-        describe(self.child.wait().await)
+        let status = self.child.wait().await;
+        self.describe(status)
     }
 
     /// Closes the socket, waits for the worker to end, kills it if it does not, and says how it
@@ -149,7 +154,7 @@ impl WorkerProcess {
         // A failure means that the other end is closed already.
         let _ = self.socket.shutdown().await;
         match timeout(EXIT_GRACE, self.child.wait()).await {
-            Ok(status) => describe(status),
+            Ok(status) => self.describe(status),
             Err(_) => match self.child.kill().await {
                 Ok(()) => "was killed because it did not end".to_owned(),
                 Err(error) => format!("cannot be killed: {error}"),
@@ -174,8 +179,24 @@ impl WorkerProcess {
             .spawn()?;
         if let Some(pid) = child.id() {
             prefer_for_oom_kill(pid);
+            // It allocates nothing to speak of before it is told what to load.
+            spec.memory_bytes.map_or(Ok(()), |bytes| limit_memory(pid, bytes))?;
         }
-        Ok(Self { child, socket, run_limit: spec.run_limit, next_id: 0 })
+        let (run_limit, memory_bytes) = (spec.run_limit, spec.memory_bytes);
+        Ok(Self { child, socket, run_limit, memory_bytes, next_id: 0 })
+    }
+
+    /// How it ended.
+    fn describe(&self, status: io::Result<ExitStatus>) -> String {
+        let ended = describe(&status);
+        let aborted = status.is_ok_and(|status| status.signal() == Some(SIGABRT));
+        if aborted { ended + &self.limit() } else { ended }
+    }
+
+    /// Names the limit on its memory, if it has one.
+    fn limit(&self) -> String {
+        let name = |bytes| format!(" (more memory than worker.memory_bytes = {bytes}?)");
+        self.memory_bytes.map(name).unwrap_or_default()
     }
 
     async fn load(&mut self, request: &LoadRequest) -> Result<Interface, WorkerError> {
@@ -189,12 +210,28 @@ impl WorkerProcess {
                 engine_version: reply.engine_version,
             }),
             Message::LoadFailed(LoadFailure { fault, error }) => Err(match fault {
+                // Engines report memory that they do not get as they report a bad model.
+                LoadFault::Model if error.contains("alloc") && self.memory_bytes.is_some() => {
+                    WorkerError::Unloaded(format!("{error}{}", self.limit()))
+                }
                 LoadFault::Model => WorkerError::Refused(error),
                 LoadFault::Device => WorkerError::Unloaded(error),
             }),
             _ => Err(broken(FrameError::Malformed("not an answer to loading".to_owned()))),
         }
     }
+}
+
+/// What a program does to itself that gets no memory.
+const SIGABRT: i32 = 6;
+
+/// Holds a process to so many bytes of private memory that it may write to, the stacks of its threads among them: the
+/// kernel refuses it more, and what asks for more ends or fails.
+fn limit_memory(pid: u32, bytes: u64) -> io::Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    prlimit(pid, Resource::Data, limit)?;
+    Ok(())
 }
 
 /// When memory runs out the kernel had better take a worker, which is started again, than the agent.
@@ -222,7 +259,7 @@ fn outcome(id: u64, message: Message) -> Result<RunOutcome, String> {
     }
 }
 
-fn describe(status: io::Result<ExitStatus>) -> String {
+fn describe(status: &io::Result<ExitStatus>) -> String {
     match status {
         Err(error) => format!("ended, how is unknown: {error}"),
         Ok(status) => match (status.signal(), status.code()) {

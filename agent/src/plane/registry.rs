@@ -311,6 +311,7 @@ impl Registry {
         Ok(WorkerSpec {
             program: self.cfg.worker_program.clone(),
             args: self.cfg.worker_args.clone(),
+            memory_bytes: self.cfg.worker_memory_bytes,
             working_dir: self.cfg.run_dir.clone(),
             load: LoadRequest {
                 model,

@@ -383,6 +383,20 @@ async fn however_a_worker_ends_the_reason_is_told() {
 }
 
 #[tokio::test]
+async fn a_worker_that_asks_for_more_memory_than_it_may_ends_alone_and_comes_back() {
+    let bench =
+        Bench::with(|config| config.worker_memory_bytes = Some(fake::HOGGED as u64 / 2)).await;
+    bench.serve("2").await;
+    let mut events = bench.plane.events();
+    let answer = send(&bench.plane, infer(fake::HOG)).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(answer.error().contains("worker.memory_bytes = 536870912"), "{}", answer.error());
+    assert!(matches!(patiently(events.recv()).await.unwrap(), PlaneEvent::WorkerDied { .. }));
+    patiently(events.recv()).await.unwrap();
+    assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
+}
+
+#[tokio::test]
 async fn an_idle_worker_that_dies_is_noticed_and_requests_meanwhile_are_told() {
     let bench = Bench::start().await;
     bench.serve("2").await;

@@ -608,6 +608,7 @@ fn plane_config(config: &Config, state: &StateDir) -> Result<PlaneConfig, RunErr
         engine: config.engine.clone(),
         worker_program,
         worker_args: config.worker.args.clone(),
+        worker_memory_bytes: config.worker.memory_bytes,
         http: config.serve.http,
         unix: config.serve.unix.clone(),
         queue_depth: config.serve.queue_depth,

@@ -302,6 +302,8 @@ pub(super) struct Program {
 pub(super) const MOSQUITTO: Program = Program { name: "mosquitto", package: "mosquitto" };
 /// Checks unit files without a running systemd.
 pub(super) const SYSTEMD_ANALYZE: Program = Program { name: "systemd-analyze", package: "systemd" };
+/// Writes down a process's calls.
+pub(super) const STRACE: Program = Program { name: "strace", package: "strace" };
 /// What Debian's Python lacks for making virtual environments.
 pub(super) const PYTHON_VENV_PACKAGE: &str = "python3-venv";
 

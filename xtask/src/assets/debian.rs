@@ -19,6 +19,11 @@ pub(super) fn systemd_analyze() -> Result<PathBuf> {
     program(&catalogue::SYSTEMD_ANALYZE)
 }
 
+/// Writes down the calls of the agent under test.
+pub(super) fn strace() -> Result<PathBuf> {
+    program(&catalogue::STRACE)
+}
+
 /// Unpacks the package's data into the assets folder, unless all of it is there.
 pub(super) fn data(wanted: &DebianData, folder: &Path) -> Result<()> {
     let to = folder.join(wanted.to);

@@ -2,6 +2,7 @@
 //! engine and the broker are stand-ins.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,6 +17,10 @@ use super::super::mqtt::{Busy, Publisher};
 use super::*;
 use crate::core::InstallState;
 
+mod crashes;
+mod disk;
+mod trace;
+
 /// A topic and what was said there.
 type Said = (String, Vec<u8>);
 
@@ -25,11 +30,15 @@ struct Broker {
     said: Arc<Mutex<Vec<Said>>>,
     retained: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
     link: mpsc::Sender<LinkEvent>,
+    log: Option<Log>,
 }
 
+/// Where commits are written down as they are told.
+type Log = Arc<Mutex<std::fs::File>>;
+
 impl Broker {
-    fn new(link: mpsc::Sender<LinkEvent>) -> Self {
-        Self { said: Arc::default(), retained: Arc::default(), link }
+    fn new(link: mpsc::Sender<LinkEvent>, log: Option<Log>) -> Self {
+        Self { said: Arc::default(), retained: Arc::default(), link, log }
     }
 }
 
@@ -37,6 +46,13 @@ impl Publisher for Broker {
     fn publish(&self, topic: &str, _: bool, payload: &[u8]) -> Result<(), Busy> {
         let mut said = self.said.lock().unwrap();
         said.push((topic.to_owned(), payload.to_vec()));
+        if let (Some(log), true) = (&self.log, topic.ends_with("up/e/install")) {
+            let event = wire::decode::<InstallEvent>(payload).unwrap();
+            if event.outcome == InstallOutcome::Committed {
+                let line = format!("committed {}\n", event.digest);
+                log.lock().unwrap().write_all(line.as_bytes()).unwrap();
+            }
+        }
         let packet = u16::try_from(said.len() % 60_000).unwrap();
         let _ = self.link.try_send(LinkEvent::Sent(packet));
         let _ = self.link.try_send(LinkEvent::Acknowledged { packet, refused: None });
@@ -59,6 +75,7 @@ struct Device {
     broker: Option<Broker>,
     running: Option<JoinHandle<()>>,
     events: Option<mpsc::Sender<Event>>,
+    log: Option<Log>,
 }
 
 const CONFIG: &str = r#"
@@ -82,14 +99,19 @@ args = ["--exact", "plane::fake::child", "--ignored", "--nocapture", "as-a-worke
 
 impl Device {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::within(&std::env::temp_dir())
+    }
+
+    /// In a new folder in `parent`.
+    fn within(parent: &Path) -> Self {
+        let dir = tempfile::tempdir_in(parent).unwrap();
         let file = dir.path().join("agent.toml");
         let state = dir.path().join("state");
         let text = format!("{CONFIG}\n[state]\ndir = \"{}\"\n", state.display());
         std::fs::write(&file, text).unwrap();
         let sources = Sources { file: Some(file), ..Sources::default() };
         let config = Config::load(&sources).unwrap();
-        Self { dir, config, broker: None, running: None, events: None }
+        Self { dir, config, broker: None, running: None, events: None, log: None }
     }
 
     async fn start(&mut self) {
@@ -100,7 +122,7 @@ impl Device {
         let (link_in, link) = mpsc::channel(4096);
         let broker = match self.broker.take() {
             Some(broker) => Broker { link: link_in, ..broker },
-            None => Broker::new(link_in),
+            None => Broker::new(link_in, self.log.clone()),
         };
         let connect = |config: &Config, state: &StateDir, boot_id: &str| {
             let topics = Topics::new("espalier/v1", "d").unwrap();
@@ -130,6 +152,12 @@ impl Device {
     async fn stop(&mut self) {
         self.events.take().unwrap().send(Event::Shutdown).await.unwrap();
         self.running.take().unwrap().await.unwrap();
+    }
+
+    /// Writes a line to the log of what is told.
+    fn note(&self, line: &str) {
+        let log = self.log.as_ref().unwrap();
+        log.lock().unwrap().write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 
     async fn offer(&self, bundle: &Bundle, url: &str) {
@@ -205,6 +233,16 @@ impl Device {
         let said = broker.said.lock().unwrap();
         let states = said.iter().filter(|(topic, _)| topic.ends_with("up/state"));
         states.map(|(_, payload)| String::from_utf8(payload.clone()).unwrap()).collect()
+    }
+
+    /// Whether the last state of the model names this bundle.
+    fn names_serving(&self, digest: &str) -> bool {
+        let said = self.broker.as_ref().unwrap().said.lock().unwrap();
+        let last = said.iter().rev().find(|(topic, _)| topic.ends_with("up/model/double"));
+        last.is_some_and(|(_, payload)| {
+            let state: wire::ModelState = wire::decode(payload).unwrap();
+            state.digest.as_deref() == Some(digest)
+        })
     }
 
     fn served(&self) -> String {
