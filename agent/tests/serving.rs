@@ -271,11 +271,11 @@ async fn a_request_that_does_not_fit_is_refused_before_the_engine_sees_it() {
 #[tokio::test]
 async fn a_model_that_needs_more_memory_than_workers_may_have_is_not_taken_for_a_bad_one() {
     for engine in ENGINES {
-        let tight = Rig::within(*engine, Some(16 << 20)).await;
+        let tight = Rig::within(*engine, Some(8 << 20)).await;
         let bundle = tight.bundle("one", magika());
         let error = tight.plane.load("magika", "one", &bundle).await.unwrap_err();
         assert!(matches!(error, PlaneError::Unloaded { .. }), "{engine}: {error:?}");
-        assert!(error.to_string().contains("worker.memory_bytes = 16777216"), "{engine}: {error}");
+        assert!(error.to_string().contains("worker.memory_bytes = 8388608"), "{engine}: {error}");
         let roomy = Rig::within(*engine, Some(512 << 20)).await;
         roomy.plane.load("magika", "one", &roomy.bundle("one", magika())).await.unwrap();
     }

@@ -211,8 +211,8 @@ impl WorkerProcess {
             }),
             Message::LoadFailed(LoadFailure { fault, error }) => Err(match fault {
                 // Engines report memory that they do not get as they report a bad model.
-                LoadFault::Model if error.contains("alloc") && self.memory_bytes.is_some() => {
-                    WorkerError::Unloaded(format!("{error}{}", self.limit()))
+                _ if error.contains("alloc") && self.memory_bytes.is_some() => {
+                    WorkerError::Unloaded(error + &self.limit())
                 }
                 LoadFault::Model => WorkerError::Refused(error),
                 LoadFault::Device => WorkerError::Unloaded(error),
