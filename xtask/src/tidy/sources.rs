@@ -34,8 +34,9 @@ enum Files {
     Rust,
 }
 
-/// A test binary that plays the worker process of its own tests.
-const TEST_WORKER: &str = "agent/src/plane/fake.rs";
+/// Tests that play a process of other tests: the worker, and an agent that is traced.
+const TEST_PROCESSES: [&str; 2] =
+    ["agent/src/plane/fake.rs", "agent/src/shell/driver/tests/crashes.rs"];
 
 const UNFINISHED: &str = "what is not done returns an error that says so";
 const REGISTRY: &str = "no registry's host name: packages come by name";
@@ -58,10 +59,10 @@ const BANS: &[Ban] = &[
     path(concat!("/ro", "ot/")),
     path(concat!("/wo", "rk/")),
     path(concat!("/Us", "ers/")),
-    rust(concat!("#[ign", "ore"), &[TEST_WORKER], "a test runs or does not exist"),
+    rust(concat!("#[ign", "ore"), &TEST_PROCESSES, "a test runs or does not exist"),
     rust(
         concat!("process::", "exit("),
-        &[TEST_WORKER],
+        &TEST_PROCESSES[..1],
         "only main ends the process, by its exit code",
     ),
     rust(
