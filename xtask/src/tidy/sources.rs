@@ -34,9 +34,10 @@ enum Files {
     Rust,
 }
 
-/// Tests that play a process of other tests: the worker, and an agent that is traced.
-const TEST_PROCESSES: [&str; 2] =
-    ["agent/src/plane/fake.rs", "agent/src/shell/driver/tests/crashes.rs"];
+/// A test binary that plays the worker process of its own tests.
+const TEST_WORKER: &str = "agent/src/plane/fake.rs";
+/// The agent that another test traces.
+const TRACED: &str = "agent/src/shell/driver/tests/crashes.rs";
 
 const UNFINISHED: &str = "what is not done returns an error that says so";
 const REGISTRY: &str = "no registry's host name: packages come by name";
@@ -59,10 +60,10 @@ const BANS: &[Ban] = &[
     path(concat!("/ro", "ot/")),
     path(concat!("/wo", "rk/")),
     path(concat!("/Us", "ers/")),
-    rust(concat!("#[ign", "ore"), &TEST_PROCESSES, "a test runs or does not exist"),
+    rust(concat!("#[ign", "ore"), &[TEST_WORKER, TRACED], "a test runs or does not exist"),
     rust(
         concat!("process::", "exit("),
-        &TEST_PROCESSES[..1],
+        &[TEST_WORKER],
         "only main ends the process, by its exit code",
     ),
     rust(
