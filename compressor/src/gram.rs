@@ -1,7 +1,7 @@
 //! The channel Gram matrix of an activation: how its channels go together, over samples and all other axes.
 //!
 //! With x the channels at one place, `H = E[x·xᵀ]` (C by C), or about the mean where what reads the activation has
-//! a bias to take up means. It is gathered as samples stream by, in f64 but for sums over [`BLOCK`] rows; memory is one C by C matrix, whatever the
+//! a bias to take up means. It is gathered as samples stream by, in f64 but for sums over a block of rows; memory is one C by C matrix, whatever the
 //! samples. It says how well the channels that stay can stand in for those that go: with K kept, R removed and λ a
 //! ridge,
 //!
