@@ -1,8 +1,8 @@
 //! The channel Gram matrix of an activation: how its channels go together, over samples and all other axes.
 //!
 //! With x the channels at one place, `H = E[x·xᵀ]` (C by C), or about the mean where what reads the activation has
-//! a bias to take up means. It is gathered as samples stream by, in f64 but for sums over a block of rows; memory is one C by C matrix, whatever the
-//! samples. It says how well the channels that stay can stand in for those that go: with K kept, R removed and λ a
+//! a bias to take up means. It is gathered as samples stream by, in f64 but for sums over a block
+//! of rows, which are about the first row; memory is one C by C matrix, whatever the samples. It says how well the channels that stay can stand in for those that go: with K kept, R removed and λ a
 //! ridge,
 //!
 //! ```text
@@ -44,6 +44,8 @@ pub fn rows_wanted(width: usize) -> usize {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChannelGram {
     rows: u64,
+    /// The first row. All others are taken as what they differ from it by, which f32 holds where their means are large.
+    origin: Vec<f32>,
     squares: Square,
     sums: Vec<f64>,
     /// Rows that are not in the moments yet, fewer than a block.
@@ -53,7 +55,8 @@ pub struct ChannelGram {
 impl ChannelGram {
     /// Of an axis of `width`, with nothing seen.
     pub fn new(width: usize) -> Self {
-        Self { rows: 0, squares: Square::zero(width), sums: vec![0.0; width], waiting: Vec::new() }
+        let (origin, waiting) = (Vec::new(), Vec::new());
+        Self { rows: 0, origin, squares: Square::zero(width), sums: vec![0.0; width], waiting }
     }
 
     /// Channels.
@@ -84,10 +87,16 @@ impl ChannelGram {
     }
 
     fn add(&mut self, rows: &[f32], room: &mut Vec<f32>) {
-        for row in rows.chunks_exact(self.sums.len().max(1)) {
+        let width = self.sums.len().max(1);
+        if let (true, Some(first)) = (self.origin.is_empty(), rows.chunks_exact(width).next()) {
+            self.origin = first.to_vec();
+        }
+        let moved = rows.iter().zip(self.origin.iter().cycle()).map(|(v, origin)| v - origin);
+        let moved: Vec<f32> = moved.collect();
+        for row in moved.chunks_exact(width) {
             self.sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v));
         }
-        self.squares.add_few(rows, room);
+        self.squares.add_few(&moved, room);
     }
 
     /// Multiplies what waits into the moments; call it when the last row is in.
@@ -98,6 +107,12 @@ impl ChannelGram {
 
     /// Means of the channels.
     fn means(&self) -> Vec<f64> {
+        let moved = self.moved();
+        self.origin.iter().zip(moved).map(|(origin, moved)| f64::from(*origin) + moved).collect()
+    }
+
+    /// Means of what the rows differ from the first one by.
+    fn moved(&self) -> Vec<f64> {
         self.sums.iter().map(|s| s / self.rows.max(1) as f64).collect()
     }
 
@@ -111,10 +126,11 @@ impl ChannelGram {
         }
         let mut moments = self.squares.clone();
         moments.scale(1.0 / self.rows as f64);
-        if centred {
-            let means = self.means();
-            for (i, mean) in means.iter().enumerate() {
-                axpy(-mean, &means, moments.row_mut(i));
+        let (moved, means) = (self.moved(), self.means());
+        for i in 0..self.width() {
+            axpy(-moved[i], &moved, moments.row_mut(i));
+            if !centred {
+                axpy(means[i], &means, moments.row_mut(i));
             }
         }
         if !moments.is_finite() {
@@ -317,6 +333,22 @@ mod tests {
                 assert!((found.left.at(i, j) - wanted).abs() < 1e-5, "{i} {j}");
             }
         }
+    }
+
+    /// Products of numbers far from zero, summed in f32, would leave nothing of a small variance.
+    #[test]
+    fn small_moments_about_large_means_are_kept() {
+        let mut gram = ChannelGram::new(2);
+        let rows: Vec<f32> = (0..1000u16)
+            .flat_map(|i| [1000.0 + f32::from(i % 2), -2000.0 - f32::from(i % 2)])
+            .collect();
+        gram.push(&rows);
+        gram.settle();
+        let near = |found: f64, wanted: f64| (found / wanted - 1.0).abs() < 1e-6;
+        let centred = gram.moments(true).unwrap();
+        assert!(near(centred.at(0, 0), 0.25) && near(centred.at(0, 1), -0.25));
+        let raw = gram.moments(false).unwrap();
+        assert!(near(raw.at(0, 0), 1_001_000.5) && near(raw.at(0, 1), -(1000.5 * 2000.5 + 0.25)));
     }
 
     #[test]

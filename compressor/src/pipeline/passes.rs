@@ -40,7 +40,7 @@ impl Passes {
     fn given(model: &Model, inputs: &HashMap<ValueId, TensorType>) -> Self {
         let shapes = graph::infer_given(model, inputs);
         let sizes = model.graph.values().filter_map(|(value, _)| {
-            let count = shapes.fixed_dims(value)?.iter().product::<usize>();
+            let count = shapes.fixed_dims(value)?.into_iter().fold(1, usize::saturating_mul);
             Some((value, count.saturating_mul(shapes.dtype(value)?.size()?)))
         });
         Self { bytes: sizes.collect() }
