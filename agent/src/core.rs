@@ -7,6 +7,7 @@
 //!   every effect that relies on it. [`Core::recover`] applies the same records.
 //! - Once a model was committed there is always an active bundle: it is replaced only after the
 //!   replacement has loaded and passed its checks, and the bundle before it is kept.
+//! - The end of an install is told at least once, whatever comes between it and its event.
 //! - A digest that was taken back, or that proved unfit, is never installed again.
 //! - A re-compression is asked for only on N of M windows attributed to the model itself, and at most
 //!   one request per model and budget is open.
@@ -19,6 +20,7 @@ use wire::{Budgets, DeviceState};
 
 pub use command::check_budgets;
 pub use effect::{ActiveEntry, Effect, Report, Step};
+pub use ending::End;
 pub use event::{
     BundleFacts, Event, FailureClass, InstallId, Millis, ModelFacts, ShadowFacts, StepDone,
     StepFailure, WindowFacts,
@@ -32,6 +34,7 @@ use live::Live;
 mod activate;
 mod command;
 mod effect;
+mod ending;
 mod event;
 mod gauge;
 mod install;
@@ -90,6 +93,7 @@ impl Core {
             out: Vec::new(),
         };
         core.emit(Effect::WriteActive(core.durable.active()));
+        core.tell_ends_again();
         let models: Vec<String> = core.durable.models.keys().cloned().collect();
         for model in &models {
             core.recover_model(now, model);

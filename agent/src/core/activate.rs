@@ -146,8 +146,8 @@ impl Core {
         live.gauges.clear();
         live.recent.clear();
         self.activate(model);
-        self.report_reverted(model, from, reason);
-        self.report_rollback(model, from, reason, block);
+        self.tell_end(0, None);
+        self.report_model(model);
     }
 
     pub(super) fn tick_activation(&mut self, now: Millis, model: &str) {

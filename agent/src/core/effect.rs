@@ -115,3 +115,16 @@ pub enum Report {
     Recompress(RecompressRequest),
     Result(CommandResult),
 }
+
+impl Report {
+    /// Whether it tells something that happened once, rather than how things stand.
+    #[must_use]
+    pub fn is_event(&self) -> bool {
+        match self {
+            Self::Birth(_) | Self::State(_) | Self::Model(_) => false,
+            Self::Infer(_) | Self::Resources(_) | Self::Power(_) => false,
+            Self::Breach(_) | Self::Install(_) | Self::Rollback(_) | Self::Throttle(_) => true,
+            Self::SpoolDrop(_) | Self::Recompress(_) | Self::Result(_) => true,
+        }
+    }
+}

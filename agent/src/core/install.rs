@@ -202,7 +202,7 @@ impl Core {
         live.failures = 0;
         live.retry_at = None;
         if let Some(own) = self.install(model).cloned() {
-            self.report_install(now, &own, state, None);
+            self.report_progress(now, &own, state);
         }
     }
 
@@ -296,7 +296,6 @@ impl Core {
         self.emit(Effect::WriteActive(self.durable.active()));
         self.live(model).activation = super::live::Activation::default();
         self.activate(model);
-        self.report_rollback(model, &own.offer.digest, reason, block);
         self.finish(now, &own, InstallState::RolledBack, told);
     }
 
@@ -311,9 +310,11 @@ impl Core {
         if state != InstallState::Committed && own.offer.request_id.is_some() {
             self.close_requests(now, model, "the bundle offered for it was not taken");
         }
-        self.live(model).outcome = Some((state.phase(), reason.clone()));
-        self.report_install(now, own, state, reason);
+        self.live(model).outcome = Some((state.phase(), reason));
         let since = self.live(model).install.since;
+        let comparison = self.comparison(own);
+        self.tell_end(now.since(since), comparison);
+        self.report_model(model);
         self.live(model).install = LiveInstall { since, ..LiveInstall::default() };
         self.collect();
         self.take_next_offer(now, model);

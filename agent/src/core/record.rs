@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use wire::{BudgetKind, Budgets, Offer, RecompressRequest};
 
+use super::ending::End;
 use super::event::InstallId;
 
 /// How many digests a device remembers as never to be installed again, per model.
@@ -165,6 +166,11 @@ pub enum Record {
         /// Why.
         reason: String,
     },
+    /// Ends of installs reached the spool.
+    Told {
+        /// The number of the last of them.
+        through: u64,
+    },
     /// A command set a model's budgets.
     BudgetsSet {
         /// The model.
@@ -188,6 +194,12 @@ pub struct Durable {
     pub next_install: InstallId,
     /// The number of the next request.
     pub next_request: u64,
+    /// Ends that may not have been told yet, the oldest first.
+    #[serde(default)]
+    pub untold: Vec<End>,
+    /// The number of the last end.
+    #[serde(default)]
+    pub last_end: u64,
 }
 
 /// The durable part of one model.
@@ -242,8 +254,10 @@ pub struct OpenRequest {
 impl Durable {
     /// Adds one record. A record about an install that is not under way changes nothing.
     pub fn apply(&mut self, record: &Record) {
+        self.note_end(record);
         match record {
             Record::Snapshot { durable } => *self = (**durable).clone(),
+            Record::Told { through } => self.untold.retain(|end| end.number > *through),
             Record::Offered { model, install, offer } => self.apply_offered(model, *install, offer),
             Record::Install { model, .. }
             | Record::Resumed { model, .. }
@@ -364,7 +378,7 @@ impl DurableModel {
                 self.requests.remove(budget.as_str());
             }
             Record::BudgetsSet { budgets, .. } => self.budgets.clone_from(budgets),
-            Record::Snapshot { .. } | Record::Offered { .. } => {}
+            Record::Snapshot { .. } | Record::Offered { .. } | Record::Told { .. } => {}
         }
     }
 

@@ -1,8 +1,8 @@
 //! What the core says to the outside. Headers are blank here; the shell stamps them.
 
 use wire::{
-    CommandResult, DeviceState, Header, InstallEvent, InstallOutcome, ModelPhase, ModelState,
-    Payload, ResourceWindow, RollbackEvent, SpoolDrop, StateReport, ThrottleEvent,
+    CommandResult, Comparison, DeviceState, Header, InstallEvent, InstallOutcome, ModelPhase,
+    ModelState, Payload, ResourceWindow, SpoolDrop, StateReport, ThrottleEvent,
 };
 
 use super::effect::{Effect, Report};
@@ -109,28 +109,24 @@ impl Core {
         }
     }
 
-    /// Tells how an install stands, and the model's state with it.
-    pub(super) fn report_install(
+    /// Tells how far an install has come, and the model's state with it.
+    pub(super) fn report_progress(
         &mut self,
         now: Millis,
         install: &DurableInstall,
         state: InstallState,
-        reason: Option<String>,
     ) {
         let model = install.offer.model.clone();
         let from_digest = self.digest_before(&model, state);
-        let live = self.live(&model);
-        let elapsed_ms = now.since(live.install.since);
-        // A candidate turned away in its shadow has no baseline yet, and its agreement is the reason.
-        let shadowed = judge::baseline(&live.recent, &live.install.shadow);
-        let comparison = judge::comparison(install.baseline.as_ref().or(Some(&shadowed)));
+        let elapsed_ms = now.since(self.live(&model).install.since);
+        let comparison = self.comparison(install);
         self.publish(Report::Install(InstallEvent {
             header: blank::<InstallEvent>(),
             model: model.clone(),
             digest: install.offer.digest.clone(),
             phase: state.phase(),
-            outcome: outcome(state),
-            reason,
+            outcome: InstallOutcome::Progress,
+            reason: None,
             from_digest,
             elapsed_ms,
             comparison,
@@ -139,38 +135,17 @@ impl Core {
         self.report_model(&model);
     }
 
-    /// Tells that a committed bundle was taken back.
-    pub(super) fn report_reverted(&mut self, model: &str, from: &str, reason: &str) {
-        self.publish(Report::Install(InstallEvent {
-            header: blank::<InstallEvent>(),
-            model: model.to_owned(),
-            digest: from.to_owned(),
-            phase: ModelPhase::RolledBack,
-            outcome: InstallOutcome::RolledBack,
-            reason: Some(reason.to_owned()),
-            from_digest: self.active_digest(model),
-            elapsed_ms: 0,
-            comparison: None,
-            blocked: self.is_blocked(model, from),
-        }));
-        self.report_model(model);
+    /// The install's model beside the one before it, as far as they were seen side by side.
+    pub(super) fn comparison(&mut self, install: &DurableInstall) -> Option<Comparison> {
+        let live = self.live(&install.offer.model);
+        // A candidate turned away in its shadow has no baseline yet, and its agreement is the reason.
+        let shadowed = judge::baseline(&live.recent, &live.install.shadow);
+        judge::comparison(install.baseline.as_ref().or(Some(&shadowed)))
     }
 
     /// Whether the digest failed or was taken back on this device.
     pub(super) fn is_blocked(&self, model: &str, digest: &str) -> bool {
         self.durable.models.get(model).is_some_and(|model| model.blocked.contains(digest))
-    }
-
-    /// Tells that the bundle in charge was taken back, in a word that needs no reading of installs.
-    pub(super) fn report_rollback(&mut self, model: &str, from: &str, reason: &str, blocked: bool) {
-        self.publish(Report::Rollback(RollbackEvent {
-            header: blank::<RollbackEvent>(),
-            model: model.to_owned(),
-            from_digest: from.to_owned(),
-            to_digest: self.active_digest(model),
-            reason: reason.to_owned(),
-            blocked,
-        }));
     }
 
     /// Tells when throttling begins and when it ends.
@@ -192,7 +167,7 @@ impl Core {
     fn digest_before(&self, model: &str, state: InstallState) -> Option<String> {
         let durable = self.durable.models.get(model)?;
         let installed = match state {
-            InstallState::Probation | InstallState::Committed => durable.previous.as_ref(),
+            InstallState::Probation => durable.previous.as_ref(),
             _ => durable.active.as_ref(),
         };
         installed.map(|installed| installed.digest.clone())
@@ -221,7 +196,8 @@ impl Core {
     }
 }
 
-fn outcome(state: InstallState) -> InstallOutcome {
+/// How an install in that state stands.
+pub(super) fn outcome(state: InstallState) -> InstallOutcome {
     match state {
         InstallState::Committed => InstallOutcome::Committed,
         InstallState::RolledBack => InstallOutcome::RolledBack,

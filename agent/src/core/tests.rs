@@ -380,6 +380,33 @@ impl World {
         for name in &self.served_once {
             assert!(told.models[name].active.is_some(), "{name} lost its model");
         }
+        self.check_ends(&told);
+    }
+
+    /// Every end in the journal was told, and no more is owed.
+    fn check_ends(&self, told: &Durable) {
+        assert!(told.untold.is_empty(), "{:?} is never told", told.untold);
+        let heard = |wanted: &str, state: InstallState| {
+            let is = |report: &Report| {
+                matches!(report, Report::Install(event)
+                if event.digest == wanted && event.phase == state.phase())
+            };
+            self.reports.iter().any(is)
+        };
+        let mut durable = Durable::default();
+        for record in &self.journal {
+            match record {
+                Record::Install { model, state, .. } if state.is_terminal() => {
+                    let own = durable.models[model].install.clone().unwrap();
+                    assert!(heard(&own.offer.digest, *state), "the end {record:?} was not told");
+                }
+                Record::Reverted { from, .. } => {
+                    assert!(heard(from, InstallState::RolledBack), "{record:?} was not told");
+                }
+                _ => {}
+            }
+            durable.apply(record);
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use super::install::Installer;
 use super::journal::Journal;
 use super::mqtt::{LinkEvent, Will};
 use super::notify::{Manager, watchdog_interval};
-use super::outbox::{Outbox, Stamp};
+use super::outbox::{Outbox, PutError, Stamp};
 use super::spool::{Dropped, Spool};
 use super::state_dir::{PathError, StateDir, write_atomically};
 use super::status::Question;
@@ -280,7 +280,7 @@ impl Driver {
                     tracing::warn!(%error, "an unused bundle stays");
                 }
             }
-            Effect::Publish(report) => self.publish(*report),
+            Effect::Publish(report) => self.publish(*report)?,
             Effect::Drain => self.ending = true,
         }
         Ok(())
@@ -327,11 +327,14 @@ impl Driver {
         }
     }
 
-    fn publish(&mut self, report: Report) {
+    /// Puts a report on its way. An event that the disk does not take stops what is behind it, as a
+    /// journal entry does: the journal may be about to say that it was told.
+    fn publish(&mut self, report: Report) -> Result<(), PathError> {
         log_report(&report);
         let Some(outbox) = &mut self.outbox else {
-            return;
+            return Ok(());
         };
+        let happened_once = report.is_event();
         match outbox.put(report, unix_ms()) {
             Ok(dropped) if dropped.records > 0 => {
                 let event = Event::SpoolDropped { records: dropped.records, bytes: dropped.bytes };
@@ -344,8 +347,10 @@ impl Driver {
                 }
             }
             Ok(_) => {}
-            Err(reason) => tracing::error!(reason, "a report is lost"),
+            Err(PutError::Disk(error)) if happened_once => return Err(error),
+            Err(error) => tracing::error!(%error, "a report is lost"),
         }
+        Ok(())
     }
 
     fn pump(&mut self) {

@@ -8,6 +8,7 @@ use wire::{EventKind, Header, Payload, Stream, Topics};
 
 use super::mqtt::{Publisher, Refusal};
 use super::spool::{Class, Dropped, Fill, Spool};
+use super::state_dir::PathError;
 use crate::core::Report;
 
 /// Stamps headers: when, which in a row, of which run.
@@ -36,6 +37,17 @@ impl Stamp {
 const REFUSED_FIRST: Duration = Duration::from_secs(1);
 /// The longest such wait.
 const REFUSED_MOST: Duration = Duration::from_secs(300);
+
+/// Why a report is not on its way.
+#[derive(Debug, thiserror::Error)]
+pub enum PutError {
+    /// It cannot be a message, now or later.
+    #[error("{0}")]
+    Unfit(String),
+    /// The spool could not take it; it may later.
+    #[error(transparent)]
+    Disk(#[from] PathError),
+}
 
 /// A message that was handed to the connection.
 #[derive(Debug)]
@@ -173,9 +185,9 @@ impl Outbox {
     /// Takes a report in, and says what the spool had to give up for it.
     ///
     /// # Errors
-    /// The report could not be written, with the reason; it is lost.
-    pub fn put(&mut self, report: Report, unix_ms: Option<u64>) -> Result<Dropped, String> {
-        let letter = self.write(report, unix_ms)?;
+    /// The report could not be written, with the reason; it is not kept.
+    pub fn put(&mut self, report: Report, unix_ms: Option<u64>) -> Result<Dropped, PutError> {
+        let letter = self.write(report, unix_ms).map_err(PutError::Unfit)?;
         let Letter { topic, payload, class } = letter;
         let Some(class) = class else {
             if self.link.is_some() {
@@ -183,8 +195,7 @@ impl Outbox {
             }
             return Ok(Dropped::default());
         };
-        let pushed = self.spool.push(class, unix_ms.unwrap_or(0), &topic, &payload);
-        pushed.map_err(|e| e.to_string())
+        Ok(self.spool.push(class, unix_ms.unwrap_or(0), &topic, &payload)?)
     }
 
     /// Hands over as much as may be under way. The subscription goes last on a new connection, so

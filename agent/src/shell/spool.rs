@@ -220,6 +220,8 @@ impl Spool {
 impl Queue {
     fn open(folder: &Path, damaged: &mut u64) -> Result<Self, PathError> {
         fs::create_dir_all(folder).map_err(PathError::at("create", folder))?;
+        // Without its name nothing in it is durable.
+        super::state_dir::sync_folder_of(folder)?;
         let mut paths = Vec::new();
         for entry in fs::read_dir(folder).map_err(PathError::at("list", folder))? {
             let path = entry.map_err(PathError::at("list", folder))?.path();

@@ -75,6 +75,7 @@ impl StateDir {
         }
         let root = root.canonicalize().map_err(PathError::at("resolve", root))?;
         let path = root.join("lock");
+        sync_folder_of(&path)?;
         let mut options = OpenOptions::new();
         let lock = options.create(true).truncate(false).write(true).open(&path);
         let lock = lock.map_err(PathError::at("open", &path))?;

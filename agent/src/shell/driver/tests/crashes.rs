@@ -164,8 +164,8 @@ async fn recover(published: Arc<Published>, crash: Crash) {
             device.names_serving(&digest)
         })
         .await;
-        // An end that was journalled, and not yet told when the crash came, is told by the state alone.
-        if committed < known.offered {
+        // An end that was told before the crash need not be told again.
+        if known.told < known.offered {
             let told = || device.ends().iter().any(|end| end.digest == digest);
             until(&format!("{label}: the end of {} is told", known.offered), told).await;
         }
