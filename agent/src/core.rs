@@ -111,6 +111,7 @@ impl Core {
             Event::Disconnected { reason } => self.on_disconnected(reason),
             Event::Subscribed { refused } => self.deaf = refused,
             Event::Offer(offer) => self.on_offer(now, offer),
+            Event::Withdrawn { model } => self.on_withdrawn(now, &model),
             Event::Command { command, unix_ms } => self.on_command(now, &command, unix_ms),
             Event::Window(facts) => self.on_window(now, &facts),
             Event::Step { model, install, outcome } => self.on_step(now, &model, install, outcome),

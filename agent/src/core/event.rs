@@ -43,6 +43,11 @@ pub enum Event {
     },
     /// The desired model, as the broker holds it. The same offer may arrive any number of times.
     Offer(Offer),
+    /// The broker no longer holds an offer for a model.
+    Withdrawn {
+        /// The model.
+        model: String,
+    },
     /// A command arrived.
     Command {
         /// The command.

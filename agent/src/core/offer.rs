@@ -37,6 +37,17 @@ impl Core {
         }
     }
 
+    /// What has not switched yet is given up; what serves goes on.
+    pub(super) fn on_withdrawn(&mut self, now: Millis, model: &str) {
+        if let Some(live) = self.live.get_mut(model) {
+            live.next_offer = None;
+        }
+        let state = self.install(model).map(|own| own.state);
+        if state.is_some_and(|state| state < InstallState::Switching) {
+            self.reject(now, model, "the offer was withdrawn", false);
+        }
+    }
+
     /// Takes up an offer that had to wait for the end of the install before it.
     pub(super) fn take_next_offer(&mut self, now: Millis, model: &str) {
         if let Some(offer) = self.live(model).next_offer.take() {

@@ -13,6 +13,7 @@ enum Op {
     Restarted(usize, bool),
     Command(usize, u8, u64),
     Link(bool),
+    Withdraw(usize),
     Crash,
     CrashAfter(usize, usize),
 }
@@ -32,6 +33,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..2_usize, any::<bool>()).prop_map(|(m, up)| Op::Restarted(m, up)),
         2 => (0..2_usize, 0..4_u8, any::<u64>()).prop_map(|(m, k, id)| Op::Command(m, k, id)),
         1 => any::<bool>().prop_map(Op::Link),
+        1 => (0..3_usize).prop_map(Op::Withdraw),
         1 => Just(Op::Crash),
         2 => (any::<usize>(), 0..8_usize).prop_map(|(w, n)| Op::CrashAfter(w, n)),
     ]
@@ -88,6 +90,7 @@ fn play(world: &mut World, op: Op) {
         Op::Restarted(m, true) => world.feed(Event::WorkerRestarted { model: MODELS[m].into() }),
         Op::Restarted(m, false) => world.feed(restart_failed(MODELS[m])),
         Op::Command(m, kind, id) => world.feed(command(MODELS[m], kind, id)),
+        Op::Withdraw(m) => world.feed(Event::Withdrawn { model: MODELS[m].into() }),
         Op::Link(true) => world.feed(Event::Connected),
         Op::Link(false) => world.feed(Event::Disconnected { reason: "refused".into() }),
         Op::Crash => world.crash(),

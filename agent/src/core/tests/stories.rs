@@ -180,6 +180,56 @@ fn an_offer_during_probation_is_installed_after_it() {
 }
 
 #[test]
+fn a_withdrawn_offer_is_given_up_before_the_switch_and_may_come_again() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    for steps in 0..5 {
+        world.feed(Event::Offer(offer("m", 2, 2)));
+        (0..steps).for_each(|_| world.answer(0, None));
+        world.feed(Event::Withdrawn { model: "m".into() });
+        assert_eq!(refusal(&world), "the offer was withdrawn", "after {steps} steps");
+        assert_eq!((state(&world), active(&world)), (None, digest(1)));
+        world.check();
+    }
+    world.feed(Event::Offer(offer("m", 2, 2)));
+    reach_probation(&mut world);
+    world.feed(Event::Offer(offer("m", 3, 3)));
+    world.feed(Event::Withdrawn { model: "m".into() });
+    (0..2).for_each(|_| world.window("m", FAST));
+    assert_eq!((state(&world), active(&world)), (None, digest(2)), "what waited is given up");
+}
+
+#[test]
+fn a_clock_that_jumps_decides_over_commands_with_an_expiry_and_nothing_else() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    let year = 365 * 86_400_000;
+    let noon = 1_800_000_000_000;
+    world.feed(Event::Offer(offer("m", 2, 2)));
+    reach_probation(&mut world);
+    let clocks = [Some(noon), Some(noon + 10 * year), None, Some(noon - 5 * year), Some(noon)];
+    for (id, unix_ms) in clocks.into_iter().enumerate() {
+        let command = Command {
+            header: header::<Command>(),
+            id: id.to_string(),
+            kind: CommandKind::SetBudget,
+            expires_ms: noon + 1000,
+            args: serde_json::json!({ "model": "m", "latency_p95_us": 2000 }),
+        };
+        world.feed(Event::Command { command, unix_ms });
+        assert_eq!(state(&world), Some(InstallState::Probation), "at {unix_ms:?}");
+    }
+    let done = |report: &Report| match report {
+        Report::Result(result) => Some(result.ok),
+        _ => None,
+    };
+    let done: Vec<bool> = world.reports.iter().filter_map(done).collect();
+    assert_eq!(done, [true, false, false, true, true], "late, and without a clock, refused");
+    (0..2).for_each(|_| world.window("m", FAST));
+    assert_eq!(active(&world), digest(2));
+}
+
+#[test]
 fn each_unfit_offer_is_refused_once_with_its_reason() {
     let mut world = World::new();
     install(&mut world, 5);

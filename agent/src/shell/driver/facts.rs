@@ -120,7 +120,10 @@ pub(super) fn message(
     }
     if payload.is_empty() {
         // A retained message was deleted.
-        return Ok(None);
+        return Ok(match parsed {
+            Topic::Offer(model) => Some(Event::Withdrawn { model: model.to_owned() }),
+            _ => None,
+        });
     }
     match parsed {
         Topic::Offer(name) => {

@@ -19,6 +19,7 @@ use crate::core::InstallState;
 
 mod crashes;
 mod disk;
+mod faults;
 mod trace;
 
 /// A topic and what was said there.
@@ -179,6 +180,18 @@ impl Device {
         let broker = self.broker.as_ref().unwrap();
         broker.retained.lock().unwrap().insert(topic.clone(), payload.clone());
         broker.link.send(LinkEvent::Message { topic, payload }).await.unwrap();
+    }
+
+    /// Deletes the retained offer.
+    async fn withdraw(&self) {
+        let broker = self.broker.as_ref().unwrap();
+        let (topic, _) = broker.retained.lock().unwrap().pop_first().unwrap();
+        broker.link.send(LinkEvent::Message { topic, payload: Vec::new() }).await.unwrap();
+    }
+
+    /// Says the retained offers again, as on a new subscription.
+    fn repeat_offer(&self) {
+        self.broker.as_ref().unwrap().subscribe("").unwrap();
     }
 
     async fn ping(&self, id: &str) {
