@@ -106,7 +106,7 @@ impl Client {
     }
 
     /// Fetches what is new, checks it, remembers it, and says what may be installed. `clock_s` is what the device's
-    /// clock shows, Unix seconds, set or not. Not to be called twice at once on one folder, nor from an async task.
+    /// clock shows, Unix seconds, set or not. Not to be called twice at once on one folder; it blocks.
     ///
     /// # Errors
     /// The check that did not pass, or why a file could not be had; what had passed before that is remembered.

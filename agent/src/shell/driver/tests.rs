@@ -20,6 +20,7 @@ use crate::core::InstallState;
 mod crashes;
 mod disk;
 mod trace;
+mod trust;
 
 /// A topic and what was said there.
 type Said = (String, Vec<u8>);
