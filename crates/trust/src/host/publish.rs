@@ -58,10 +58,10 @@ impl Host {
         let target = target(&opened.digest, manifest.len() as u64, &facts)?;
         let key = TargetName::new(&name).map_err(|e| TrustError::Host(e.to_string()))?;
         let _lock = self.lock()?;
+        if let Some(written) = self.has(&key, &target)? {
+            return Ok((name, written));
+        }
         let written = self.commit(None, |targets| {
-            if targets.targets.get(&key) == Some(&target) {
-                return Ok(false);
-            }
             if targets.targets.len() >= MAX_TARGETS && !targets.targets.contains_key(&key) {
                 return Err(TrustError::Host(format!(
                     "the repository has reached its limit MAX_TARGETS of {MAX_TARGETS}: take some back first"
@@ -71,6 +71,24 @@ impl Host {
             Ok(true)
         })?;
         Ok((name, written))
+    }
+
+    /// The versions that stand, if they allow a target as it is.
+    fn has(&self, name: &TargetName, target: &schema::Target) -> Result<Option<Written>> {
+        let published = self.published()?;
+        let (Some((targets, _)), Some((snapshot, _)), Some(timestamp)) =
+            (&published.targets, &published.snapshot, &published.timestamp)
+        else {
+            return Ok(None);
+        };
+        let same = targets.signed.targets.get(name) == Some(target);
+        Ok(same.then(|| Written {
+            root: published.root.signed.version.get(),
+            targets: targets.signed.version.get(),
+            snapshot: snapshot.signed.version.get(),
+            timestamp: timestamp.signed.version.get(),
+            warnings: Vec::new(),
+        }))
     }
 
     /// Allows bundles no more, by their digests. Devices go on serving what they have.
@@ -89,6 +107,22 @@ impl Host {
             }
             Ok(!digests.is_empty())
         })
+    }
+
+    /// Whether some of targets, snapshot and timestamp has lived more than half of its life, or is not there.
+    ///
+    /// # Errors
+    /// The metadata cannot be read.
+    pub fn is_due(&self) -> Result<bool> {
+        let published = self.published()?;
+        let (Some((targets, _)), Some((snapshot, _)), Some(timestamp)) =
+            (&published.targets, &published.snapshot, &published.timestamp)
+        else {
+            return Ok(true);
+        };
+        Ok(self.is_old(Role::Targets, targets.signed.expires)?
+            || self.is_old(Role::Snapshot, snapshot.signed.expires)?
+            || self.is_old(Role::Timestamp, timestamp.signed.expires)?)
     }
 
     /// Signs a new timestamp, and whatever has lived more than half of its life.

@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use tough::schema::{RoleKeys, RoleType, Root, Signed};
+use tough::schema::{RoleKeys, RoleType, Root, Signature, Signed};
 
 use super::{Host, SPEC_VERSION, Written, to_bytes};
 use crate::keys::{self, KeyFile, PublicKey};
@@ -144,7 +144,7 @@ impl Host {
     /// from is signed anew with what is at hand.
     ///
     /// # Errors
-    /// Signatures or keys are missing; nothing is changed then.
+    /// Signatures or keys are missing; then nothing is changed but that the signatures in `from` are kept.
     pub fn publish_root(&self, from: Option<&Path>) -> Result<Written> {
         let _lock = self.lock()?;
         let mut pending = match (self.pending()?, from) {
@@ -156,7 +156,13 @@ impl Host {
                 )));
             }
             (None, Some(from)) => read_root(from)?,
-            (Some(pending), Some(from)) => merge(pending, read_root(from)?, from)?,
+            (Some(pending), Some(from)) => {
+                let before = self.newest_root()?.map(|(root, _)| root.signed);
+                let merged = merge(pending, read_root(from)?, before.as_ref(), from)?;
+                // What was gathered is kept, whether it is enough or not.
+                self.write_pending(&merged)?;
+                merged
+            }
         };
         let pending_facts = self.describe(&pending)?;
         if !pending_facts.is_complete() {
@@ -236,12 +242,21 @@ fn read_root(path: &Path) -> Result<Signed<Root>> {
     root.map_err(|e| TrustError::Host(format!("{}: no root metadata: {e}", path.display())))
 }
 
-fn merge(mut pending: Signed<Root>, signed: Signed<Root>, from: &Path) -> Result<Signed<Root>> {
+fn merge(
+    mut pending: Signed<Root>,
+    signed: Signed<Root>,
+    before: Option<&Root>,
+    from: &Path,
+) -> Result<Signed<Root>> {
     if pending.signed != signed.signed {
         let what = "what is signed there is not the root that is pending here";
         return Err(TrustError::Host(format!("{}: {what}", from.display())));
     }
-    for signature in signed.signatures {
+    let body = signed.signed;
+    let counts = |signature: &Signature| {
+        signs(&body, &body, signature) || before.is_some_and(|root| signs(root, &body, signature))
+    };
+    for signature in signed.signatures.into_iter().filter(|signature| counts(signature)) {
         if !pending.signatures.iter().any(|there| there.keyid == signature.keyid) {
             pending.signatures.push(signature);
         }
@@ -265,16 +280,18 @@ type KeyId = tough::schema::decoded::Decoded<tough::schema::decoded::Hex>;
 /// How many valid signatures of `root`'s root keys a root carries, and how many it needs.
 fn signatures(root: &Root, signed: &Signed<Root>) -> (u64, u64) {
     let threshold = root.roles.get(&RoleType::Root).map_or(1, |role| role.threshold.get());
-    let valid = signed.signatures.iter().filter(|signature| {
-        let alone =
-            Signed { signed: signed.signed.clone(), signatures: vec![(*signature).clone()] };
-        let mut one = root.clone();
-        if let Some(role) = one.roles.get_mut(&RoleType::Root) {
-            role.threshold = NonZeroU64::MIN;
-        }
-        one.verify_role(&alone).is_ok()
-    });
+    let valid = signed.signatures.iter().filter(|one| signs(root, &signed.signed, one));
     (valid.count() as u64, threshold)
+}
+
+/// Whether a signature is one of `body` by a root key of `root`.
+fn signs(root: &Root, body: &Root, signature: &Signature) -> bool {
+    let alone = Signed { signed: body.clone(), signatures: vec![signature.clone()] };
+    let mut one = root.clone();
+    if let Some(role) = one.roles.get_mut(&RoleType::Root) {
+        role.threshold = NonZeroU64::MIN;
+    }
+    one.verify_role(&alone).is_ok()
 }
 
 fn apply(root: &mut Root, edit: &Edit) -> Result<()> {

@@ -17,7 +17,7 @@ fn a_new_repository_is_one_that_a_device_trusts() {
     let bundle = bundle(&dir.path().join("b"), 1);
     let (name, _) = host.add(&bundle.dir, &["a".into(), "b".into()]).unwrap();
     let (_, again) = host.add(&bundle.dir, &["a".into(), "b".into()]).unwrap();
-    assert_eq!(again.targets, 2, "what is allowed already changes nothing");
+    assert_eq!((again.targets, again.timestamp), (2, 2), "what is allowed already changes nothing");
     let now = u64::try_from(jiff::Timestamp::now().as_second()).unwrap();
     let root = host.root_json().unwrap();
     let fetch = Arc::new(Folder(host.metadata()));
@@ -82,10 +82,11 @@ fn a_root_is_signed_on_other_machines_until_its_threshold_is_met() {
         })
         .collect();
     refused(host.publish_root(Some(&copies[0])), "signed by 1 of 2");
-    // Signatures are gathered in the file: the second signs what the first has signed.
-    let signing = sign_root(&copies[0], std::slice::from_ref(&keys[1])).unwrap();
-    assert_eq!(signing.own, (2, 2));
-    host.publish_root(Some(&copies[0])).unwrap();
+    // Signatures are gathered in a file, where the second signs what the first has signed, and from several.
+    let third = dir.path().join("third.json");
+    fs::copy(&copies[0], &third).unwrap();
+    assert_eq!(sign_root(&third, std::slice::from_ref(&keys[2])).unwrap().own, (2, 2));
+    host.publish_root(Some(&copies[1])).unwrap();
     assert_eq!(host.current().unwrap().roles[&Role::Root].threshold, 2);
     refused(host.publish_root(None), "no root is pending");
     // A root that was changed on the way is another one.
