@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 
-use crate::config::{Config, ConfigError, Sources};
+use crate::config::{Config, ConfigError, Sources, TrustConfig};
 use crate::core::{ActiveEntry, Durable};
 use crate::plane::worker::{self, NoHook};
 use crate::shell::state_dir::status_socket;
@@ -176,7 +176,10 @@ fn check(args: &AskArgs) -> Result<(), Failure> {
             .flatten()
             .map(|p| json!({ "origin": p.origin, "key": p.key, "what": p.what }))
             .collect();
-        say(&json!({ "ok": told.is_empty(), "problems": told }).to_string());
+        let trust = checked.as_ref().ok().and_then(|config| config.trust.as_ref());
+        let trust = trust.map(|t| json!({ "root": t.root, "version": t.root_version }));
+        let answer = json!({ "ok": told.is_empty(), "problems": told, "trust": trust });
+        say(&answer.to_string());
     }
     let config = checked?;
     if !args.json {
@@ -186,6 +189,7 @@ fn check(args: &AskArgs) -> Result<(), Failure> {
         };
         let (id, state) = (&config.device.id, config.state_dir.display());
         say(&format!("the configuration of {id} is valid: state in {state}, {broker}"));
+        say(&TrustConfig::describe(config.trust.as_ref()));
     }
     Ok(())
 }

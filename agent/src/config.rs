@@ -16,11 +16,14 @@ use wire::{Budgets, Topics};
 use crate::core::{BreachRules, InstallRules, check_budgets};
 use crate::sys::PowerConfig;
 
+pub use trust::TrustConfig;
+
 use layers::Layers;
 use reader::Reader;
 
 mod layers;
 mod reader;
+mod trust;
 
 /// Where the configuration is looked for when no file is named.
 pub const DEFAULT_FILE: &str = "/etc/espalier/agent.toml";
@@ -61,6 +64,8 @@ pub struct Config {
     pub breach: BreachRules,
     /// How an install is judged.
     pub install: InstallRules,
+    /// Whose keys must have signed what is installed; without them a digest is enough.
+    pub trust: Option<TrustConfig>,
     /// How power is to be had.
     pub power: PowerConfig,
     /// The prefix of `/proc` and `/sys`.
@@ -185,7 +190,7 @@ impl Config {
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
         let (layers, mut problems) = Layers::collect(sources);
         let mut reader = Reader::new(&layers);
-        let config = read(&mut reader);
+        let config = read(&mut reader, &sources.environment);
         problems.extend(reader.finish());
         match config {
             Some(config) if problems.is_empty() => Ok(config),
@@ -211,7 +216,7 @@ impl Config {
     }
 }
 
-fn read(r: &mut Reader) -> Option<Config> {
+fn read(r: &mut Reader, environment: &[(String, String)]) -> Option<Config> {
     // Everything is read before anything is given up, so that every problem is found.
     let device = device(r);
     let state_dir = r.path("state.dir");
@@ -228,6 +233,7 @@ fn read(r: &mut Reader) -> Option<Config> {
     let budgets = budgets(r);
     let breach = breach(r);
     let install = install(r);
+    let trust = trust::read(r, environment);
     let power = power(r);
     let sys_root = r.path("sys.root").unwrap_or_else(|| PathBuf::from("/"));
     #[cfg(debug_assertions)]
@@ -244,6 +250,7 @@ fn read(r: &mut Reader) -> Option<Config> {
         budgets,
         breach,
         install,
+        trust,
         power,
         sys_root,
         #[cfg(debug_assertions)]

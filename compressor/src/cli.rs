@@ -17,6 +17,7 @@ pub mod later;
 pub mod prune;
 pub mod quantize;
 pub mod terminal;
+pub mod trust;
 
 use std::process::ExitCode;
 
@@ -54,14 +55,14 @@ enum Command {
     Bench(bench::Args),
     /// Answer devices' requests for smaller models over MQTT, and serve bundles over HTTP.
     Serve(crate::serve::ServeArgs),
+    /// Say by signatures which bundles devices may install (The Update Framework).
+    Trust(trust::Args),
     #[command(hide = true)]
     Distill(later::Args),
     #[command(hide = true)]
     Compare(later::Args),
     #[command(hide = true)]
     Tune(later::Args),
-    #[command(hide = true)]
-    Trust(later::Args),
     #[command(hide = true)]
     Data(later::Args),
     #[command(hide = true)]
@@ -87,10 +88,10 @@ pub fn main() -> ExitCode {
         Command::Apply(args) => apply::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Serve(args) => return crate::serve::run(args),
+        Command::Trust(args) => trust::run(&args),
         Command::Distill(_) => return later::run("distill"),
         Command::Compare(_) => return later::run("compare"),
         Command::Tune(_) => return later::run("tune"),
-        Command::Trust(_) => return later::run("trust"),
         Command::Data(_) => return later::run("data"),
         Command::Job(_) => return later::run("job"),
     };

@@ -18,7 +18,9 @@
 //!    another with the same model, nor the model that the device runs already.
 //! 6. Everything the store keeps has a named limit. A bundle that a remembered device runs, goes back
 //!    to or was offered last is never collected.
-//! 7. Nothing a device sends ends the service: it is refused with a reason, counted and logged.
+//! 7. With a trust repository, a bundle is one of its targets before the store names it, and so before it
+//!    is offered.
+//! 8. Nothing a device sends ends the service: it is refused with a reason, counted and logged.
 
 mod config;
 mod connections;
@@ -30,6 +32,7 @@ mod link;
 mod offers;
 mod plan;
 mod service;
+mod signing;
 mod store;
 
 use std::io::{IsTerminal as _, Write as _};

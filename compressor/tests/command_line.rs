@@ -56,6 +56,10 @@ fn wrong_usage_exits_with_two_and_says_what_is_wrong() {
         (vec!["distil"], "unrecognized subcommand"),
         (vec!["distill", "--teacher", "t.onnx"], "espalier distill is not done yet"),
         (vec!["job"], "espalier job is not done yet"),
+        (vec!["trust", "add", "r"], "BUNDLE"),
+        (vec!["trust", "init", "r", "--root-days", "0"], "0 is not in"),
+        (vec!["trust", "root", "threshold", "r", "owner", "2"], "is no role"),
+        (vec!["trust", "remove", "r", "abc"], "is no digest"),
         (
             vec!["quantize", "m", "-o", "x", "--data", "d", "--format", "static-int8"],
             "static-int8 is not done yet; there are auto, dynamic-int8, int8",

@@ -482,6 +482,56 @@ async fn a_missing_model_and_missing_data_are_named_at_the_start() {
     }
 }
 
+/// What a device would install that was given the repository's root.
+fn allowed(owner: &::trust::Host) -> Vec<String> {
+    let fetch = Arc::new(::trust::Folder(owner.metadata()));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let (limits, expiry) = (::trust::Limits::default(), ::trust::Expiry::Strict);
+    let trusted = ::trust::look(&owner.root_json().unwrap(), fetch, limits, expiry, now).unwrap();
+    trusted.targets.into_values().map(|target| target.digest.to_string()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_is_signed_before_it_is_offered_and_not_offered_unsigned() {
+    let mut broker = Broker::stopped();
+    broker.run();
+    let mut stopped = Host::prepare();
+    let repository = stopped.dir().join("owner");
+    let owner = ::trust::Host::init(&repository, None, &::trust::Init::default()).unwrap();
+    stopped.trust = Some(repository.clone());
+    let host = stopped.start(&broker, Fake::default()).await;
+    let mut device = Listener::start(&broker, "d").await;
+    host.deploy("d").await;
+    let first = device.offer().await;
+    assert_eq!(allowed(&owner), std::slice::from_ref(&first.digest));
+    device.ask(&request("d", "r", &first)).await;
+    let second = device.offer().await;
+    assert!(allowed(&owner).contains(&second.digest));
+    for file in ["timestamp.json", "1.root.json", "2.targets.json"] {
+        let got = Http::get(&format!("{}/trust/{file}", host.url()), &[]).await;
+        let wanted = fs::read(owner.metadata().join(file)).unwrap();
+        assert_eq!((got.status, got.body), (200, wanted), "{file}");
+    }
+    for file in ["9.root.json", "..%2ftrust.json", "..%2fkeys%2ftargets.pem", "TIMESTAMP.JSON"] {
+        let got = Http::get(&format!("{}/trust/{file}", host.url()), &[]).await;
+        assert_eq!(got.status, 404, "{file}");
+    }
+    // A key that goes while the service runs costs the job, and nothing unsigned is offered.
+    fs::rename(repository.join("keys/targets.pem"), repository.join("targets.away")).unwrap();
+    let mut other = request("d", "r-2", &second);
+    other.budgets.latency_p95_us = Some(5000);
+    device.ask(&other).await;
+    let row = host.until_request("d", "r-2", "failed").await;
+    assert!(row["reason"].as_str().unwrap().contains("cannot be signed"), "{row}");
+    assert_eq!(allowed(&owner).len(), 2);
+    // And a service that could sign nothing does not start.
+    let stopped = host.stop().await;
+    let config = stopped.config(&broker);
+    let started = espalier::serve::Service::start(config, Arc::new(Fake::default())).await;
+    let error = started.err().unwrap().to_string();
+    assert!(error.contains("the role targets needs 1 signatures"), "{error}");
+}
+
 #[test]
 fn the_stand_in_writes_real_bundles() {
     let temp = tempfile::tempdir().unwrap();

@@ -128,3 +128,40 @@ fn only_changed_budgets_need_no_restart() {
     assert!(!before.needs_restart(&budgets));
     assert!(before.needs_restart(&window));
 }
+
+fn root_in(folder: &Path, name: &str) -> PathBuf {
+    let host = ::trust::Host::init(&folder.join("owner"), None, &::trust::Init::default()).unwrap();
+    let path = folder.join(name);
+    std::fs::write(&path, host.root_json().unwrap()).unwrap();
+    path
+}
+
+#[test]
+fn a_root_is_read_and_checked_with_the_configuration() {
+    let files = Files::new(MINIMAL);
+    let root = root_in(files.0.path(), "owner.json");
+    let mut sources = files.sources();
+    assert_eq!(Config::load(&sources).unwrap().trust, None);
+    sources.overrides =
+        vec![format!("trust.root={}", root.display()), "trust.expiry=lenient".into()];
+    let trust = Config::load(&sources).unwrap().trust.unwrap();
+    assert_eq!((trust.root_version, trust.expiry), (1, ::trust::Expiry::Lenient));
+    std::fs::write(&root, "{\"signed\":").unwrap();
+    assert!(problems(&sources)[0].contains("trust.root: "), "{:?}", problems(&sources));
+    sources.overrides = vec!["trust.root=/nowhere".into(), "trust.expiry=later".into()];
+    assert!(problems(&sources).iter().any(|p| p.contains("neither \"strict\"")));
+    sources.overrides = vec!["trust.repository=http://h/trust".into()];
+    assert!(problems(&sources)[0].contains("nothing would be checked"));
+}
+
+#[test]
+fn a_root_among_the_credentials_is_taken_where_none_is_named() {
+    let files = Files::new(MINIMAL);
+    let root = root_in(files.0.path(), "root.json");
+    let mut sources = files.sources();
+    let folder = files.0.path().display().to_string();
+    sources.environment = vec![("CREDENTIALS_DIRECTORY".into(), folder)];
+    assert_eq!(Config::load(&sources).unwrap().trust.unwrap().root, root);
+    sources.environment[0].1 = "/nowhere".into();
+    assert_eq!(Config::load(&sources).unwrap().trust, None);
+}

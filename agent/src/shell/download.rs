@@ -59,7 +59,7 @@ pub fn fetch(job: &Job<'_>) -> Result<(), StepFailure> {
     sync_folder_of(&job.into.join(MANIFEST_FILE)).map_err(StepFailure::transient)
 }
 
-fn check_scheme(url: &str) -> Result<(), StepFailure> {
+pub(super) fn check_scheme(url: &str) -> Result<(), StepFailure> {
     if url.starts_with("http://") {
         return Ok(());
     }
@@ -71,7 +71,7 @@ fn check_scheme(url: &str) -> Result<(), StepFailure> {
     Err(StepFailure::attempt(reason))
 }
 
-fn agent() -> Agent {
+pub(super) fn agent() -> Agent {
     Agent::config_builder()
         .timeout_connect(Some(CONNECT))
         .timeout_resolve(Some(CONNECT))
@@ -281,7 +281,7 @@ fn expect_status(
     Err(if later { StepFailure::transient(reason) } else { StepFailure::attempt(reason) })
 }
 
-fn address(folder: &str, name: &str) -> String {
+pub(super) fn address(folder: &str, name: &str) -> String {
     format!("{}/{name}", folder.trim_end_matches('/'))
 }
 

@@ -19,8 +19,9 @@ use super::spool::{Dropped, Spool};
 use super::state_dir::{PathError, StateDir, write_atomically};
 use super::status::Question;
 use super::store::Store;
+use super::trust::Trust;
 use super::{mqtt, status};
-use crate::config::{Config, ConfigError, Sources};
+use crate::config::{Config, ConfigError, Sources, TrustConfig};
 use crate::core::StepFailure;
 use crate::core::{ActiveEntry, Core, Durable, Effect, Event, Millis, Record, Report, Settings};
 use crate::plane::{Plane, PlaneConfig, PlaneError, PlaneEvent};
@@ -57,6 +58,9 @@ pub enum RunError {
     /// The engine.
     #[error("the inference engine cannot be used: {0}")]
     Engine(#[from] runtime::EngineError),
+    /// The owner's root.
+    #[error(transparent)]
+    Trust(#[from] trust::TrustError),
     /// The system.
     #[error("cannot {0}: {1}")]
     System(&'static str, std::io::Error),
@@ -142,7 +146,8 @@ impl Driver {
         let (questions_in, questions) = mpsc::channel(MAX_QUESTIONS);
         status::listen(&state.run().join("status.sock"), questions_in)?;
         let store = Store::new(&state, config.install.max_bundle_bytes);
-        let installer = Installer::new(plane.clone(), store.clone(), events_in);
+        let installer = Installer::new(plane.clone(), store.clone(), events_in)
+            .trusting(open_trust(&config, &state)?);
         let (outbox, link) = connect(&config, &state, &boot_id)?;
         let clock = Instant::now();
         let (core, effects) = Core::recover(settings.clone(), &records, Millis(0));
@@ -628,6 +633,17 @@ fn write_endpoints(plane: &Plane, state: &StateDir) -> Result<(), PathError> {
     let text = serde_json::to_vec_pretty(&plane.endpoints())
         .expect("endpoints hold only string keys and infallible serializers");
     write_atomically(&state.run().join("endpoints.json"), &text)
+}
+
+/// The owner's word, where a root is configured; what holds is said either way.
+fn open_trust(config: &Config, state: &StateDir) -> Result<Option<Trust>, RunError> {
+    let told = TrustConfig::describe(config.trust.as_ref());
+    let Some(own) = &config.trust else {
+        tracing::warn!("{told}");
+        return Ok(None);
+    };
+    tracing::info!("{told}");
+    Ok(Some(Trust::open(own, state, &config.device.class)?))
 }
 
 type Connection = (Option<Outbox>, Option<mpsc::Receiver<LinkEvent>>);

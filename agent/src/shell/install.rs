@@ -1,14 +1,17 @@
 //! Performs the steps of installs and activations beside the driver, and answers with events.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bundle::Digest;
 use tokio::sync::mpsc;
+use wire::Offer;
 
 use super::download;
 use super::store::{self, Store};
+use super::trust::{self, Trust};
 use crate::core::{BundleFacts, Event, InstallId, ShadowFacts, Step, StepDone, StepFailure};
 use crate::plane::{CandidateId, Plane, PlaneError};
 
@@ -17,6 +20,7 @@ use crate::plane::{CandidateId, Plane, PlaneError};
 pub struct Installer {
     plane: Plane,
     store: Store,
+    trust: Option<Arc<Trust>>,
     events: mpsc::Sender<Event>,
     work: Arc<Mutex<Work>>,
     /// Held while the serving model of any name is changed, together with what `work` says of it.
@@ -62,7 +66,13 @@ impl Installer {
     /// An installer that answers to `events`.
     #[must_use]
     pub fn new(plane: Plane, store: Store, events: mpsc::Sender<Event>) -> Self {
-        Self { plane, store, events, work: Arc::default(), turn: Arc::default() }
+        Self { plane, store, trust: None, events, work: Arc::default(), turn: Arc::default() }
+    }
+
+    /// The same, for what an owner's keys allow and nothing else.
+    #[must_use]
+    pub fn trusting(self, trust: Option<Trust>) -> Self {
+        Self { trust: trust.map(Arc::new), ..self }
     }
 
     /// Where answers go.
@@ -155,7 +165,7 @@ impl Installer {
         match step {
             Step::Download(offer) => {
                 let digest = parse(&offer.digest)?;
-                self.download(token, offer.url, digest).await?;
+                self.download(token, *offer, digest).await?;
                 Ok(StepDone::Downloaded)
             }
             Step::Verify { digest } => self.verify(parse(&digest)?).await,
@@ -177,21 +187,27 @@ impl Installer {
     async fn download(
         &self,
         token: &Token,
-        url: String,
+        offer: Offer,
         digest: Digest,
     ) -> Result<(), StepFailure> {
-        let (store, token) = (self.store.clone(), token.clone());
+        let (store, token, trust) = (self.store.clone(), token.clone(), self.trust.clone());
         blocking(move || {
+            let length = trust.map(|trust| trust.allows(&offer, digest)).transpose()?;
+            let fits = |folder: &Path| match length {
+                Some(length) => trust::check_length(folder, length),
+                None => Ok(()),
+            };
             if store.has(&digest) && store.open(&digest).is_ok() {
-                return Ok(());
+                return fits(&store.stored(&digest));
             }
             download::fetch(&download::Job {
-                url: &url,
+                url: &offer.url,
                 digest,
                 into: &store.staged(&digest),
                 limits: store.limits(),
                 cancelled: &token.0,
-            })
+            })?;
+            fits(&store.staged(&digest))
         })
         .await
     }

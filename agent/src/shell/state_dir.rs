@@ -6,6 +6,7 @@
 //! journal             what was decided, one line per decision
 //! active.json         which bundle serves which model; a copy for people, the journal is the truth
 //! spool/              messages that no broker has acknowledged yet
+//! trust/              what of the owner's signed metadata the device has seen
 //! run/endpoints.json  where inference is really served
 //! run/status.sock     what `espalier-agent status` asks
 //! lock                held by the running agent
@@ -114,6 +115,12 @@ impl StateDir {
     #[must_use]
     pub fn spool(&self) -> PathBuf {
         self.root.join("spool")
+    }
+
+    /// What of the owner's metadata the device has seen.
+    #[must_use]
+    pub fn trust(&self) -> PathBuf {
+        self.root.join("trust")
     }
 
     /// Sockets and addresses.

@@ -42,6 +42,12 @@ impl Store {
         self.staging.join(digest.hex())
     }
 
+    /// Where a bundle lies once it is whole.
+    #[must_use]
+    pub fn stored(&self, digest: &Digest) -> PathBuf {
+        self.store.join(digest.hex())
+    }
+
     /// Whether a bundle of that digest is in the store. Opening it says whether it is whole.
     #[must_use]
     pub fn has(&self, digest: &Digest) -> bool {

@@ -54,6 +54,10 @@ pub struct ServeArgs {
     /// Seed of everything random in a compression.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// A trust repository (`espalier trust init`) with the keys of targets, snapshot and timestamp at hand: bundles
+    /// become its targets before they are offered, and it is served under /trust.
+    #[arg(long, value_name = "DIR")]
+    pub trust: Option<PathBuf>,
 }
 
 const EXAMPLE: &str = "Example:
@@ -98,6 +102,8 @@ pub struct ServeConfig {
     pub confidence: Option<f64>,
     /// Seed of everything random in a compression.
     pub seed: u64,
+    /// The trust repository that bundles become targets of.
+    pub trust: Option<PathBuf>,
 }
 
 impl ServeArgs {
@@ -152,6 +158,7 @@ impl ServeArgs {
                 agreement_min: self.agreement_min,
                 confidence: self.confidence,
                 seed: self.seed,
+                trust: self.trust,
             }),
             _ => Err(errors),
         }

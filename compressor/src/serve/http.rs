@@ -62,6 +62,7 @@ pub(super) fn router(front: Arc<Front>) -> Router {
         .route("/healthz", get(health))
         .route("/bundles/{hex}/{file}", get(bundle_file))
         .route("/reports/{hex}", get(report))
+        .route("/trust/{file}", get(metadata_file))
         .merge(admin)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(front)
@@ -149,6 +150,24 @@ async fn report(
     headers: HeaderMap,
 ) -> Answer<Response<Body>> {
     serve_file(&front, &hex, REPORT_FILE, &method, &headers).await
+}
+
+/// Sends a file of the trust repository's metadata. Roots, snapshots and targets never change under their names; the
+/// timestamp does.
+async fn metadata_file(
+    State(front): State<Arc<Front>>,
+    Path(file): Path<String>,
+) -> Answer<Response<Body>> {
+    let unknown = || Refusal(StatusCode::NOT_FOUND, "no such metadata".to_owned());
+    let signing = front.shop.signing.clone().ok_or_else(unknown)?;
+    let read = tokio::task::spawn_blocking(move || signing.metadata(&file));
+    let read = read.await.map_err(internal)?.map_err(internal)?;
+    let bytes = read.ok_or_else(unknown)?;
+    Response::builder()
+        .header(header::CONTENT_TYPE, "application/json")
+        .header(header::CACHE_CONTROL, "no-cache")
+        .body(Body::from(bytes))
+        .map_err(internal)
 }
 
 /// Sends a file that the bundle's own manifest lists, and no other.
@@ -274,7 +293,12 @@ fn original(
         .original(&key, &asked.model, &asked.device)
         .map_err(|error| error.to_string())?;
     let facts = match known {
-        Ok(facts) => facts,
+        Ok(facts) => {
+            // It may be older than the trust repository, or taken out of it.
+            let opened = bundle::Bundle::open(&shop.bundles.join(facts.hex()), &Limits::default());
+            shop.sign(&opened.map_err(|error| error.to_string())?)?;
+            facts
+        }
         Err(sequence) => {
             shop.make_room()?;
             let job = original_job(shop, asked, runtime, class, sequence, model);

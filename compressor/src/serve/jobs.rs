@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use super::desk::Counters;
 use super::offers::{OfferFacts, content};
 use super::plan::{self, JobRun, JobSpec, Model};
+use super::signing::Signing;
 use super::store::{Job, Lesson, MAX_TAKEN_BACK, Room, Shelf, Store, StoreError};
 use crate::error::CompressError;
 use crate::pipeline::{self, CompressJob, Goal, OriginalJob, Progress, Recall};
@@ -82,6 +83,8 @@ pub(super) struct Workshop {
     pub(super) stop: AtomicBool,
     /// What the running job is doing, for people.
     pub(super) stage: Mutex<String>,
+    /// Makes bundles targets of the trust repository, where there is one.
+    pub(super) signing: Option<Signing>,
     /// Woken when there may be something in the outbox.
     pub(super) outbox: Notify,
 }
@@ -139,11 +142,21 @@ impl Workshop {
     ) -> Result<OfferFacts, String> {
         let facts = OfferFacts::of(&bundle, runtime);
         self.fresh().insert(facts.hex().to_owned());
-        bundle.move_into(&self.bundles).map_err(|error| {
+        let moved = bundle.move_into(&self.bundles).map_err(|error| error.to_string());
+        let signed = moved.and_then(|bundle| self.sign(&bundle));
+        if let Err(reason) = signed {
             self.settle(&facts);
-            error.to_string()
-        })?;
+            return Err(reason);
+        }
         Ok(facts)
+    }
+
+    /// Makes a bundle one that devices may install, where that takes a signature.
+    pub(super) fn sign(&self, bundle: &Bundle) -> Result<(), String> {
+        match &self.signing {
+            Some(signing) => signing.allow(bundle),
+            None => Ok(()),
+        }
     }
 
     /// The bundle is known to the store, or unknown to it for good.
@@ -156,21 +169,31 @@ impl Workshop {
         let fresh = self.fresh();
         let room = self.store.collect(&self.shelf, &fresh, &self.work);
         drop(fresh);
-        self.empty_trash().map_err(|error| format!("{}: {error}", self.work.display()))?;
+        let gone =
+            self.empty_trash().map_err(|error| format!("{}: {error}", self.work.display()))?;
+        if let Some(signing) = &self.signing
+            && let Err(error) = signing.forget(&gone)
+        {
+            tracing::warn!(%error, "forgotten bundles stay allowed");
+        }
         match room.map_err(|error| error.to_string())? {
             Room::Free => Ok(()),
             Room::Full(reason) => Err(reason),
         }
     }
 
-    fn empty_trash(&self) -> io::Result<()> {
+    /// Returns the hexadecimal digits of what it deleted.
+    fn empty_trash(&self) -> io::Result<Vec<String>> {
+        let mut deleted = Vec::new();
         for entry in fs::read_dir(&self.work)? {
             let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(super::store::TRASH) {
+            if let Some(hex) = entry.file_name().to_string_lossy().strip_prefix(super::store::TRASH)
+            {
                 remove_if_there(&entry.path())?;
+                deleted.push(hex.to_owned());
             }
         }
-        Ok(())
+        Ok(deleted)
     }
 
     fn fresh(&self) -> MutexGuard<'_, BTreeSet<String>> {

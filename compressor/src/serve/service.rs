@@ -20,6 +20,7 @@ use super::jobs::{self, Compressor, Waker, Workshop, remove_if_there};
 use super::link;
 use super::offers::{Offers, entropy};
 use super::plan::Model;
+use super::signing::{self, Signing};
 use super::store::{Shelf, Store, StoreError};
 
 /// Events of the link that wait for the desk.
@@ -49,6 +50,9 @@ pub enum ServeError {
     /// Another service works on the same store.
     #[error("store {} is used by another espalier serve", .0.display())]
     Locked(PathBuf),
+    /// The trust repository is not usable.
+    #[error("--trust: {0}")]
+    Trust(#[from] ::trust::TrustError),
     /// The store is not usable.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -78,6 +82,7 @@ impl Service {
         for dir in [&bundles, &work] {
             fs::create_dir_all(dir).map_err(at("cannot create", dir))?;
         }
+        let signing = config.trust.as_deref().map(Signing::open).transpose()?;
         let models = read_models(&config.models)?;
         let address = config.listen;
         let listen = |source| ServeError::Listen { address, source };
@@ -107,6 +112,7 @@ impl Service {
             counters: Counters::default(),
             stop: AtomicBool::new(false),
             stage: Mutex::default(),
+            signing,
             outbox: Notify::new(),
         });
         let (waker, worker) = start_worker(&shop)?;
@@ -193,7 +199,9 @@ fn start_tasks(
         downloads: Front::downloads(),
         deploying: tokio::sync::Mutex::default(),
     });
+    let renewing = shop.signing.clone();
     Ok(vec![
+        tokio::spawn(signing::keep_fresh(renewing)),
         tokio::spawn(link::run(link::options(&config.broker, &client_id), sender)),
         tokio::spawn(desk.run(events)),
         tokio::spawn(connections::serve(listener, http::router(front), Patience::default())),

@@ -344,6 +344,7 @@ impl Compressor for Fake {
 /// A folder with a model, data and a store; no service runs.
 pub(crate) struct Prepared {
     dir: TempDir,
+    pub(crate) trust: Option<PathBuf>,
 }
 
 impl Prepared {
@@ -359,6 +360,7 @@ impl Prepared {
             heldout: dir.join("heldout.npz"),
         };
         ServeConfig {
+            trust: self.trust.clone(),
             root: wire::DEFAULT_ROOT.into(),
             broker: ("127.0.0.1".into(), broker.port),
             client_id: None,
@@ -399,7 +401,7 @@ impl Host {
         for name in ["model.onnx", "calib.npz", "heldout.npz"] {
             fs::write(dir.path().join(name), name).unwrap();
         }
-        Prepared { dir }
+        Prepared { dir, trust: None }
     }
 
     pub(crate) async fn start(broker: &Broker, fake: Fake) -> Self {

@@ -10,6 +10,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("espalier-bundle", &[]),
     ("espalier-wire", &[]),
     ("espalier-runtime", &[]),
+    ("espalier-trust", &["espalier-bundle"]),
     ("espalier-graph", &[]),
     ("espalier-exec", &["espalier-graph"]),
     (
@@ -19,10 +20,11 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "espalier-exec",
             "espalier-graph",
             "espalier-runtime",
+            "espalier-trust",
             "espalier-wire",
         ],
     ),
-    ("espalier-agent", &["espalier-bundle", "espalier-runtime", "espalier-wire"]),
+    ("espalier-agent", &["espalier-bundle", "espalier-runtime", "espalier-trust", "espalier-wire"]),
     ("edge-sim", &["espalier-agent", "espalier-wire"]),
     (
         "e2e",
@@ -34,6 +36,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "espalier-exec",
             "espalier-graph",
             "espalier-runtime",
+            "espalier-trust",
             "espalier-wire",
         ],
     ),
@@ -54,11 +57,12 @@ const ONLY: &[(&[&str], &[&str], &str)] = &[
     (&["rumqttd*"], &["edge-sim"], "the embedded broker is for demos"),
     (
         &["tokio", "tokio-*"],
-        &["espalier", "espalier-agent", "edge-sim", "e2e"],
-        "the libraries are not async",
+        &["espalier", "espalier-agent", "espalier-trust", "edge-sim", "e2e"],
+        "the libraries are not async, but for what tough asks of trust",
     ),
     (&["axum", "axum-*"], &["espalier", "espalier-agent"], "only the two servers serve HTTP"),
     (&["hyper", "hyper-*"], &["espalier", "espalier-agent"], "only the two servers serve HTTP"),
+    (&["tough"], &["espalier-trust"], "what is trusted is decided in one place"),
     (&["rusqlite"], &["espalier"], "only the compressor keeps jobs"),
     (
         &["anyhow"],

@@ -21,6 +21,7 @@ mod crashes;
 mod disk;
 mod faults;
 mod trace;
+mod trust;
 
 /// A topic and what was said there.
 type Said = (String, Vec<u8>);
