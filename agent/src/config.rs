@@ -19,8 +19,13 @@ use crate::sys::PowerConfig;
 use layers::Layers;
 use reader::Reader;
 
+mod download;
 mod layers;
 mod reader;
+mod secure;
+
+pub use download::DownloadConfig;
+pub use secure::Checked;
 
 /// Where the configuration is looked for when no file is named.
 pub const DEFAULT_FILE: &str = "/etc/espalier/agent.toml";
@@ -61,6 +66,8 @@ pub struct Config {
     pub breach: BreachRules,
     /// How an install is judged.
     pub install: InstallRules,
+    /// How bundles are fetched.
+    pub download: DownloadConfig,
     /// How power is to be had.
     pub power: PowerConfig,
     /// The prefix of `/proc` and `/sys`.
@@ -132,6 +139,8 @@ pub struct MqttConfig {
     pub username: Option<String>,
     /// The file with the password.
     pub password_file: Option<PathBuf>,
+    /// What the connection is secured with; none sends in the clear.
+    pub tls: Option<tls::Settings>,
 }
 
 /// One thing wrong with the configuration.
@@ -183,9 +192,20 @@ impl Config {
     /// # Errors
     /// Everything that is wrong, each with its origin and key.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        Self::load_with(sources, |_, _| {})
+    }
+
+    /// `more` may add to the problems.
+    fn load_with(
+        sources: &Sources,
+        more: impl FnOnce(&mut Reader, &Self),
+    ) -> Result<Self, ConfigError> {
         let (layers, mut problems) = Layers::collect(sources);
         let mut reader = Reader::new(&layers);
         let config = read(&mut reader);
+        if let Some(config) = &config {
+            more(&mut reader, config);
+        }
         problems.extend(reader.finish());
         match config {
             Some(config) if problems.is_empty() => Ok(config),
@@ -228,6 +248,7 @@ fn read(r: &mut Reader) -> Option<Config> {
     let budgets = budgets(r);
     let breach = breach(r);
     let install = install(r);
+    let download = download::read(r);
     let power = power(r);
     let sys_root = r.path("sys.root").unwrap_or_else(|| PathBuf::from("/"));
     #[cfg(debug_assertions)]
@@ -244,6 +265,7 @@ fn read(r: &mut Reader) -> Option<Config> {
         budgets,
         breach,
         install,
+        download,
         power,
         sys_root,
         #[cfg(debug_assertions)]
@@ -303,9 +325,10 @@ fn mqtt(r: &mut Reader) -> Option<MqttConfig> {
     let root = r.string("mqtt.root").unwrap_or_else(|| wire::DEFAULT_ROOT.to_owned());
     r.check("mqtt.root", wire::requests_filter(&root));
     let narrow = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
+    let tls = secure::mqtt(r);
     let config = MqttConfig {
         host: host.clone().unwrap_or_default(),
-        port: narrow(r.integer("mqtt.port", 1883, 1..=65_535)),
+        port: narrow(r.integer("mqtt.port", secure::default_port(tls.as_ref()), 1..=65_535)),
         root,
         keep_alive: Duration::from_secs(r.integer("mqtt.keep_alive", 30, 5..=65_535)),
         session_expiry: Duration::from_secs(r.integer(
@@ -316,7 +339,8 @@ fn mqtt(r: &mut Reader) -> Option<MqttConfig> {
         will_delay: Duration::from_secs(r.integer("mqtt.will_delay_s", 10, 0..=86_400)),
         inflight: narrow(r.integer("mqtt.inflight", 16, 1..=1024)),
         username: r.string("mqtt.username"),
-        password_file: r.path("mqtt.password_file"),
+        password_file: secure::credential(r, "mqtt.password_file"),
+        tls,
     };
     host.map(|_| config)
 }

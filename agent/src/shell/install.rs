@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bundle::Digest;
 use tokio::sync::mpsc;
 
-use super::download;
+use super::download::{self, Access};
 use super::store::{self, Store};
 use crate::core::{BundleFacts, Event, InstallId, ShadowFacts, Step, StepDone, StepFailure};
 use crate::plane::{CandidateId, Plane, PlaneError};
@@ -17,6 +17,7 @@ use crate::plane::{CandidateId, Plane, PlaneError};
 pub struct Installer {
     plane: Plane,
     store: Store,
+    access: Access,
     events: mpsc::Sender<Event>,
     work: Arc<Mutex<Work>>,
     /// Held while the serving model of any name is changed, together with what `work` says of it.
@@ -61,8 +62,8 @@ struct Serving {
 impl Installer {
     /// An installer that answers to `events`.
     #[must_use]
-    pub fn new(plane: Plane, store: Store, events: mpsc::Sender<Event>) -> Self {
-        Self { plane, store, events, work: Arc::default(), turn: Arc::default() }
+    pub fn new(plane: Plane, store: Store, access: Access, events: mpsc::Sender<Event>) -> Self {
+        Self { plane, store, access, events, work: Arc::default(), turn: Arc::default() }
     }
 
     /// Where answers go.
@@ -83,6 +84,13 @@ impl Installer {
             let event = Event::Step { model, install, outcome };
             let _ = this.events.send(event).await;
         });
+    }
+
+    /// Stops an install's download, which another step goes on with.
+    pub fn pause(&self, install: InstallId) {
+        if let Some(own) = self.work().installs.get_mut(&install) {
+            std::mem::take(&mut own.token).cancel();
+        }
     }
 
     /// Stops an install and frees its worker.
@@ -180,7 +188,7 @@ impl Installer {
         url: String,
         digest: Digest,
     ) -> Result<(), StepFailure> {
-        let (store, token) = (self.store.clone(), token.clone());
+        let (store, token, access) = (self.store.clone(), token.clone(), self.access.clone());
         blocking(move || {
             if store.has(&digest) && store.open(&digest).is_ok() {
                 return Ok(());
@@ -190,6 +198,7 @@ impl Installer {
                 digest,
                 into: &store.staged(&digest),
                 limits: store.limits(),
+                access: &access,
                 cancelled: &token.0,
             })
         })

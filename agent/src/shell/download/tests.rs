@@ -107,7 +107,8 @@ impl Fixture {
         cancelled: &AtomicBool,
     ) -> Result<(), StepFailure> {
         let into = self.staged();
-        fetch(&Job { url, digest: self.bundle.digest, into: &into, limits, cancelled })
+        let access = &Access::default();
+        fetch(&Job { url, digest: self.bundle.digest, into: &into, limits, access, cancelled })
     }
 
     fn serve(&self, answer: Box<Answer>) -> Server {
