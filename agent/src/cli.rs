@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 
-use crate::config::{Config, ConfigError, Sources, TrustConfig};
+use crate::config::{Checked, Config, ConfigError, Problem, Sources, TrustConfig};
 use crate::core::{ActiveEntry, Durable};
 use crate::plane::worker::{self, NoHook};
 use crate::shell::state_dir::status_socket;
@@ -168,23 +168,28 @@ fn show_status(args: &AskArgs) -> Result<(), Failure> {
 }
 
 fn check(args: &AskArgs) -> Result<(), Failure> {
-    let checked = Config::load(&args.config.sources());
+    let now = driver::unix_ms().and_then(|ms| i64::try_from(ms / 1000).ok());
+    let Checked { config: checked, warnings } = Config::check(&args.config.sources(), now);
     if args.json {
         let problems = checked.as_ref().err().map(|error| &error.0);
-        let told: Vec<_> = problems
-            .into_iter()
-            .flatten()
-            .map(|p| json!({ "origin": p.origin, "key": p.key, "what": p.what }))
-            .collect();
+        let tell = |p: &Problem| json!({ "origin": p.origin, "key": p.key, "what": p.what });
+        let told: Vec<_> = problems.into_iter().flatten().map(tell).collect();
+        let warnings: Vec<_> = warnings.iter().map(tell).collect();
         let trust = checked.as_ref().ok().and_then(|config| config.trust.as_ref());
         let trust = trust.map(|t| json!({ "root": t.root, "version": t.root_version }));
-        let answer = json!({ "ok": told.is_empty(), "problems": told, "trust": trust });
+        let ok = told.is_empty();
+        let answer = json!({ "ok": ok, "problems": told, "warnings": warnings, "trust": trust });
         say(&answer.to_string());
+    } else {
+        warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     }
     let config = checked?;
     if !args.json {
         let broker = match &config.mqtt {
-            Some(mqtt) => format!("broker {}:{}", mqtt.host, mqtt.port),
+            Some(mqtt) => {
+                let how = if mqtt.tls.is_some() { " over TLS" } else { "" };
+                format!("broker {}:{}{how}", mqtt.host, mqtt.port)
+            }
             None => "no broker".to_owned(),
         };
         let (id, state) = (&config.device.id, config.state_dir.display());

@@ -21,9 +21,14 @@ pub use trust::TrustConfig;
 use layers::Layers;
 use reader::Reader;
 
+mod download;
 mod layers;
 mod reader;
+mod secure;
 mod trust;
+
+pub use download::DownloadConfig;
+pub use secure::Checked;
 
 /// Where the configuration is looked for when no file is named.
 pub const DEFAULT_FILE: &str = "/etc/espalier/agent.toml";
@@ -66,6 +71,8 @@ pub struct Config {
     pub install: InstallRules,
     /// Whose keys must have signed what is installed; without them a digest is enough.
     pub trust: Option<TrustConfig>,
+    /// How bundles are fetched.
+    pub download: DownloadConfig,
     /// How power is to be had.
     pub power: PowerConfig,
     /// The prefix of `/proc` and `/sys`.
@@ -137,6 +144,8 @@ pub struct MqttConfig {
     pub username: Option<String>,
     /// The file with the password.
     pub password_file: Option<PathBuf>,
+    /// What the connection is secured with; none sends in the clear.
+    pub tls: Option<tls::Settings>,
 }
 
 /// One thing wrong with the configuration.
@@ -188,9 +197,20 @@ impl Config {
     /// # Errors
     /// Everything that is wrong, each with its origin and key.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        Self::load_with(sources, |_, _| {})
+    }
+
+    /// `more` may add to the problems.
+    fn load_with(
+        sources: &Sources,
+        more: impl FnOnce(&mut Reader, &Self),
+    ) -> Result<Self, ConfigError> {
         let (layers, mut problems) = Layers::collect(sources);
         let mut reader = Reader::new(&layers);
         let config = read(&mut reader, &sources.environment);
+        if let Some(config) = &config {
+            more(&mut reader, config);
+        }
         problems.extend(reader.finish());
         match config {
             Some(config) if problems.is_empty() => Ok(config),
@@ -234,6 +254,7 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Option<Config> {
     let breach = breach(r);
     let install = install(r);
     let trust = trust::read(r, environment);
+    let download = download::read(r);
     let power = power(r);
     let sys_root = r.path("sys.root").unwrap_or_else(|| PathBuf::from("/"));
     #[cfg(debug_assertions)]
@@ -251,6 +272,7 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Option<Config> {
         breach,
         install,
         trust,
+        download,
         power,
         sys_root,
         #[cfg(debug_assertions)]
@@ -310,9 +332,10 @@ fn mqtt(r: &mut Reader) -> Option<MqttConfig> {
     let root = r.string("mqtt.root").unwrap_or_else(|| wire::DEFAULT_ROOT.to_owned());
     r.check("mqtt.root", wire::requests_filter(&root));
     let narrow = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
+    let tls = secure::mqtt(r);
     let config = MqttConfig {
         host: host.clone().unwrap_or_default(),
-        port: narrow(r.integer("mqtt.port", 1883, 1..=65_535)),
+        port: narrow(r.integer("mqtt.port", secure::default_port(tls.as_ref()), 1..=65_535)),
         root,
         keep_alive: Duration::from_secs(r.integer("mqtt.keep_alive", 30, 5..=65_535)),
         session_expiry: Duration::from_secs(r.integer(
@@ -323,7 +346,8 @@ fn mqtt(r: &mut Reader) -> Option<MqttConfig> {
         will_delay: Duration::from_secs(r.integer("mqtt.will_delay_s", 10, 0..=86_400)),
         inflight: narrow(r.integer("mqtt.inflight", 16, 1..=1024)),
         username: r.string("mqtt.username"),
-        password_file: r.path("mqtt.password_file"),
+        password_file: secure::credential(r, "mqtt.password_file"),
+        tls,
     };
     host.map(|_| config)
 }

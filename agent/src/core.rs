@@ -28,6 +28,7 @@ pub use event::{
 pub use record::{Baseline, Durable, DurableModel, InstallState, Installed, Record};
 pub use settings::{BreachRules, InstallRules, Settings};
 pub use status::{InstallStatus, ModelStatus, Status};
+pub use window::{Conditions, DownloadRules, Hold, NoWindow, Window};
 
 use live::Live;
 
@@ -37,6 +38,7 @@ mod effect;
 mod ending;
 mod event;
 mod gauge;
+mod held;
 mod install;
 mod judge;
 mod live;
@@ -47,6 +49,7 @@ mod request;
 mod settings;
 mod status;
 mod telemetry;
+mod window;
 
 /// How many command numbers are remembered to recognise a repetition.
 const MAX_SEEN_COMMANDS: usize = 64;
@@ -63,6 +66,8 @@ pub struct Core {
     deaf: Option<String>,
     told_state: Option<(DeviceState, Option<String>)>,
     throttled_since: Option<Millis>,
+    /// What downloads wait for or not; none until the shell has looked.
+    conditions: Option<Conditions>,
     commands: VecDeque<String>,
     ending: bool,
     out: Vec<Effect>,
@@ -88,6 +93,7 @@ impl Core {
             deaf: None,
             told_state: None,
             throttled_since: None,
+            conditions: None,
             commands: VecDeque::new(),
             ending: false,
             out: Vec::new(),
@@ -127,6 +133,7 @@ impl Core {
             Event::WorkerRestarted { model } => self.on_worker_restarted(&model),
             Event::SpoolDropped { records, bytes } => self.report_spool_drop(records, bytes),
             Event::BudgetsConfigured(budgets) => self.on_budgets_configured(budgets),
+            Event::Conditions(conditions) => self.on_conditions(conditions),
             Event::Shutdown => self.on_shutdown(),
         }
         self.report_state();
@@ -137,6 +144,12 @@ impl Core {
     #[must_use]
     pub fn durable(&self) -> &Durable {
         &self.durable
+    }
+
+    /// Why there is no connection to the broker, as was said last.
+    #[must_use]
+    pub fn offline_reason(&self) -> Option<&str> {
+        self.offline_reason.as_deref()
     }
 
     /// Installs whose candidates are being compared on live traffic, for the shell to poll.

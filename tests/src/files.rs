@@ -8,6 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+use crate::certificates::Identity;
+
 /// What the server does to `model.onnx`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Damage {
@@ -48,6 +54,7 @@ struct Shared {
 pub struct FileServer {
     shared: Arc<Shared>,
     address: SocketAddr,
+    scheme: &'static str,
 }
 
 impl FileServer {
@@ -57,7 +64,29 @@ impl FileServer {
     /// When there is no port.
     #[must_use]
     pub fn start(folder: &Path) -> Self {
+        Self::start_with(folder, None)
+    }
+
+    /// The same over TLS, with a certificate.
+    ///
+    /// # Panics
+    /// When there is no port, or the certificate is none.
+    #[must_use]
+    pub fn start_secure(folder: &Path, identity: &Identity) -> Self {
+        let chain = tls::certificates(&identity.certificate).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_file(&identity.key).expect("a key");
+        let config = ServerConfig::builder_with_provider(tls::provider())
+            .with_safe_default_protocol_versions()
+            .expect("versions of TLS")
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .expect("a certificate and its key");
+        Self::start_with(folder, Some(Arc::new(config)))
+    }
+
+    fn start_with(folder: &Path, secure: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free loopback port");
+        let scheme = if secure.is_some() { "https" } else { "http" };
         let address = listener.local_addr().expect("a bound socket has an address");
         let shared = Arc::new(Shared {
             folder: folder.to_owned(),
@@ -71,18 +100,24 @@ impl FileServer {
                 if for_thread.stop.load(Ordering::Relaxed) {
                     return;
                 }
-                let shared = for_thread.clone();
+                let (shared, secure) = (for_thread.clone(), secure.clone());
                 // A client that goes away in the middle is part of what is tested.
-                std::thread::spawn(move || serve(&shared, &stream).ok());
+                std::thread::spawn(move || match secure {
+                    None => serve(&shared, stream).ok(),
+                    Some(config) => {
+                        let connection = ServerConnection::new(config).ok()?;
+                        serve(&shared, StreamOwned::new(connection, stream)).ok()
+                    }
+                });
             }
         });
-        Self { shared, address }
+        Self { shared, address, scheme }
     }
 
     /// Where a folder's files are.
     #[must_use]
     pub fn url(&self, folder: &str) -> String {
-        format!("http://{}/{folder}", self.address)
+        format!("{}://{}/{folder}", self.scheme, self.address)
     }
 
     /// From now on, models are damaged like this.
@@ -179,12 +214,13 @@ fn read_request(reader: &mut impl BufRead) -> std::io::Result<Option<Request>> {
     }
 }
 
-fn serve(shared: &Shared, stream: &TcpStream) -> std::io::Result<()> {
-    let mut reader = BufReader::new(stream.try_clone()?);
-    let mut writer = stream;
+fn serve(shared: &Shared, stream: impl Read + Write) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream);
     while let Some(request) = read_request(&mut reader)? {
         shared.note(&request);
-        if !answer(shared, &request, &mut writer)? {
+        let goes_on = answer(shared, &request, reader.get_mut())?;
+        reader.get_mut().flush()?;
+        if !goes_on {
             return Ok(());
         }
     }

@@ -1,6 +1,8 @@
 //! The parts together, with real servers: what the tests of this package share.
 
+pub mod certificates;
 pub mod files;
+pub mod guarded;
 pub mod hold;
 pub mod journal;
 pub mod offers;

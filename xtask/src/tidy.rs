@@ -2,6 +2,7 @@
 
 mod boundaries;
 mod links;
+mod providers;
 mod sources;
 
 use std::process::ExitCode;
@@ -12,6 +13,7 @@ use anyhow::Result;
 pub(crate) fn run() -> Result<ExitCode> {
     let mut violations = boundaries::check()?;
     violations.extend(sources::check()?);
+    violations.extend(providers::check()?);
     for violation in &violations {
         eprintln!("tidy: {violation}");
     }

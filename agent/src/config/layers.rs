@@ -27,11 +27,17 @@ pub(super) struct Layers {
     pub leaves: BTreeMap<Vec<String>, Leaf>,
     /// What a missing key is blamed on.
     pub main: String,
+    /// Where systemd put the files that it guards for the service.
+    pub credentials: Option<PathBuf>,
 }
 
 impl Layers {
     pub(super) fn collect(sources: &Sources) -> (Self, Vec<Problem>) {
-        let mut layers = Self { main: "configuration".to_owned(), ..Self::default() };
+        let mut layers = Self {
+            main: "configuration".to_owned(),
+            credentials: super::secure::folder(&sources.environment),
+            ..Self::default()
+        };
         let mut problems = Vec::new();
         for file in files(sources, &mut problems) {
             if layers.main == "configuration" {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -150,6 +150,17 @@ impl<'a> Reader<'a> {
         let below = self.layers.leaves.keys().filter(|path| path[0] == table && path.len() > 2);
         let names: BTreeSet<String> = below.map(|path| path[1..path.len() - 1].join(".")).collect();
         names.into_iter().collect()
+    }
+
+    /// Where systemd put the files that it guards for the service.
+    pub(super) fn credentials(&self) -> Option<&'a Path> {
+        self.layers.credentials.as_deref()
+    }
+
+    /// Where a key was set; the main file where it was not.
+    pub(super) fn origin(&self, key: &str) -> String {
+        let own = find(self.layers, key).map(|(_, leaf)| leaf.origin.clone());
+        own.unwrap_or_else(|| self.layers.main.clone())
     }
 
     fn leaf(&mut self, key: &str) -> Option<&'a Leaf> {

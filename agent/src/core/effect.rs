@@ -37,6 +37,13 @@ pub enum Effect {
         /// What to do.
         step: Step,
     },
+    /// Stop the download of the install and keep what is there; another `Download` step goes on with it.
+    Pause {
+        /// The model.
+        model: String,
+        /// Which install.
+        install: InstallId,
+    },
     /// Stop whatever the install is doing and free its worker. Its staging files stay until
     /// `Collect`.
     Abandon {

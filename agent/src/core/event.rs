@@ -2,6 +2,8 @@
 
 use wire::{Budgets, Command, Histogram, Offer, PowerWindow, ResourceWindow};
 
+use super::window::Conditions;
+
 /// Milliseconds of a clock that only moves forward. The shell reads it; the core only compares it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Millis(pub u64);
@@ -27,6 +29,8 @@ pub type InstallId = u64;
 /// Something happened.
 #[derive(Clone, Debug)]
 pub enum Event {
+    /// The shell looked at what downloads wait for; said only where there are rules for it.
+    Conditions(Conditions),
     /// Time passed. Deadlines, retries and cooldowns are looked at.
     Tick,
     /// The broker accepted the connection.

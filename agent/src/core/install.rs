@@ -201,13 +201,21 @@ impl Core {
         live.state_since = now;
         live.failures = 0;
         live.retry_at = None;
+        live.failure = None;
+        live.held = None;
         if let Some(own) = self.install(model).cloned() {
             self.report_progress(now, &own, state);
         }
     }
 
-    /// Asks the shell for the step that belongs to the install's present state.
-    fn perform(&mut self, model: &str) {
+    /// Asks the shell for the step that belongs to the install's present state. A download may have to
+    /// wait for its time.
+    pub(super) fn perform(&mut self, model: &str) {
+        let downloads =
+            self.install(model).is_some_and(|own| own.state <= InstallState::Downloading);
+        if downloads && self.holds_back(model) {
+            return self.report_model(model);
+        }
         let Some(own) = self.install(model) else {
             return;
         };
@@ -239,6 +247,7 @@ impl Core {
         let limit = self.settings.install.max_attempts;
         let live = &mut self.live(model).install;
         live.failures += 1;
+        live.failure = Some(failure.reason.clone());
         let failures = live.failures;
         match failure.class {
             FailureClass::Transient if failures < limit => {

@@ -6,6 +6,7 @@ use wire::{Cause, Histogram, ModelPhase};
 
 use super::event::{Millis, ShadowFacts};
 use super::gauge::Gauge;
+use super::window::Hold;
 
 /// How many digests with a refusal are remembered, so that a retained offer is refused aloud once.
 const MAX_REFUSALS: usize = 16;
@@ -92,6 +93,10 @@ pub(super) struct LiveInstall {
     pub failures: u32,
     /// When to try the present step again.
     pub retry_at: Option<Millis>,
+    /// How it failed last.
+    pub failure: Option<String>,
+    /// Why its download waits.
+    pub held: Option<Hold>,
     /// What shadowing has seen.
     pub shadow: ShadowFacts,
     /// What probation has seen.

@@ -3,7 +3,7 @@
 use wire::{InstallEvent, InstallOutcome, ModelPhase, Offer};
 
 use super::Core;
-use super::effect::{Effect, Report, Step};
+use super::effect::Report;
 use super::event::Millis;
 use super::record::{DurableModel, InstallState, MAX_BLOCKED, MAX_IDLE_MODELS, Record};
 use super::report::blank;
@@ -128,17 +128,13 @@ impl Core {
         let model = offer.model.clone();
         self.supersede(now, &model, offer.sequence);
         let install = self.durable.next_install;
-        self.record(Record::Offered {
-            model: model.clone(),
-            install,
-            offer: Box::new(offer.clone()),
-        });
+        self.record(Record::Offered { model: model.clone(), install, offer: Box::new(offer) });
         self.forget_strays();
         let live = self.live(&model);
         live.install.since = now;
         live.resume_pending = false;
         self.advance(now, &model, InstallState::Downloading);
-        self.emit(Effect::Step { model, install, step: Step::Download(Box::new(offer)) });
+        self.perform(&model);
     }
 
     /// Models that were refused and left no trace in the journal leave none in memory either, once

@@ -93,7 +93,7 @@ impl Core {
         let live = self.live.get(model);
         let durable = self.durable.models.get(model);
         if let Some(install) = durable.and_then(|m| m.install.as_ref()) {
-            return (install.state.phase(), None);
+            return (install.state.phase(), self.waiting(model));
         }
         if let Some(reason) = live.and_then(|l| l.activation.reason.clone()) {
             return (ModelPhase::None, Some(reason));

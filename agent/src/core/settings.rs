@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use wire::{Birth, Budgets};
 
+use super::window::DownloadRules;
+
 /// Everything the core is configured with. It never changes while it runs, but for the budgets.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -17,6 +19,8 @@ pub struct Settings {
     pub breach: BreachRules,
     /// How an install is judged.
     pub install: InstallRules,
+    /// When downloads may move.
+    pub download: DownloadRules,
 }
 
 /// When a budget counts as broken, and what else can be the cause.

@@ -61,6 +61,8 @@ pub struct InstallStatus {
     pub sequence: u64,
     /// Where it stands.
     pub state: InstallState,
+    /// Why it does not move, if it does not.
+    pub waiting: Option<String>,
     /// For how long it has been under way.
     pub elapsed_ms: u64,
     /// Requests compared while shadowing.
@@ -106,6 +108,7 @@ impl Core {
                 digest: install.offer.digest.clone(),
                 sequence: install.offer.sequence,
                 state: install.state,
+                waiting: self.waiting(name),
                 elapsed_ms: live.map_or(0, |live| now.since(live.install.since)),
                 shadow_requests: live.map_or(0, |live| live.install.shadow.requests),
             }),

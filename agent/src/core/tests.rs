@@ -63,6 +63,7 @@ fn settings() -> Settings {
             max_restarts: 4,
             ..InstallRules::default()
         },
+        download: DownloadRules::default(),
     }
 }
 
@@ -211,6 +212,9 @@ impl World {
                 self.owed.push(Owed::Activate(model, digest));
             }
             Effect::Step { model, install, step } => self.owe(model, install, step),
+            Effect::Pause { install, .. } => {
+                self.owed.retain(|owed| !matches!(owed, Owed::Step(_, id, _) if *id == install));
+            }
             Effect::Abandon { model, install } => {
                 self.owed.retain(|owed| !matches!(owed, Owed::Step(_, id, _) if *id == install));
                 let workers = self.workers.entry(model).or_default();

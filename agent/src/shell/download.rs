@@ -3,20 +3,28 @@
 //! The manifest first, held against the offer's digest; then each file it names, resumed where a
 //! part of it lies there already, held against its size while it comes and its digest when it is
 //! whole. Blocking, for a thread of its own; every wait has a deadline, and cancelling takes effect at
-//! the next read.
+//! the next read. Over https the server's certificate is held against the CAs of `download.ca_file`; what
+//! the bundle is worth says its digest in either case.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bundle::{Digest, FileEntry, Limits, MANIFEST_FILE, Manifest};
+use tls::{Names, Parties, Settings};
 use ureq::http::{Response, StatusCode, header};
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Body};
 
 use super::state_dir::{sync_folder_of, write_atomically};
+use crate::config::DownloadConfig;
 use crate::core::StepFailure;
+pub use pace::Pace;
+
+mod pace;
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -26,6 +34,10 @@ const ANSWER: Duration = Duration::from_secs(30);
 const STALL: Duration = Duration::from_secs(30);
 /// Room that must be left on the file system beside the bundle.
 const SPARE_BYTES: u64 = 16 << 20;
+/// What is read at once.
+const READ_BYTES: usize = 64 << 10;
+/// How often a lock is tried.
+const LOCK_GLANCE: Duration = Duration::from_millis(50);
 
 /// What to fetch.
 #[derive(Clone, Debug)]
@@ -38,9 +50,29 @@ pub struct Job<'a> {
     pub into: &'a Path,
     /// The limits to hold it to.
     pub limits: &'a Limits,
+    /// How servers are reached.
+    pub access: &'a Access,
     /// Set to stop.
     pub cancelled: &'a AtomicBool,
 }
+
+/// How servers are reached.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// The CAs that may have signed the certificate of a server; the system's if not given.
+    pub ca: Option<PathBuf>,
+    /// How fast all downloads together may come in.
+    pub pace: Option<Arc<Pace>>,
+}
+
+const NAMES: Names = Names {
+    ca: "download.ca_file",
+    certificate: "a client certificate",
+    key: "its key",
+    server_name: "the address of the offer",
+};
+/// What is sent over https is not sent on in the clear.
+const SECURE: &str = "https://";
 
 /// Fetches all files.
 ///
@@ -50,7 +82,8 @@ pub struct Job<'a> {
 pub fn fetch(job: &Job<'_>) -> Result<(), StepFailure> {
     check_scheme(job.url)?;
     fs::create_dir_all(job.into).map_err(|e| at(job.into, "create", &e))?;
-    let agent = agent();
+    let _alone = alone(job)?;
+    let agent = agent(job.url, job.access)?;
     let manifest = manifest(job, &agent)?;
     check_space(job, &manifest)?;
     for (name, entry) in &manifest.files {
@@ -59,20 +92,61 @@ pub fn fetch(job: &Job<'_>) -> Result<(), StepFailure> {
     sync_folder_of(&job.into.join(MANIFEST_FILE)).map_err(StepFailure::transient)
 }
 
+/// The staging folder's lock. The thread of a download that was paused may still be waiting for its server.
+fn alone(job: &Job<'_>) -> Result<File, StepFailure> {
+    let folder = File::open(job.into).map_err(|e| at(job.into, "open", &e))?;
+    loop {
+        match folder.try_lock() {
+            Ok(()) => return Ok(folder),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(e)) => return Err(at(job.into, "lock", &e)),
+        }
+        check_cancelled(job, job.url)?;
+        std::thread::sleep(LOCK_GLANCE);
+    }
+}
+
+fn check_cancelled(job: &Job<'_>, url: &str) -> Result<(), StepFailure> {
+    if job.cancelled.load(Ordering::Relaxed) {
+        return Err(StepFailure::attempt(format!("{url}: cancelled")));
+    }
+    Ok(())
+}
+
 pub(super) fn check_scheme(url: &str) -> Result<(), StepFailure> {
-    if url.starts_with("http://") {
+    if url.starts_with("http://") || url.starts_with(SECURE) {
         return Ok(());
     }
-    let reason = if url.starts_with("https://") {
-        format!("{url}: https is not supported yet; offer the bundle over http")
-    } else {
-        format!("{url}: only http:// addresses can be fetched")
-    };
+    let reason = format!("{url}: only http:// and https:// addresses can be fetched");
     Err(StepFailure::attempt(reason))
 }
 
-pub(super) fn agent() -> Agent {
-    Agent::config_builder()
+/// A client that reaches `url` and what it sends on to.
+///
+/// # Errors
+/// Transient where the CAs of an https address cannot be read.
+pub(super) fn agent(url: &str, access: &Access) -> Result<Agent, StepFailure> {
+    let is_secure = url.starts_with(SECURE);
+    let settings = access.settings();
+    let found = tls::certificates(settings.ca_file());
+    let found = match found {
+        Ok(found) => found,
+        // Needed only where the server sends on to https, and then nobody is trusted.
+        Err(_) if !is_secure => Vec::new(),
+        Err(what) => {
+            let reason = format!("{}: {}: {what}", url, NAMES.ca);
+            return Err(StepFailure::transient(reason));
+        }
+    };
+    let trusted: Vec<_> = found.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
+    let tls = TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .unversioned_rustls_crypto_provider(tls::provider())
+        .root_certs(RootCerts::new_with_certs(&trusted))
+        .build();
+    Ok(Agent::config_builder()
+        .tls_config(tls)
+        .https_only(is_secure)
         .timeout_connect(Some(CONNECT))
         .timeout_resolve(Some(CONNECT))
         .timeout_recv_response(Some(ANSWER))
@@ -80,7 +154,20 @@ pub(super) fn agent() -> Agent {
         .http_status_as_error(false)
         .max_redirects(3)
         .build()
-        .into()
+        .into())
+}
+
+impl Access {
+    /// As it is configured.
+    #[must_use]
+    pub fn new(config: &DownloadConfig) -> Self {
+        let pace = config.max_bytes_per_s.map(|rate| Arc::new(Pace::new(rate)));
+        Self { ca: config.ca_file.clone(), pace }
+    }
+
+    fn settings(&self) -> Settings {
+        Settings { ca: self.ca.clone(), names: NAMES, ..Settings::default() }
+    }
 }
 
 fn manifest(job: &Job<'_>, agent: &Agent) -> Result<Manifest, StepFailure> {
@@ -110,7 +197,7 @@ fn manifest(job: &Job<'_>, agent: &Agent) -> Result<Manifest, StepFailure> {
 
 fn fetch_manifest(job: &Job<'_>, agent: &Agent) -> Result<Vec<u8>, StepFailure> {
     let url = address(job.url, MANIFEST_FILE);
-    let mut response = get(agent, &url, None)?;
+    let mut response = get(job, agent, &url, None)?;
     expect_status(&url, &response, &[StatusCode::OK])?;
     let limit = job.limits.manifest_bytes;
     let mut bytes = Vec::new();
@@ -176,7 +263,7 @@ fn receive(
     have: u64,
     wanted: u64,
 ) -> Result<(), StepFailure> {
-    let mut response = get(agent, url, (have > 0).then_some(have))?;
+    let mut response = get(job, agent, url, (have > 0).then_some(have))?;
     if let Some(total) = total_bytes(&response)
         && total != wanted
     {
@@ -211,12 +298,11 @@ fn copy(
     wanted: u64,
 ) -> Result<(), StepFailure> {
     let mut body = response.body_mut().as_reader();
-    let mut buffer = vec![0; 64 << 10];
+    let pace = job.access.pace.as_deref();
+    let mut buffer = vec![0; pace.map_or(READ_BYTES, |pace| pace.chunk(READ_BYTES))];
     let mut left = wanted;
     loop {
-        if job.cancelled.load(Ordering::Relaxed) {
-            return Err(StepFailure::attempt(format!("{url}: cancelled")));
-        }
+        check_cancelled(job, url)?;
         let read = body.read(&mut buffer);
         let read = read.map_err(|e| StepFailure::transient(format!("{url}: {e}")))?;
         if read == 0 {
@@ -228,6 +314,9 @@ fn copy(
         }
         out.write_all(&buffer[..read]).map_err(|e| at(path, "write", &e))?;
         left -= read as u64;
+        if let Some(pace) = pace {
+            pace.wait(read, job.cancelled);
+        }
     }
     if left == 0 {
         return Ok(());
@@ -236,13 +325,33 @@ fn copy(
     Err(StepFailure::transient(reason))
 }
 
-fn get(agent: &Agent, url: &str, from: Option<u64>) -> Result<Response<Body>, StepFailure> {
+fn get(
+    job: &Job<'_>,
+    agent: &Agent,
+    url: &str,
+    from: Option<u64>,
+) -> Result<Response<Body>, StepFailure> {
     let request = agent.get(url);
     let request = match from {
         Some(from) => request.header(header::RANGE, format!("bytes={from}-")),
         None => request,
     };
-    request.call().map_err(|e| StepFailure::transient(format!("{url}: {e}")))
+    request.call().map_err(|error| {
+        let settings = job.access.settings();
+        let there = format!("the server of {}", job.url);
+        let parties = Parties { here: "this device", there: &there, settings: &settings };
+        let told = unwrapped(&error).and_then(|within| tls::explain(within, parties));
+        StepFailure::transient(format!("{url}: {}", told.unwrap_or_else(|| error.to_string())))
+    })
+}
+
+/// The error within a client's error, which does not name it as its source.
+fn unwrapped(error: &ureq::Error) -> Option<&(dyn std::error::Error + 'static)> {
+    match error {
+        ureq::Error::Rustls(error) => Some(error),
+        ureq::Error::Io(error) => Some(error),
+        _ => None,
+    }
 }
 
 /// The whole file's size, where the server states it: a file that is short for ever is no broken connection.

@@ -8,6 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::MissedTickBehavior;
 
+use super::download::Access;
 #[cfg(debug_assertions)]
 use super::hold::Hold;
 use super::install::Installer;
@@ -146,7 +147,8 @@ impl Driver {
         let (questions_in, questions) = mpsc::channel(MAX_QUESTIONS);
         status::listen(&state.run().join("status.sock"), questions_in)?;
         let store = Store::new(&state, config.install.max_bundle_bytes);
-        let installer = Installer::new(plane.clone(), store.clone(), events_in)
+        let access = Access::new(&config.download);
+        let installer = Installer::new(plane.clone(), store.clone(), access, events_in)
             .trusting(open_trust(&config, &state)?);
         let (outbox, link) = connect(&config, &state, &boot_id)?;
         let clock = Instant::now();
@@ -217,7 +219,7 @@ impl Driver {
             Woken::Plane(event) => self.on_plane(event),
             Woken::Link(event) => self.on_link(event),
             Woken::Tick => self.on_tick(),
-            Woken::Power => self.sampler.tick(Instant::now()),
+            Woken::Power => self.on_power_tick(),
             Woken::Window => self.on_window(),
             Woken::Watchdog => self.manager.alive(),
             Woken::Reload => self.on_reload(),
@@ -278,6 +280,7 @@ impl Driver {
             Effect::WriteActive(entries) => self.write_active(&entries)?,
             Effect::Activate { model, digest } => self.installer.activate(model, digest),
             Effect::Step { model, install, step } => self.installer.step(model, install, step),
+            Effect::Pause { install, .. } => self.installer.pause(install),
             Effect::Abandon { install, .. } => self.installer.abandon(install),
             Effect::RetireStandby { model } => self.installer.retire_standby(model),
             Effect::Collect { keep } => {
@@ -389,6 +392,13 @@ impl Driver {
         }
     }
 
+    fn on_power_tick(&mut self) {
+        self.sampler.tick(Instant::now());
+        if self.settings.download.are_strict() {
+            self.feed(Event::Conditions(facts::conditions(&self.roots, unix_ms())));
+        }
+    }
+
     fn on_window(&mut self) {
         let now = Instant::now();
         let length = now.duration_since(self.window_began);
@@ -442,6 +452,8 @@ impl Driver {
             LinkEvent::Disconnected(reason) => {
                 if outbox.is_linked() {
                     tracing::warn!(reason, "the connection to the broker is lost");
+                } else if self.core.offline_reason() != Some(&reason) {
+                    tracing::warn!(reason, "no connection to the broker");
                 } else {
                     tracing::debug!(reason, "no connection to the broker");
                 }
@@ -643,7 +655,8 @@ fn open_trust(config: &Config, state: &StateDir) -> Result<Option<Trust>, RunErr
         return Ok(None);
     };
     tracing::info!("{told}");
-    Ok(Some(Trust::open(own, state, &config.device.class)?))
+    let access = Access::new(&config.download);
+    Ok(Some(Trust::open(own, state, &config.device.class, access)?))
 }
 
 type Connection = (Option<Outbox>, Option<mpsc::Receiver<LinkEvent>>);
@@ -655,8 +668,21 @@ fn connect(config: &Config, state: &StateDir, boot_id: &str) -> Result<Connectio
     let spool = Spool::open(&state.spool(), config.spool_bytes)?;
     let will = Will { topic: topics.state(), payload: facts::will(boot_id, unix_ms()) };
     let outbox = Outbox::new(topics, Stamp::new(boot_id), spool, mqtt.inflight);
+    warn_of_findings(config);
     let (link, _task) = mqtt::start(mqtt, &config.device.id, will);
     Ok((Some(outbox), Some(link)))
+}
+
+/// What `espalier-agent check` would say of the way to the broker.
+fn warn_of_findings(config: &Config) {
+    let now = unix_ms().and_then(|ms| i64::try_from(ms / 1000).ok());
+    for finding in config.findings(now) {
+        let tls::FileError { name, what, .. } = finding.error;
+        match finding.weight {
+            tls::Weight::Problem => tracing::error!(key = name, what, "no way to the broker"),
+            tls::Weight::Warning => tracing::warn!(key = name, what, "the way to the broker"),
+        }
+    }
 }
 
 fn listen_for(kind: SignalKind) -> Result<Signal, RunError> {
@@ -670,7 +696,7 @@ fn every(period: Duration) -> tokio::time::Interval {
 }
 
 /// Unix time, if the device's clock was ever set.
-fn unix_ms() -> Option<u64> {
+pub(crate) fn unix_ms() -> Option<u64> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     let ms = u64::try_from(since.as_millis()).ok()?;
     (ms >= CLOCK_SET_MS).then_some(ms)

@@ -9,7 +9,7 @@ use bundle::Digest;
 use tokio::sync::mpsc;
 use wire::Offer;
 
-use super::download;
+use super::download::{self, Access};
 use super::store::{self, Store};
 use super::trust::{self, Trust};
 use crate::core::{BundleFacts, Event, InstallId, ShadowFacts, Step, StepDone, StepFailure};
@@ -21,6 +21,7 @@ pub struct Installer {
     plane: Plane,
     store: Store,
     trust: Option<Arc<Trust>>,
+    access: Access,
     events: mpsc::Sender<Event>,
     work: Arc<Mutex<Work>>,
     /// Held while the serving model of any name is changed, together with what `work` says of it.
@@ -65,8 +66,9 @@ struct Serving {
 impl Installer {
     /// An installer that answers to `events`.
     #[must_use]
-    pub fn new(plane: Plane, store: Store, events: mpsc::Sender<Event>) -> Self {
-        Self { plane, store, trust: None, events, work: Arc::default(), turn: Arc::default() }
+    pub fn new(plane: Plane, store: Store, access: Access, events: mpsc::Sender<Event>) -> Self {
+        let (work, turn) = (Arc::default(), Arc::default());
+        Self { plane, store, trust: None, access, events, work, turn }
     }
 
     /// The same, for what an owner's keys allow and nothing else.
@@ -93,6 +95,13 @@ impl Installer {
             let event = Event::Step { model, install, outcome };
             let _ = this.events.send(event).await;
         });
+    }
+
+    /// Stops an install's download, which another step goes on with.
+    pub fn pause(&self, install: InstallId) {
+        if let Some(own) = self.work().installs.get_mut(&install) {
+            std::mem::take(&mut own.token).cancel();
+        }
     }
 
     /// Stops an install and frees its worker.
@@ -191,6 +200,7 @@ impl Installer {
         digest: Digest,
     ) -> Result<(), StepFailure> {
         let (store, token, trust) = (self.store.clone(), token.clone(), self.trust.clone());
+        let access = self.access.clone();
         blocking(move || {
             let length = trust.map(|trust| trust.allows(&offer, digest)).transpose()?;
             let fits = |folder: &Path| match length {
@@ -205,6 +215,7 @@ impl Installer {
                 digest,
                 into: &store.staged(&digest),
                 limits: store.limits(),
+                access: &access,
                 cancelled: &token.0,
             })?;
             fits(&store.staged(&digest))

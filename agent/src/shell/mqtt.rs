@@ -4,7 +4,8 @@
 //! but poll; everything is handed over without waiting; each connection gets a new event loop, so that
 //! no packet number or queued message of the last one lives on; what was not acknowledged comes again
 //! from the spool. The broker keeps the session, and the agent subscribes on every connection, which
-//! also brings the retained offers again.
+//! also brings the retained offers again. Over TLS it speaks to a [`Relay`], which reads certificates
+//! anew for each connection.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
@@ -19,11 +20,15 @@ use rumqttc::v5::mqttbytes::v5::{
 use rumqttc::v5::{
     AsyncClient, ConnectionError, Event, EventLoop, Incoming, MqttOptions, StateError,
 };
-use rumqttc::{NetworkOptions, Outgoing};
+use rumqttc::{NetworkOptions, Outgoing, Transport};
+use tls::{Relay, Target};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::config::MqttConfig;
+use patience::Patience;
+
+mod patience;
 
 /// Events that may wait for the agent; the poll task waits when there are more.
 const MAX_EVENTS: usize = 256;
@@ -31,14 +36,9 @@ const MAX_EVENTS: usize = 256;
 const MAX_REQUESTS: usize = 64;
 /// Room beside the payload in a packet.
 const PACKET_OVERHEAD: usize = 8 << 10;
-/// The longest first wait before a new attempt to connect; it doubles with each failure.
-const BACKOFF_FIRST: Duration = Duration::from_millis(500);
-/// The longest wait before a new attempt to connect.
-const BACKOFF_MOST: Duration = Duration::from_secs(60);
-/// The wait after another client took over this client's name; two would kick each other for ever.
-const TAKEN_OVER: Duration = Duration::from_secs(60);
-/// A connection that lived this long begins the backoff anew.
-const STABLE: Duration = Duration::from_secs(5);
+/// How long a connection may take until the broker took it, seconds. Over TLS its parts have limits of
+/// their own, which say more.
+const CONNECT_S: (u64, u64) = (5, 30);
 
 /// What the connection says.
 #[derive(Debug)]
@@ -151,25 +151,21 @@ async fn keep_connected(
 ) {
     let seed = RandomState::new().build_hasher().finish();
     let mut chance = SmallRng::seed_from_u64(seed);
-    let mut failures = 0_u32;
+    let mut patience = Patience::default();
     loop {
         let begun = tokio::time::Instant::now();
-        let ended = match options(config, client_id, will) {
-            Ok(options) => poll(options, events).await,
+        let ended = match dial(config, client_id, will) {
+            Ok((options, relay)) => poll(options, relay.as_ref(), events).await,
             Err(reason) => Ended::Failed(reason),
         };
+        let lived = begun.elapsed();
         let (reason, wait) = match ended {
             Ended::Unheard => return,
             Ended::TakenOver => {
                 let reason = format!("another client connected as {client_id}");
-                (reason, TAKEN_OVER + TAKEN_OVER.mul_f64(chance.random()))
+                (reason, patience.after_takeover(lived, chance.random()))
             }
-            Ended::Failed(reason) => {
-                failures = if begun.elapsed() > STABLE { 0 } else { failures };
-                let most = BACKOFF_FIRST.saturating_mul(1 << failures.min(16));
-                failures += 1;
-                (reason, most.min(BACKOFF_MOST).mul_f64(chance.random()))
-            }
+            Ended::Failed(reason) => (reason, patience.after_failure(lived, chance.random())),
         };
         if events.send(LinkEvent::Disconnected(reason)).await.is_err() {
             return;
@@ -189,12 +185,16 @@ enum Ended {
 }
 
 /// One connection, from its first packet to its end.
-async fn poll(options: MqttOptions, events: &mpsc::Sender<LinkEvent>) -> Ended {
+async fn poll(
+    options: MqttOptions,
+    relay: Option<&Relay>,
+    events: &mpsc::Sender<LinkEvent>,
+) -> Ended {
     let (client, mut network) = AsyncClient::new(options, MAX_REQUESTS);
     loop {
         let event = match next(&mut network, events).await {
             Some(Ok(event)) => event,
-            Some(Err(error)) => return ended(&error),
+            Some(Err(error)) => return ended(&error, relay),
             None => return Ended::Unheard,
         };
         let Some(event) = translate(event, &client) else {
@@ -256,16 +256,50 @@ fn unsubscribed(codes: &[SubscribeReasonCode]) -> Option<String> {
     Some(format!("{refused:?}"))
 }
 
-fn ended(error: &ConnectionError) -> Ended {
+fn ended(error: &ConnectionError, relay: Option<&Relay>) -> Ended {
     if let ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) = error
         && *reason_code == DisconnectReasonCode::SessionTakenOver
     {
         return Ended::TakenOver;
     }
-    Ended::Failed(error.to_string())
+    // What the client sees of a failure of TLS is a socket that closed.
+    let reason = relay.and_then(Relay::reason);
+    Ended::Failed(reason.unwrap_or_else(|| match error {
+        ConnectionError::ConnectionRefused(code) => {
+            format!("the broker refuses the connection: {code:?}")
+        }
+        other => other.to_string(),
+    }))
 }
 
-fn options(config: &MqttConfig, client_id: &str, will: &Will) -> Result<MqttOptions, String> {
+/// The options of one connection, and its way over TLS where that is asked for.
+fn dial(
+    config: &MqttConfig,
+    client_id: &str,
+    will: &Will,
+) -> Result<(MqttOptions, Option<Relay>), String> {
+    let Some(settings) = &config.tls else {
+        let mut to = MqttOptions::new(client_id, config.host.clone(), config.port);
+        to.set_connection_timeout(CONNECT_S.0);
+        return Ok((options(to, config, will)?, None));
+    };
+    let relay = Relay::open(Target {
+        host: config.host.clone(),
+        port: config.port,
+        settings: settings.clone(),
+        here: "this device",
+        role: "the broker",
+    })?;
+    let mut to = MqttOptions::new(client_id, relay.address(), config.port);
+    to.set_transport(Transport::Unix).set_connection_timeout(CONNECT_S.1);
+    Ok((options(to, config, will)?, Some(relay)))
+}
+
+fn options(
+    mut options: MqttOptions,
+    config: &MqttConfig,
+    will: &Will,
+) -> Result<MqttOptions, String> {
     let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
     let packet = wire::MAX_PAYLOAD_BYTES + PACKET_OVERHEAD;
     let mut properties = ConnectProperties::new();
@@ -285,7 +319,6 @@ fn options(config: &MqttConfig, client_id: &str, will: &Will) -> Result<MqttOpti
     let will = LastWill::new(topic, payload, QoS::AtLeastOnce, true, Some(delay));
     let mut network = NetworkOptions::new();
     network.set_tcp_nodelay(true);
-    let mut options = MqttOptions::new(client_id, config.host.clone(), config.port);
     options
         .set_keep_alive(config.keep_alive)
         .set_clean_start(false)

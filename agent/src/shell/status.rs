@@ -124,10 +124,11 @@ fn render_model(model: &Value, lines: &mut Vec<String>) {
     }
     if let Some(install) = model["install"].as_object() {
         lines.push(format!(
-            "  installing sequence {}: {} for {} ms",
+            "  installing sequence {}: {} for {} ms{}",
             install["sequence"],
             text(&install["state"]),
-            install["elapsed_ms"]
+            install["elapsed_ms"],
+            because(&install["waiting"])
         ));
     }
     for broken in model["broken"].as_array().into_iter().flatten() {

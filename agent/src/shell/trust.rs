@@ -13,7 +13,7 @@ use trust::{Check, Client, Fetch, FetchError, TrustError, Wanted};
 use ureq::http::StatusCode;
 use wire::Offer;
 
-use super::download;
+use super::download::{self, Access};
 use super::state_dir::StateDir;
 use crate::config::TrustConfig;
 use crate::core::StepFailure;
@@ -26,6 +26,7 @@ const BESIDE: &str = "trust";
 pub struct Trust {
     client: Mutex<Client>,
     repository: Option<String>,
+    access: Access,
     device_class: String,
 }
 
@@ -38,12 +39,14 @@ impl Trust {
         config: &TrustConfig,
         state: &StateDir,
         device_class: &str,
+        access: Access,
     ) -> Result<Self, TrustError> {
         let (limits, expiry) = (config.limits.clone(), config.expiry);
         let client = Client::new(&config.root_json, &state.trust(), limits, expiry)?;
         Ok(Self {
             client: Mutex::new(client),
             repository: config.repository.clone(),
+            access,
             device_class: device_class.to_owned(),
         })
     }
@@ -56,7 +59,7 @@ impl Trust {
     pub fn allows(&self, offer: &Offer, digest: Digest) -> Result<u64, StepFailure> {
         let base = self.repository.clone().unwrap_or_else(|| beside(&offer.url));
         download::check_scheme(&base)?;
-        let fetch = Http { agent: download::agent(), base: base.clone() };
+        let fetch = Http { agent: download::agent(&base, &self.access)?, base: base.clone() };
         let client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         let trusted = client.refresh(Arc::new(fetch), clock_s());
         let trusted = trusted.map_err(|error| failure(&base, &error))?;

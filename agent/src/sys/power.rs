@@ -4,7 +4,7 @@
 //! that is discharging, RAPL (the processor package alone), and a straight line between two
 //! configured powers over the processor's use. The last is *modelled*, and says so.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Instant;
 
@@ -275,30 +275,41 @@ fn hwmon_mw(roots: &Roots) -> Option<f64> {
         })
 }
 
-/// A battery that is charging says nothing about what the board draws.
-fn battery_mw(roots: &Roots) -> Option<f64> {
-    let mut supplies: Vec<PathBuf> = std::fs::read_dir(roots.sys.join("class/power_supply"))
-        .ok()?
+/// Whether a battery of the machine is being discharged; those of its mice and keyboards do not count.
+#[must_use]
+pub fn on_battery(roots: &Roots) -> bool {
+    discharging(roots).iter().any(|supply| !says(supply, "scope", "Device"))
+}
+
+fn says(supply: &Path, file: &str, text: &str) -> bool {
+    read(supply.join(file)).is_some_and(|told| told.trim() == text)
+}
+
+/// Batteries that are being discharged, in order of name.
+fn discharging(roots: &Roots) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(roots.sys.join("class/power_supply")) else {
+        return Vec::new();
+    };
+    let mut supplies: Vec<PathBuf> = entries
         .take(super::MAX_DIR_ENTRIES)
         .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|supply| says(supply, "type", "Battery") && says(supply, "status", "Discharging"))
         .collect();
     supplies.sort();
     supplies
-        .iter()
-        .filter(|supply| {
-            let says = |file, text| read(supply.join(file)).is_some_and(|t| t.trim() == text);
-            says("type", "Battery") && says("status", "Discharging")
-        })
-        .find_map(|supply| {
-            // Some drivers give a discharge as a negative number.
-            let magnitude =
-                |file| value::<i32>(supply.join(file)).map(|v| f64::from(v.unsigned_abs()));
-            let microwatts = magnitude("power_now").or_else(|| {
-                let volts = magnitude("voltage_now")? / 1e6;
-                Some(magnitude("current_now")? * volts)
-            })?;
-            plausible(microwatts / 1e3)
-        })
+}
+
+/// A battery that is charging says nothing about what the board draws.
+fn battery_mw(roots: &Roots) -> Option<f64> {
+    discharging(roots).iter().find_map(|supply| {
+        // Some drivers give a discharge as a negative number.
+        let magnitude = |file| value::<i32>(supply.join(file)).map(|v| f64::from(v.unsigned_abs()));
+        let microwatts = magnitude("power_now").or_else(|| {
+            let volts = magnitude("voltage_now")? / 1e6;
+            Some(magnitude("current_now")? * volts)
+        })?;
+        plausible(microwatts / 1e3)
+    })
 }
 
 /// The energy counters of the processor packages.

@@ -284,6 +284,22 @@ fn a_battery_counts_only_while_it_discharges() {
     assert!(close(reading(&direct).power_mw.unwrap(), 7000.0));
 }
 
+#[test]
+fn the_machine_runs_from_a_battery_of_its_own_that_discharges() {
+    let on_battery = |status: &str, scope: &str| {
+        let machine = Machine::with(&[
+            ("sys/class/power_supply/BAT0/type", "Battery\n"),
+            ("sys/class/power_supply/BAT0/status", status),
+            ("sys/class/power_supply/BAT0/scope", scope),
+        ]);
+        power::on_battery(&machine.roots())
+    };
+    assert!(on_battery("Discharging\n", "System\n"));
+    assert!(!on_battery("Charging\n", "System\n"));
+    assert!(!on_battery("Discharging\n", "Device\n"), "a mouse");
+    assert!(!power::on_battery(&Machine::with(&[]).roots()));
+}
+
 fn rapl(energy: &str) -> Machine {
     Machine::with(&[
         ("sys/class/powercap/intel-rapl:0/name", "package-0\n"),

@@ -16,6 +16,19 @@ pub struct ServeArgs {
     /// MQTT broker.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:1883")]
     pub broker: String,
+    /// TLS to the broker, whose certificate one of the CAs in this PEM file signed.
+    #[arg(long, value_name = "FILE")]
+    pub mqtt_ca: Option<PathBuf>,
+    /// This service's certificate for the broker, in PEM, read anew for each connection. Without
+    /// --mqtt-ca, the system's CAs vouch for the broker.
+    #[arg(long, value_name = "FILE", requires = "mqtt_key")]
+    pub mqtt_cert: Option<PathBuf>,
+    /// The key of --mqtt-cert.
+    #[arg(long, value_name = "FILE", requires = "mqtt_cert")]
+    pub mqtt_key: Option<PathBuf>,
+    /// The name that the broker's certificate must bear, where that is not the host of --broker.
+    #[arg(long, value_name = "NAME")]
+    pub mqtt_server_name: Option<String>,
     /// MQTT client id; by default one is made up once per store.
     #[arg(long, value_name = "ID")]
     pub client_id: Option<String>,
@@ -60,6 +73,13 @@ pub struct ServeArgs {
     pub trust: Option<PathBuf>,
 }
 
+const NAMES: tls::Names = tls::Names {
+    ca: "--mqtt-ca",
+    certificate: "--mqtt-cert",
+    key: "--mqtt-key",
+    server_name: "--mqtt-server-name",
+};
+
 const EXAMPLE: &str = "Example:
   espalier serve --broker 127.0.0.1:1883 --listen 0.0.0.0:8480 --http-url http://host:8480 --store jobs \\
     --model magika=model.onnx --calibration magika=calib.npz --heldout magika=heldout.npz";
@@ -82,6 +102,8 @@ pub struct ServeConfig {
     pub root: String,
     /// MQTT broker's host and port.
     pub broker: (String, u16),
+    /// What the connection to the broker is secured with, if it is.
+    pub tls: Option<tls::Settings>,
     /// MQTT client id; without it, one that the store remembers.
     pub client_id: Option<String>,
     /// Address of the HTTP server.
@@ -132,6 +154,10 @@ impl ServeArgs {
             .parse::<EngineKind>()
             .map_err(|error| errors.push(format!("--runtime: {error}")));
         let broker = parse_broker(&self.broker).map_err(|error| errors.push(error));
+        let tls = self.tls();
+        if let (Some(settings), Ok((host, _))) = (&tls, &broker) {
+            errors.extend(unusable(settings, host));
+        }
         if let Err(error) = wire::requests_filter(&self.root) {
             errors.push(format!("--root: {error}"));
         }
@@ -148,6 +174,7 @@ impl ServeArgs {
             (Ok(runtime), Ok(broker)) if errors.is_empty() => Ok(ServeConfig {
                 root: self.root,
                 broker,
+                tls,
                 client_id: self.client_id,
                 listen: self.listen,
                 http_url: self.http_url,
@@ -163,6 +190,27 @@ impl ServeArgs {
             _ => Err(errors),
         }
     }
+}
+
+impl ServeArgs {
+    /// What secures the connection to the broker; any of its options turns it on.
+    fn tls(&self) -> Option<tls::Settings> {
+        let settings = tls::Settings {
+            ca: self.mqtt_ca.clone(),
+            certificate: self.mqtt_cert.clone(),
+            key: self.mqtt_key.clone(),
+            server_name: self.mqtt_server_name.clone(),
+            names: NAMES,
+        };
+        let none = tls::Settings { names: NAMES, ..tls::Settings::default() };
+        (settings != none).then_some(settings)
+    }
+}
+
+/// Why no connection could be made with these settings, whatever the broker says.
+fn unusable(settings: &tls::Settings, host: &str) -> Vec<String> {
+    let name = settings.name(host).err().into_iter();
+    name.chain(settings.client().err()).map(|error| error.to_string()).collect()
 }
 
 fn pairs(flag: &str, given: &[String], errors: &mut Vec<String>) -> BTreeMap<String, PathBuf> {

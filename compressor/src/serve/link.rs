@@ -2,15 +2,18 @@
 //!
 //! Every connection gets a fresh client and event loop, so that no unacknowledged packet of an older
 //! one can be repeated behind the outbox's back; what must survive is in the store. The broker keeps
-//! the session (subscriptions and what was not acknowledged) between connections.
+//! the session (subscriptions and what was not acknowledged) between connections. Over TLS the client
+//! speaks to a [`Relay`], which reads certificates anew for each connection.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
+use rumqttc::Transport;
 use rumqttc::v5::mqttbytes::v5::{Packet, PubAckReason, Publish, SubscribeReasonCode};
-use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions};
+use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions};
+use tls::{Relay, Target};
 use tokio::sync::{Notify, mpsc};
 
 use super::offers::entropy;
@@ -24,6 +27,9 @@ const MAX_PACKET_BYTES: u32 = wire::MAX_PAYLOAD_BYTES as u32 + 16 * 1024;
 const RECEIVE_MAXIMUM: u16 = 32;
 /// Packets waiting to be sent: acknowledgements, a subscription, one offer.
 const QUEUE: usize = 128;
+/// How long a connection may take until the broker took it, seconds. Over TLS its parts have limits of
+/// their own, which say more.
+const CONNECT_S: (u64, u64) = (5, 30);
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// A connection that held this long was a good one.
@@ -58,34 +64,64 @@ pub(super) enum LinkEvent {
     Sent(Result<(), String>),
 }
 
-/// Options of every connection.
-pub(super) fn options(broker: &(String, u16), client_id: &str) -> MqttOptions {
-    let mut options = MqttOptions::new(client_id, broker.0.clone(), broker.1);
+/// Where the broker is and how it is reached.
+#[derive(Debug, Clone)]
+pub(super) struct Way {
+    /// Host and port.
+    pub(super) broker: (String, u16),
+    /// What the connection is secured with, if it is.
+    pub(super) tls: Option<tls::Settings>,
+    /// This service's name on the broker.
+    pub(super) client_id: String,
+}
+
+impl Way {
+    /// Options of the next connection, and its way over TLS.
+    fn dial(&self) -> Result<(MqttOptions, Option<Relay>), String> {
+        let (host, port) = self.broker.clone();
+        let Some(settings) = self.tls.clone() else {
+            let mut to = MqttOptions::new(&self.client_id, host, port);
+            to.set_connection_timeout(CONNECT_S.0);
+            return Ok((options(to), None));
+        };
+        let (here, role) = ("this service", "the broker");
+        let relay = Relay::open(Target { host, port, settings, here, role })?;
+        let mut to = MqttOptions::new(&self.client_id, relay.address(), port);
+        to.set_transport(Transport::Unix).set_connection_timeout(CONNECT_S.1);
+        Ok((options(to), Some(relay)))
+    }
+}
+
+/// What all connections have in common.
+fn options(mut options: MqttOptions) -> MqttOptions {
     options.set_keep_alive(Duration::from_secs(30));
     options.set_clean_start(false);
     options.set_session_expiry_interval(Some(SESSION_EXPIRY_S));
     options.set_receive_maximum(Some(RECEIVE_MAXIMUM));
     options.set_max_packet_size(Some(MAX_PACKET_BYTES));
     options.set_manual_acks(true);
-    options.set_connection_timeout(5);
     options.set_outgoing_inflight_upper_limit(16);
     options
 }
 
 /// Connects, forwards, and connects again, until nobody listens any more.
-pub(super) async fn run(options: MqttOptions, events: mpsc::Sender<LinkEvent>) {
+pub(super) async fn run(way: Way, events: mpsc::Sender<LinkEvent>) {
     let mut backoff = Backoff::default();
     let mut jitter = SmallRng::seed_from_u64(entropy());
     loop {
         let since = Instant::now();
-        let (client, mut eventloop) = AsyncClient::new(options.clone(), QUEUE);
-        let line = Line { client, dropped: Arc::default() };
-        let reason = connection(&line, &mut eventloop, &events).await;
-        drop(eventloop);
+        let reason = match way.dial() {
+            Ok((options, relay)) => {
+                let (client, mut eventloop) = AsyncClient::new(options, QUEUE);
+                let line = Line { client, dropped: Arc::default() };
+                connection(&line, &mut eventloop, relay.as_ref(), &events).await
+            }
+            Err(reason) => reason,
+        };
         if events.send(LinkEvent::Down { reason }).await.is_err() {
             return;
         }
-        let wait = backoff.next(since.elapsed(), jitter.random_range(0.5..1.0));
+        let wait = backoff.next(since.elapsed(), jitter.random());
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = events.closed() => return,
@@ -97,6 +133,7 @@ pub(super) async fn run(options: MqttOptions, events: mpsc::Sender<LinkEvent>) {
 async fn connection(
     line: &Line,
     eventloop: &mut EventLoop,
+    relay: Option<&Relay>,
     events: &mpsc::Sender<LinkEvent>,
 ) -> String {
     loop {
@@ -108,7 +145,7 @@ async fn connection(
         let forward = match event {
             Ok(Event::Incoming(packet)) => translate(line, packet),
             Ok(Event::Outgoing(_)) => None,
-            Err(error) => return error.to_string(),
+            Err(error) => return ended(&error, relay),
         };
         if let Some(event) = forward
             && events.send(event).await.is_err()
@@ -116,6 +153,17 @@ async fn connection(
             return "the service stops".to_owned();
         }
     }
+}
+
+/// Why a connection ended. What the client sees of a failure of TLS is a socket that closed.
+fn ended(error: &ConnectionError, relay: Option<&Relay>) -> String {
+    let reason = relay.and_then(Relay::reason);
+    reason.unwrap_or_else(|| match error {
+        ConnectionError::ConnectionRefused(code) => {
+            format!("the broker refuses the connection: {code:?}")
+        }
+        other => other.to_string(),
+    })
 }
 
 fn translate(line: &Line, packet: Packet) -> Option<LinkEvent> {
@@ -139,7 +187,7 @@ fn translate(line: &Line, packet: Packet) -> Option<LinkEvent> {
     }
 }
 
-/// Waits that double up to a limit, and start over after a good connection.
+/// Waits that double up to a limit, spread over their whole length, and start over after a good connection.
 #[derive(Debug, Default)]
 struct Backoff {
     failures: u32,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc as blocking_mpsc};
 use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
 use std::{fs, io};
 
 use tokio::net::TcpListener;
@@ -17,7 +18,7 @@ use super::connections::{self, Patience};
 use super::desk::{Counters, Desk};
 use super::http::{self, Front};
 use super::jobs::{self, Compressor, Waker, Workshop, remove_if_there};
-use super::link;
+use super::link::{self, Way};
 use super::offers::{Offers, entropy};
 use super::plan::Model;
 use super::signing::{self, Signing};
@@ -96,6 +97,7 @@ impl Service {
                 "offers name an address that only devices on this machine reach (--http-url)"
             );
         }
+        warn_of_way(&config);
         let offers = Offers::new(&config.root, &http_url);
         let store = Arc::new(Store::open(&config.store.join("jobs.sqlite"), &bundles, offers)?);
         let shop = Arc::new(Workshop {
@@ -160,6 +162,29 @@ impl Drop for Service {
     }
 }
 
+/// What should be seen to about the way to the broker; the service runs without one all the same.
+fn warn_of_way(config: &ServeConfig) {
+    let (host, _) = &config.broker;
+    let Some(settings) = &config.tls else {
+        if !tls::is_loopback(host) {
+            tracing::warn!(
+                host,
+                "the connection to the broker is not encrypted, and whoever is on the way can read and change \
+                 it (--mqtt-ca)"
+            );
+        }
+        return;
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok();
+    let now = now.and_then(|since| i64::try_from(since.as_secs()).ok());
+    for finding in tls::examine(settings, host, None, now) {
+        match finding.weight {
+            tls::Weight::Problem => tracing::error!("{}", finding.error),
+            tls::Weight::Warning => tracing::warn!("{}", finding.error),
+        }
+    }
+}
+
 fn start_worker(shop: &Arc<Workshop>) -> Result<(Waker, JoinHandle<()>), ServeError> {
     let (sender, receiver) = blocking_mpsc::sync_channel(1);
     let waker = Waker(sender);
@@ -182,6 +207,7 @@ fn start_tasks(
         Some(id) => id.clone(),
         None => shop.store.remember("client_id", &fresh)?,
     };
+    let way = Way { broker: config.broker.clone(), tls: config.tls.clone(), client_id };
     let (sender, events) = mpsc::channel(LINK_QUEUE);
     let desk = Desk {
         root: config.root.clone(),
@@ -202,7 +228,7 @@ fn start_tasks(
     let renewing = shop.signing.clone();
     Ok(vec![
         tokio::spawn(signing::keep_fresh(renewing)),
-        tokio::spawn(link::run(link::options(&config.broker, &client_id), sender)),
+        tokio::spawn(link::run(way, sender)),
         tokio::spawn(desk.run(events)),
         tokio::spawn(connections::serve(listener, http::router(front), Patience::default())),
     ])

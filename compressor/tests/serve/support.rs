@@ -363,6 +363,7 @@ impl Prepared {
             trust: self.trust.clone(),
             root: wire::DEFAULT_ROOT.into(),
             broker: ("127.0.0.1".into(), broker.port),
+            tls: None,
             client_id: None,
             listen: "127.0.0.1:0".parse().unwrap(),
             http_url: None,

@@ -11,6 +11,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("espalier-wire", &[]),
     ("espalier-runtime", &[]),
     ("espalier-trust", &["espalier-bundle"]),
+    ("espalier-tls", &[]),
     ("espalier-graph", &[]),
     ("espalier-exec", &["espalier-graph"]),
     (
@@ -20,11 +21,15 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "espalier-exec",
             "espalier-graph",
             "espalier-runtime",
+            "espalier-tls",
             "espalier-trust",
             "espalier-wire",
         ],
     ),
-    ("espalier-agent", &["espalier-bundle", "espalier-runtime", "espalier-trust", "espalier-wire"]),
+    (
+        "espalier-agent",
+        &["espalier-bundle", "espalier-runtime", "espalier-tls", "espalier-trust", "espalier-wire"],
+    ),
     ("edge-sim", &["espalier-agent", "espalier-wire"]),
     (
         "e2e",
@@ -36,6 +41,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "espalier-exec",
             "espalier-graph",
             "espalier-runtime",
+            "espalier-tls",
             "espalier-trust",
             "espalier-wire",
         ],
@@ -57,8 +63,13 @@ const ONLY: &[(&[&str], &[&str], &str)] = &[
     (&["rumqttd*"], &["edge-sim"], "the embedded broker is for demos"),
     (
         &["tokio", "tokio-*"],
-        &["espalier", "espalier-agent", "espalier-trust", "edge-sim", "e2e"],
-        "the libraries are not async, but for what tough asks of trust",
+        &["espalier", "espalier-agent", "espalier-tls", "espalier-trust", "edge-sim", "e2e"],
+        "the libraries are not async, but for those that carry connections and what tough asks of trust",
+    ),
+    (
+        &["rustls", "rustls-*"],
+        &["espalier-tls", "e2e"],
+        "one crate chooses the provider of cryptography and reads keys",
     ),
     (&["axum", "axum-*"], &["espalier", "espalier-agent"], "only the two servers serve HTTP"),
     (&["hyper", "hyper-*"], &["espalier", "espalier-agent"], "only the two servers serve HTTP"),

@@ -4,6 +4,7 @@ use super::*;
 use wire::{Cause, InstallOutcome, ModelPhase};
 
 mod evidence;
+mod held;
 mod trouble;
 
 /// Installs bundle `n` of model `m` as sequence `n`, up to its commit.

@@ -107,7 +107,8 @@ impl Fixture {
         cancelled: &AtomicBool,
     ) -> Result<(), StepFailure> {
         let into = self.staged();
-        fetch(&Job { url, digest: self.bundle.digest, into: &into, limits, cancelled })
+        let access = &Access::default();
+        fetch(&Job { url, digest: self.bundle.digest, into: &into, limits, access, cancelled })
     }
 
     fn serve(&self, answer: Box<Answer>) -> Server {
@@ -244,16 +245,44 @@ fn cancelling_ends_it() {
 }
 
 #[test]
-fn nobody_there_is_transient_and_https_is_said_to_be_missing() {
+fn nobody_there_is_transient_and_an_address_of_another_kind_is_refused() {
     let fixture = fixture();
     let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let failure = fixture.fetch(&format!("http://{unused}")).unwrap_err();
     assert_eq!(failure.class, FailureClass::Transient);
-    let failure = fixture.fetch("https://host/b").unwrap_err();
+    let failure = fixture.fetch("ftp://host/b").unwrap_err();
     assert_eq!(failure.class, FailureClass::Attempt);
-    assert!(failure.reason.contains("not supported yet"), "{}", failure.reason);
+    assert!(failure.reason.contains("http:// and https://"), "{}", failure.reason);
     let missing = fixture.serve(Box::new(honest));
     let failure = fixture.fetch(&format!("{}/elsewhere", missing.url)).unwrap_err();
     assert_eq!(failure.class, FailureClass::Transient);
     assert!(failure.reason.contains("404"), "{}", failure.reason);
+}
+
+#[test]
+fn a_limit_on_the_rate_holds_from_the_first_byte() {
+    let fixture = fixture();
+    let server = fixture.serve(Box::new(honest));
+    let rate = std::num::NonZeroU64::new(1 << 20).unwrap();
+    let access = &Access { ca: None, pace: Some(Arc::new(Pace::new(rate))) };
+    let (into, limits, cancelled) = (fixture.staged(), &Limits::default(), &AtomicBool::new(false));
+    let (url, digest) = (server.url.as_str(), fixture.bundle.digest);
+    let begun = std::time::Instant::now();
+    fetch(&Job { url, digest, into: &into, limits, access, cancelled }).unwrap();
+    // Never faster, however slow the machine.
+    assert!(begun.elapsed() >= Duration::from_millis(MODEL_BYTES as u64 * 1000 / (1 << 20)));
+}
+
+#[test]
+fn a_second_thread_waits_for_the_first_and_ends_when_it_is_cancelled() {
+    let fixture = fixture();
+    let server = fixture.serve(Box::new(honest));
+    fs::create_dir_all(fixture.staged()).unwrap();
+    let first = File::open(fixture.staged()).unwrap();
+    first.lock().unwrap();
+    let cancelled = AtomicBool::new(true);
+    let failure = fixture.fetch_with(&server.url, &Limits::default(), &cancelled).unwrap_err();
+    assert!(failure.reason.ends_with("cancelled"), "{}", failure.reason);
+    drop(first);
+    fixture.fetch(&server.url).unwrap();
 }

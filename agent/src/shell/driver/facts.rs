@@ -11,7 +11,7 @@ use wire::{
 };
 
 use crate::config::Config;
-use crate::core::{Event, ModelFacts, Settings, WindowFacts};
+use crate::core::{Conditions, Event, ModelFacts, Settings, WindowFacts};
 use crate::plane::ModelWindow;
 use crate::sys::{PowerReading, PowerSource, Roots, Sample, memory};
 
@@ -42,7 +42,14 @@ pub(super) fn settings(
         budgets: config.budgets.clone(),
         breach: config.breach.clone(),
         install: config.install.clone(),
+        download: config.download.rules.clone(),
     }
+}
+
+/// What downloads wait for or not.
+pub(super) fn conditions(roots: &Roots, unix_ms: Option<u64>) -> Conditions {
+    let minute = unix_ms.and_then(|ms| u16::try_from(ms / 60_000 % (24 * 60)).ok());
+    Conditions { minute, on_battery: crate::sys::power::on_battery(roots) }
 }
 
 fn birth(config: &Config, roots: &Roots, boot_id: &str, library: Option<&Path>) -> Birth {

@@ -56,7 +56,7 @@ async fn on_a_small_disk() {
 
 #[test]
 fn a_disk_without_room_or_inodes_costs_no_request_no_command_and_no_install() {
-    for (short_of, size) in [("bytes", "size=2M"), ("inodes", "size=8M,nr_inodes=150")] {
+    for (short_of, size) in [("bytes", "size=24M"), ("inodes", "size=24M,nr_inodes=150")] {
         let folder = tempfile::tempdir().unwrap();
         let script = format!(
             "mount -t tmpfs -o {size} tmpfs \"${FOLDER}\" && exec \"$0\" --exact \
