@@ -20,7 +20,7 @@ pub mod terminal;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Compresses ONNX models towards a device's latency, memory and accuracy budgets.
 #[derive(Debug, Parser)]
@@ -54,6 +54,9 @@ enum Command {
     Bench(bench::Args),
     /// Answer devices' requests for smaller models over MQTT, and serve bundles over HTTP.
     Serve(crate::serve::ServeArgs),
+    /// Write this program's manual pages and shell completions.
+    #[command(hide = true)]
+    Manual(manual::Arguments),
     #[command(hide = true)]
     Distill(later::Args),
     #[command(hide = true)]
@@ -87,6 +90,9 @@ pub fn main() -> ExitCode {
         Command::Apply(args) => apply::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Serve(args) => return crate::serve::run(args),
+        Command::Manual(args) => {
+            manual::write(Cli::command(), manual::Section::User, &args).map_err(Into::into)
+        }
         Command::Distill(_) => return later::run("distill"),
         Command::Compare(_) => return later::run("compare"),
         Command::Tune(_) => return later::run("tune"),

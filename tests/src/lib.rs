@@ -1,9 +1,11 @@
 //! The parts together, with real servers: what the tests of this package share.
 
+pub mod container;
 pub mod files;
 pub mod hold;
 pub mod journal;
 pub mod offers;
+pub mod packages;
 pub mod subscriber;
 
 use std::env;

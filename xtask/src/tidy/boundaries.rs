@@ -8,6 +8,7 @@ use crate::paths;
 /// For each of our crates, the crates of ours that it may depend on.
 const MAY_KNOW: &[(&str, &[&str])] = &[
     ("espalier-bundle", &[]),
+    ("espalier-manual", &[]),
     ("espalier-wire", &[]),
     ("espalier-runtime", &[]),
     ("espalier-graph", &[]),
@@ -18,12 +19,16 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "espalier-bundle",
             "espalier-exec",
             "espalier-graph",
+            "espalier-manual",
             "espalier-runtime",
             "espalier-wire",
         ],
     ),
-    ("espalier-agent", &["espalier-bundle", "espalier-runtime", "espalier-wire"]),
-    ("edge-sim", &["espalier-agent", "espalier-wire"]),
+    (
+        "espalier-agent",
+        &["espalier-bundle", "espalier-manual", "espalier-runtime", "espalier-wire"],
+    ),
+    ("edge-sim", &["espalier-agent", "espalier-manual", "espalier-wire"]),
     (
         "e2e",
         &[
