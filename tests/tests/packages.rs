@@ -113,6 +113,7 @@ const AGENT_FILES: &[&str] = &[
     "DEBIAN/md5sums",
     "DEBIAN/postinst",
     "DEBIAN/postrm",
+    "DEBIAN/preinst",
     "DEBIAN/prerm",
     "etc/espalier/agent.toml",
     "lib/systemd/system/espalier-agent.service",
@@ -161,7 +162,7 @@ fn the_agent_s_package_is_what_dpkg_and_the_unit_expect() {
         .status()
         .unwrap();
     assert!(sums.success());
-    for script in ["postinst", "prerm", "postrm"] {
+    for script in ["preinst", "postinst", "prerm", "postrm"] {
         text(Command::new("sh").arg("-n").arg(tree.join("DEBIAN").join(script)));
     }
     linked_as_it_says(&tree.join("usr/bin/espalier-agent"), &depends);

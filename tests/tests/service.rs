@@ -81,23 +81,28 @@ impl Machine {
             "sequence": 1, "size_bytes": bundle.size_bytes(),
         }]);
         fs::write(shared.join("state/active.json"), active.to_string()).unwrap();
-        fs::write(shared.join("one.json"), request(1)).unwrap();
-        fs::write(shared.join("many.json"), request(TOO_MANY)).unwrap();
+        for (name, samples) in [("one", 1), ("many", TOO_MANY)] {
+            let (header, body) = request(samples);
+            fs::write(shared.join(name), body).unwrap();
+            let length = format!("Inference-Header-Content-Length: {header}");
+            fs::write(shared.join(format!("{name}.header")), length).unwrap();
+        }
         self.container
             .shell("cp -r /mnt/state/. /var/lib/espalier/ && chown -R espalier: /var/lib/espalier");
     }
 
-    /// The status of an answer to a request.
+    /// The status of the answer to a request, and its text where that is short.
     fn ask(&self, file: &str) -> String {
         self.container.shell(&format!(
-            "curl --silent --max-time 100 --output /dev/null --write-out '%{{http_code}}' \
-             --unix-socket /run/espalier/infer.sock --data-binary @/mnt/{file} \
-             http://agent/v2/models/magika/infer || true"
+            "curl --silent --max-time 100 --output /tmp/answer --write-out '%{{http_code}} ' \
+             --unix-socket /run/espalier/infer.sock --header @/mnt/{file}.header --data-binary @/mnt/{file} \
+             http://agent/v2/models/magika/infer || true
+             head -c 300 /tmp/answer || true"
         ))
     }
 
     fn infers(&self) -> bool {
-        self.ask("one.json") == "200"
+        self.ask("one").starts_with("200 ")
     }
 
     fn main_pid(&self) -> String {
@@ -160,13 +165,16 @@ fn shares() -> SelfTest {
     SelfTest { cases: vec![Case { inputs, outputs }], rtol: 0.0, atol: 0.5 }
 }
 
-/// So many equal samples in a request of the Open Inference Protocol.
-fn request(samples: usize) -> String {
-    let data = vec![97; samples * SAMPLE];
+/// So many equal samples in a request of the Open Inference Protocol, and the length of its header.
+/// Binary: numbers as text would cost the agent more memory than they cost the worker.
+fn request(samples: usize) -> (usize, Vec<u8>) {
+    let data = 97_i32.to_le_bytes().repeat(samples * SAMPLE);
     let input = json!({
-        "name": "bytes", "datatype": "INT32", "shape": [samples, SAMPLE], "data": data,
+        "name": "bytes", "datatype": "INT32", "shape": [samples, SAMPLE],
+        "parameters": { "binary_data_size": data.len() },
     });
-    json!({ "inputs": [input] }).to_string()
+    let header = json!({ "inputs": [input] }).to_string().into_bytes();
+    (header.len(), [header, data].concat())
 }
 
 #[test]
@@ -200,9 +208,11 @@ fn a_package_lives_from_its_installation_to_its_purge() {
 }
 
 fn journal_has_fields(machine: &Machine) {
-    let told = machine.message("device");
-    assert_eq!(told["F_STATE"], "online", "{told}");
-    assert_eq!(told["PRIORITY"], "6", "{told}");
+    let told = machine.message("ready");
+    assert_eq!(told["F_STATUS"], "1 models", "{told}");
+    assert_eq!(told["TARGET"], "espalier_agent::shell::notify", "{told}");
+    // A notice: what tracing calls information.
+    assert_eq!(told["PRIORITY"], "5", "{told}");
     assert_eq!(told["_SYSTEMD_UNIT"], "espalier-agent.service", "{told}");
 }
 
@@ -239,6 +249,12 @@ fn upgrade_keeps_what_there_is(machine: &Machine) {
     assert!(container.shell("cat /etc/espalier/agent.toml").ends_with(edited));
     let verified = container.shell("dpkg --verify espalier-agent");
     assert_eq!(verified.trim(), "??5?????? c /etc/espalier/agent.toml");
+
+    // Whoever stopped it keeps it stopped through an upgrade.
+    container.shell("systemctl stop espalier-agent");
+    machine.install("0.2.0");
+    assert_eq!(container.property(UNIT, "ActiveState"), "inactive");
+    container.shell("systemctl start espalier-agent");
 }
 
 fn removal(machine: &Machine) {
@@ -278,9 +294,55 @@ fn systemd_brings_back_an_agent_that_was_killed_or_is_stuck() {
     assert!(told.iter().any(timeout), "{told:?}");
 }
 
+/// In version 1 of control groups systemd gives an unprivileged service no controller but its own, so an
+/// administrator does (docs/agent.md, "As a service").
+const GIVE_MEMORY: &str = "[Service]
+ExecStartPre=+/bin/chown espalier /sys/fs/cgroup/memory/system.slice/%n \
+    /sys/fs/cgroup/memory/system.slice/%n/cgroup.procs
+";
+
 #[test]
 fn a_worker_that_runs_out_of_memory_costs_the_agent_nothing() {
     let machine = Machine::serving("memory");
+    run_out_of_memory(&machine);
+}
+
+#[test]
+fn a_worker_in_a_group_of_its_own_is_told_by_the_kernel_why_it_ended() {
+    let machine = Machine::serving("groups");
+    let container = &machine.container;
+    let is_version_two =
+        container.run(&["test", "-e", "/sys/fs/cgroup/cgroup.controllers"]).status.success();
+    if !is_version_two {
+        machine.message("workers share the agent's control group, which is not delegated to it");
+        machine.drop_in("groups.conf", GIVE_MEMORY);
+    }
+    let reason = run_out_of_memory(&machine);
+    assert!(reason.starts_with("was killed by the kernel, which was out of memory"), "{reason}");
+    let metrics = container
+        .shell("curl --silent --unix-socket /run/espalier/infer.sock http://agent/metrics");
+    let labels = "{model=\"magika\",version=\"1\"}";
+    let value = |name: &str| {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&format!("{name}{labels} ")));
+        line.unwrap_or_else(|| panic!("{name} in {metrics}")).parse::<u64>().unwrap()
+    };
+    assert_eq!(value("espalier_worker_oom_kills_total"), 1);
+    let (now, peak) =
+        (value("espalier_worker_memory_bytes"), value("espalier_worker_memory_peak_bytes"));
+    assert!(0 < now && now <= peak && peak < MEMORY_MAX, "{now} {peak}");
+    // The dead worker's group went with it, and the agent is in none of them.
+    let groups = container.shell(
+        "cd /sys/fs/cgroup/memory/system.slice/espalier-agent.service 2>/dev/null ||
+             cd /sys/fs/cgroup/system.slice/espalier-agent.service
+         for group in worker-*; do echo $group $(cat $group/cgroup.procs); done",
+    );
+    let worker = groups.trim().split(' ').collect::<Vec<_>>();
+    assert_eq!((worker.len(), worker[0]), (2, "worker-2"), "{groups}");
+    assert_ne!(worker[1], machine.main_pid());
+}
+
+/// Has the service asked for more than its memory; returns how it says that the worker ended.
+fn run_out_of_memory(machine: &Machine) -> String {
     let container = &machine.container;
     machine.drop_in("memory.conf", &format!("[Service]\nMemoryMax={MEMORY_MAX}\n"));
     container.shell("systemctl restart espalier-agent");
@@ -288,15 +350,17 @@ fn a_worker_that_runs_out_of_memory_costs_the_agent_nothing() {
     let pid = machine.main_pid();
     assert!(machine.infers());
 
-    let status = machine.ask("many.json");
-    assert_ne!(status, "200", "{TOO_MANY} samples fit into {MEMORY_MAX} bytes");
+    let answer = machine.ask("many");
+    assert!(answer.starts_with("503 "), "{TOO_MANY} samples in {MEMORY_MAX} bytes: {answer}");
     let died = machine.message("a worker died");
     assert_eq!(died["F_MODEL"], "magika", "{died}");
-    assert!(died["F_REASON"].as_str().unwrap().contains("out of memory"), "{died}");
+    let reason = died["F_REASON"].as_str().unwrap().to_owned();
+    assert!(reason.contains("out of memory"), "{died}");
     machine.message("its worker runs again");
     until("the model to be served again", PATIENCE, || machine.infers().then_some(()));
     assert_eq!(machine.main_pid(), pid, "the agent was killed with its worker");
     assert_eq!(machine.restarts(), "0");
+    reason
 }
 
 /// systemd takes a limit that it cannot set without an error; the kernel's own file tells.

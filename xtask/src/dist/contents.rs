@@ -52,7 +52,7 @@ pub(super) const RECIPES: &[Recipe] = &[
         ],
         docs: &["docs/agent.md", "docs/bundle.md"],
         conffiles: &["/etc/espalier/agent.toml"],
-        scripts: &["postinst", "prerm", "postrm"],
+        scripts: &["preinst", "postinst", "prerm", "postrm"],
     },
     Recipe {
         name: "espalier",
