@@ -203,9 +203,9 @@ fn the_packaged_configuration_lacks_the_device_s_name_and_nothing_else() {
     // Every line that is commented out is a key that exists, with a value that is taken.
     let uncommented: String = text
         .lines()
-        .filter_map(|line| match line.strip_prefix('#') {
-            Some(rest) if !rest.starts_with(' ') => Some(format!("{rest}\n")),
-            _ => Some(format!("{line}\n")),
+        .map(|line| match line.strip_prefix('#') {
+            Some(rest) if !rest.starts_with(' ') => format!("{rest}\n"),
+            _ => format!("{line}\n"),
         })
         .collect();
     let full = check(&uncommented);

@@ -213,13 +213,13 @@ impl Instance {
         self.shared.restarts.load(Ordering::Relaxed)
     }
 
-    /// What its workers have taken, where they have control groups of their own: the one that runs now of
-    /// memory, all of them of the kernel's patience.
+    /// Where its workers have control groups of their own: the memory of the one that runs, and how many
+    /// the kernel killed for want of it.
     pub(super) fn usage(&self) -> Option<Usage> {
         let current = self.shared.group().as_ref().map(|group| group.usage());
         let before = self.shared.oom_kills.load(Ordering::Relaxed);
         let usage = current.or((before > 0).then(Usage::default))?;
-        Some(Usage { oom_kills: Some(before + usage.oom_kills.unwrap_or(0)), ..usage })
+        Some(Usage { oom_kills: Some(before), ..usage })
     }
 
     /// How many requests wait.
@@ -304,8 +304,9 @@ impl Shared {
     fn leave(&self) {
         self.pid.store(0, Ordering::Relaxed);
         if let Some(group) = self.group().take() {
-            let killed = group.usage().oom_kills.unwrap_or(0);
-            self.oom_kills.fetch_add(killed, Ordering::Relaxed);
+            // The kernel may count a process twice: as its choice, and as one of the group.
+            let killed = group.usage().oom_kills.is_some_and(|kills| kills > 0);
+            self.oom_kills.fetch_add(killed.into(), Ordering::Relaxed);
         }
     }
 
