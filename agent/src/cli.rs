@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde_json::json;
 
 use crate::config::{Checked, Config, ConfigError, Problem, Sources, TrustConfig};
@@ -53,6 +53,9 @@ enum Mode {
     /// Host one model for a running agent (started by the agent)
     #[command(hide = true)]
     Worker,
+    /// Write this program's manual pages and shell completions
+    #[command(hide = true)]
+    Manual(manual::Arguments),
 }
 
 /// Where the configuration comes from
@@ -118,6 +121,9 @@ pub fn main() -> ExitCode {
         Mode::Check(args) => check(&args),
         Mode::Models(args) => models(&args),
         Mode::Bench(args) => bench::run(&args),
+        Mode::Manual(args) => {
+            manual::write(Cli::command(), manual::Section::System, &args).map_err(failed)
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -121,6 +121,17 @@ pub struct WorkerConfig {
     pub args: Vec<String>,
     /// The most bytes of private memory that it may ask for; no limit if not given.
     pub memory_bytes: Option<u64>,
+    /// The control group that it runs in.
+    pub cgroup: WorkerCgroup,
+}
+
+/// The control group of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerCgroup {
+    /// The agent's.
+    Shared,
+    /// One of its own below the agent's, which must be delegated to the agent.
+    Own,
 }
 
 /// The broker.
@@ -246,6 +257,7 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Option<Config> {
         program: r.path("worker.program"),
         args: r.strings("worker.args").unwrap_or_else(|| vec!["worker".to_owned()]),
         memory_bytes: r.optional_integer("worker.memory_bytes", 16 << 20..=1 << 40),
+        cgroup: worker_cgroup(r),
     };
     let mqtt = mqtt(r);
     let window = r.millis("telemetry.window_ms", 10_000, 100..=3_600_000);
@@ -278,6 +290,15 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Option<Config> {
         #[cfg(debug_assertions)]
         hold_dir,
     })
+}
+
+fn worker_cgroup(r: &mut Reader) -> WorkerCgroup {
+    let parsed = match r.string("worker.cgroup").as_deref() {
+        None | Some("shared") => Ok(WorkerCgroup::Shared),
+        Some("own") => Ok(WorkerCgroup::Own),
+        Some(other) => Err(format!("{other:?} is neither \"shared\" nor \"own\"")),
+    };
+    r.check("worker.cgroup", parsed).unwrap_or(WorkerCgroup::Shared)
 }
 
 fn device(r: &mut Reader) -> Option<DeviceConfig> {

@@ -34,6 +34,7 @@ mod compare;
 mod error;
 #[cfg(test)]
 mod fake;
+pub mod groups;
 mod instance;
 mod metrics;
 pub mod oip;
@@ -58,6 +59,8 @@ pub struct PlaneConfig {
     pub worker_args: Vec<String>,
     /// The most bytes of private memory that each worker may ask for.
     pub worker_memory_bytes: Option<u64>,
+    /// Makes a control group for each worker, where they do not share the agent's.
+    pub worker_groups: Option<Arc<groups::Groups>>,
     /// Where to serve HTTP; port 0 takes a free one.
     pub http: Option<SocketAddr>,
     /// The UNIX socket to serve HTTP on; a relative path is below `run_dir`.

@@ -16,6 +16,7 @@ use self::power::PowerMeter;
 pub use self::power::{PowerConfig, PowerReading, PowerSource};
 use self::thermal::ThrottleWatch;
 
+pub mod cgroup;
 pub mod cpu;
 pub mod memory;
 pub mod power;

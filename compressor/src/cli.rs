@@ -21,7 +21,7 @@ pub mod trust;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Compresses ONNX models towards a device's latency, memory and accuracy budgets.
 #[derive(Debug, Parser)]
@@ -57,6 +57,9 @@ enum Command {
     Serve(crate::serve::ServeArgs),
     /// Say by signatures which bundles devices may install (The Update Framework).
     Trust(trust::Args),
+    /// Write this program's manual pages and shell completions.
+    #[command(hide = true)]
+    Manual(manual::Arguments),
     #[command(hide = true)]
     Distill(later::Args),
     #[command(hide = true)]
@@ -89,6 +92,9 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Serve(args) => return crate::serve::run(args),
         Command::Trust(args) => trust::run(&args),
+        Command::Manual(args) => {
+            manual::write(Cli::command(), manual::Section::User, &args).map_err(Into::into)
+        }
         Command::Distill(_) => return later::run("distill"),
         Command::Compare(_) => return later::run("compare"),
         Command::Tune(_) => return later::run("tune"),

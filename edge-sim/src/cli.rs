@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde_json::json;
 
 use crate::demo::{self, DemoError, DemoOptions, Summary};
@@ -58,6 +58,9 @@ pub enum Mode {
     /// A program that is killed when the process that started it ends
     #[command(hide = true)]
     Tied(TiedArgs),
+    /// Write this program's manual pages and shell completions
+    #[command(hide = true)]
+    Manual(manual::Arguments),
 }
 
 /// Where the other programs are, and where output goes.
@@ -198,6 +201,10 @@ pub fn main() -> ExitCode {
             ExitCode::from(u8::try_from(code).unwrap_or(FAILED))
         }
         Mode::Broker(args) => match crate::broker::run_embedded(args.listen) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error),
+        },
+        Mode::Manual(args) => match manual::write(Cli::command(), manual::Section::User, &args) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error),
         },
@@ -405,8 +412,6 @@ fn seconds(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -1,11 +1,13 @@
 //! The parts together, with real servers: what the tests of this package share.
 
 pub mod certificates;
+pub mod container;
 pub mod files;
 pub mod guarded;
 pub mod hold;
 pub mod journal;
 pub mod offers;
+pub mod packages;
 pub mod subscriber;
 
 use std::env;

@@ -46,6 +46,8 @@ pub(crate) struct TestAssets {
     pub(crate) python: PathBuf,
     pub(crate) onnxruntime: PathBuf,
     pub(crate) mosquitto: PathBuf,
+    /// A Debian with a systemd that starts.
+    pub(crate) tree: PathBuf,
 }
 
 pub(crate) fn run(args: &AssetsArgs) -> Result<ExitCode> {
@@ -74,10 +76,12 @@ pub(crate) fn for_tests() -> Result<TestAssets> {
     debian::systemd_analyze()?;
     debian::strace()?;
     debian::data(&catalogue::NODE_TESTS, &folder)?;
+    let tree = debian::tree(&catalogue::SERVICE_TREE)?;
     let python = python::environment()?;
     python::models(&folder)?;
     python::light_models(&folder)?;
-    Ok(TestAssets { folder, onnxruntime: python::onnxruntime_library()?, python, mosquitto })
+    let onnxruntime = python::onnxruntime_library()?;
+    Ok(TestAssets { folder, python, onnxruntime, mosquitto, tree })
 }
 
 /// Fetches the real models, samples for them, and the peers that pruning is measured against.

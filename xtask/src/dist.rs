@@ -1,34 +1,148 @@
-//! `cargo xtask dist`: the packaged binaries, for this machine or through `cross` for another.
+//! `cargo xtask dist`: Debian packages of the programs, for this machine or through `cross` for another.
 
+mod contents;
+mod deb;
+mod elf;
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::{build, paths, process};
+use contents::{Parts, RECIPES, Recipe};
+
+/// Who the packages are from, where `DEBFULLNAME` and `DEBEMAIL` do not say.
+const MAINTAINER: (&str, &str) = ("Espalier", "espalier@localhost");
 
 #[derive(Args)]
 pub(crate) struct DistArgs {
+    /// The packages: espalier-agent (for devices), espalier (the compressor and edge-sim)
+    #[arg(default_value = "espalier-agent")]
+    packages: Vec<String>,
     /// A target of cross.toml; without it, this machine
     #[arg(long)]
     target: Option<String>,
+    /// Package the programs of this folder instead of building them
+    #[arg(long, value_name = "DIR")]
+    built: Option<PathBuf>,
+    /// Where the packages go [default: `packages` in the target folder]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// The packages' version [default: the workspace's]
+    #[arg(long, value_name = "VERSION", default_value = env!("CARGO_PKG_VERSION"))]
+    package_version: String,
 }
 
 pub(crate) fn run(args: &DistArgs) -> Result<ExitCode> {
-    let mut command = match &args.target {
+    let recipes = args.packages.iter().map(|name| recipe(name)).collect::<Result<Vec<_>>>()?;
+    check_version(&args.package_version)?;
+    let epoch = epoch()?;
+    let maintainer = maintainer();
+    let programs = match &args.built {
+        Some(folder) => folder.clone(),
+        None => built(args.target.as_deref(), &recipes)?,
+    };
+    // A foreign program cannot write its manual here; the one of this machine is no other.
+    let own = if args.target.is_some() { paths::binaries()? } else { programs.clone() };
+    let parts = Parts {
+        programs: &programs,
+        own: &own,
+        version: &args.package_version,
+        maintainer: &maintainer,
+    };
+    let out = match &args.out {
+        Some(folder) => folder.clone(),
+        None => paths::target()?.join("packages"),
+    };
+    fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+    for recipe in recipes {
+        println!("{}", write(recipe, &parts, epoch, &out)?.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(recipe: &Recipe, parts: &Parts<'_>, epoch: u64, out: &Path) -> Result<PathBuf> {
+    let (package, architecture) = recipe.gather(parts)?;
+    let bytes = package.pack(epoch).with_context(|| format!("cannot pack {}", recipe.name))?;
+    let file = out.join(format!("{}_{}_{architecture}.deb", recipe.name, parts.version));
+    fs::write(&file, bytes).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(file)
+}
+
+fn recipe(name: &str) -> Result<&'static Recipe> {
+    RECIPES.iter().find(|recipe| recipe.name == name).with_context(|| {
+        let names: Vec<_> = RECIPES.iter().map(|recipe| recipe.name).collect();
+        format!("there is no package {name}; there are {}", names.join(", "))
+    })
+}
+
+/// A version of ours has no epoch and no revision (deb-version(7)).
+fn check_version(version: &str) -> Result<()> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || ".+~".contains(c);
+    ensure!(
+        version.starts_with(|c: char| c.is_ascii_digit()) && version.chars().all(fits),
+        "{version:?} is no version of a package: it begins with a digit and has letters, digits, `.`, `+` \
+         and `~` only"
+    );
+    Ok(())
+}
+
+/// The time that stands in the packages, so that the same source gives the same bytes:
+/// `SOURCE_DATE_EPOCH` (reproducible-builds.org), else that of the last commit.
+fn epoch() -> Result<u64> {
+    let named = env::var("SOURCE_DATE_EPOCH").ok();
+    let text = match named {
+        Some(text) => text,
+        None => process::output(
+            Command::new("git").args(["log", "-1", "--format=%ct"]).current_dir(paths::root()),
+        )
+        .context("the time of the last commit is needed; without git, set SOURCE_DATE_EPOCH")?,
+    };
+    let text = text.trim();
+    text.parse().with_context(|| format!("SOURCE_DATE_EPOCH={text:?} is no number of seconds"))
+}
+
+/// As Debian's own tools are told.
+fn maintainer() -> String {
+    let or = |variable, default: &str| env::var(variable).unwrap_or_else(|_| default.to_owned());
+    format!("{} <{}>", or("DEBFULLNAME", MAINTAINER.0), or("DEBEMAIL", MAINTAINER.1))
+}
+
+/// Builds the programs and returns their folder.
+fn built(target: Option<&str>, recipes: &[&Recipe]) -> Result<PathBuf> {
+    let mut command = match target {
         None => build::cargo()?,
         Some(target) => cross(target)?,
     };
-    process::run(command.args(arguments(args.target.as_deref())))?;
-    Ok(ExitCode::SUCCESS)
+    process::run(command.args(arguments(target, recipes)))?;
+    // `cross` builds where its containers see it, unless CARGO_TARGET_DIR says where.
+    let folder = match target {
+        None => paths::target()?,
+        Some(target) => match env::var_os("CARGO_TARGET_DIR") {
+            Some(folder) => paths::root().join(folder).join(target),
+            None => paths::root().join("target").join(target),
+        },
+    };
+    let programs = folder.join("dist");
+    if !programs.is_dir() {
+        bail!("the build left no folder {}", programs.display());
+    }
+    Ok(programs)
 }
 
 /// What cargo is asked for. `cross` passes its arguments on in their order, and cargo takes no option
 /// of a subcommand before the subcommand.
-fn arguments(target: Option<&str>) -> Vec<&str> {
+fn arguments<'a>(target: Option<&'a str>, recipes: &[&Recipe]) -> Vec<&'a str> {
     let mut arguments = vec!["build"];
     arguments.extend(target.into_iter().flat_map(|target| ["--target", target]));
-    arguments.extend(["--profile", "dist", "--package", "espalier-agent"]);
+    arguments.extend(["--profile", "dist"]);
+    for program in recipes.iter().flat_map(|recipe| recipe.programs) {
+        arguments.extend(["--package", program]);
+    }
     arguments
 }
 
@@ -42,7 +156,8 @@ fn cross(target: &str) -> Result<Command> {
         known.join(", ")
     );
     let program = process::find("cross").context(
-        "`cross` is not on PATH; install it with `cargo install cross` on a machine with a container engine",
+        "`cross` is not on PATH; install it with `cargo install cross` on a machine with a container engine, \
+         or name a folder of programs that were built elsewhere with --built",
     )?;
     let mut command = Command::new(program);
     command.current_dir(paths::root()).env("CROSS_CONFIG", config);
@@ -108,9 +223,10 @@ mod tests {
 
     #[test]
     fn the_subcommand_comes_first_with_and_without_a_target() {
-        let here = arguments(None);
+        let recipes = [recipe("espalier-agent").unwrap()];
+        let here = arguments(None, &recipes);
         assert_eq!(here, ["build", "--profile", "dist", "--package", "espalier-agent"]);
-        let there = arguments(Some("armv7-unknown-linux-gnueabihf"));
+        let there = arguments(Some("armv7-unknown-linux-gnueabihf"), &recipes);
         assert_eq!(there[..3], ["build", "--target", "armv7-unknown-linux-gnueabihf"]);
         assert_eq!(there[3..], here[1..]);
     }
@@ -119,5 +235,24 @@ mod tests {
     fn a_target_without_settings_is_refused_with_the_list() {
         let error = cross("riscv64gc-unknown-linux-gnu").unwrap_err().to_string();
         assert!(error.contains("aarch64-unknown-linux-gnu"), "{error}");
+    }
+
+    #[test]
+    fn versions_that_dpkg_would_split_or_refuse_are_refused() {
+        for version in ["0.1.0", "1", "2.0~rc.1", "1.0+git5"] {
+            check_version(version).unwrap();
+        }
+        for version in ["", "v1", "1.0-1", "1:2", "1 0", "1/2"] {
+            assert!(
+                check_version(version).unwrap_err().to_string().contains("version"),
+                "{version}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_package_that_there_is_not_is_refused_with_the_list() {
+        let error = recipe("espalier-server").unwrap_err().to_string();
+        assert!(error.contains("there are espalier-agent, espalier"), "{error}");
     }
 }

@@ -76,6 +76,7 @@ fn with(mut command: Command, needs: &TestAssets) -> Command {
         .env("ESPALIER_ASSETS", &needs.folder)
         .env("ESPALIER_PYTHON", &needs.python)
         .env("ESPALIER_MOSQUITTO", &needs.mosquitto)
+        .env("ESPALIER_TREE", &needs.tree)
         .env("ORT_DYLIB_PATH", &needs.onnxruntime)
         .env("ESPALIER_ROOT", paths::root());
     command

@@ -104,6 +104,7 @@ pub(super) fn config(folder: &Path) -> PlaneConfig {
             .map(str::to_owned)
             .to_vec(),
         worker_memory_bytes: None,
+        worker_groups: None,
         http: Some("127.0.0.1:0".parse().unwrap()),
         unix: Some("oip.sock".into()),
         queue_depth: 2,

@@ -10,7 +10,7 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
@@ -18,10 +18,12 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::CandidateId;
+use super::groups::WorkerGroup;
 use super::process::{Interface, RunOutcome, WorkerError, WorkerProcess, WorkerSpec};
 use super::protocol::{FailureKind, NamedTensors};
 use super::shadow::Mirror;
 use super::window::Stats;
+use crate::sys::cgroup::Usage;
 
 /// The first wait before a dead worker is started again; it doubles with each death.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -113,6 +115,10 @@ struct Shared {
     /// 0 while no worker is running.
     pid: AtomicU32,
     restarts: AtomicU64,
+    /// The worker's control group, while it has one of its own.
+    group: Mutex<Option<Arc<WorkerGroup>>>,
+    /// How often the kernel killed a worker in such a group for want of memory.
+    oom_kills: AtomicU64,
     /// A candidate is not restarted: that it died is what was to be found out.
     restart: AtomicBool,
     /// Why the worker is down; `None` while it is up.
@@ -145,6 +151,8 @@ impl Instance {
         let shared = Arc::new(Shared {
             pid: AtomicU32::new(process.pid().unwrap_or(0)),
             restarts: AtomicU64::new(0),
+            group: Mutex::new(None),
+            oom_kills: AtomicU64::new(0),
             restart: AtomicBool::new(false),
             down: Mutex::new(None),
         });
@@ -203,6 +211,15 @@ impl Instance {
     /// How often the worker was started again.
     pub(super) fn restarts(&self) -> u64 {
         self.shared.restarts.load(Ordering::Relaxed)
+    }
+
+    /// Where its workers have control groups of their own: the memory of the one that runs, and how many
+    /// the kernel killed for want of it.
+    pub(super) fn usage(&self) -> Option<Usage> {
+        let current = self.shared.group().as_ref().map(|group| group.usage());
+        let before = self.shared.oom_kills.load(Ordering::Relaxed);
+        let usage = current.or((before > 0).then(Usage::default))?;
+        Some(Usage { oom_kills: Some(before), ..usage })
     }
 
     /// How many requests wait.
@@ -272,6 +289,27 @@ impl Shared {
         self.down.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn group(&self) -> MutexGuard<'_, Option<Arc<WorkerGroup>>> {
+        self.group.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A worker runs.
+    fn enter(&self, worker: &WorkerProcess) {
+        self.pid.store(worker.pid().unwrap_or(0), Ordering::Relaxed);
+        *self.group() = worker.group();
+        self.set_down(None);
+    }
+
+    /// It runs no more.
+    fn leave(&self) {
+        self.pid.store(0, Ordering::Relaxed);
+        if let Some(group) = self.group().take() {
+            // The kernel may count a process twice: as its choice, and as one of the group.
+            let killed = group.usage().oom_kills.is_some_and(|kills| kills > 0);
+            self.oom_kills.fetch_add(killed.into(), Ordering::Relaxed);
+        }
+    }
+
     fn set_down(&self, reason: Option<String>) {
         *self.down.lock().unwrap_or_else(PoisonError::into_inner) = reason;
     }
@@ -299,14 +337,13 @@ impl Driver {
         let mut deaths = 0_u32;
         while let Some(worker) = process.take() {
             let started = Instant::now();
-            self.shared.pid.store(worker.pid().unwrap_or(0), Ordering::Relaxed);
-            self.shared.set_down(None);
+            self.shared.enter(&worker);
             self.stats.cold();
             if self.shared.restarts.load(Ordering::Relaxed) > 0 {
                 (self.on_health)(Health::Restarted);
             }
             let end = self.serve(worker).await;
-            self.shared.pid.store(0, Ordering::Relaxed);
+            self.shared.leave();
             let End::Died(reason) = end else { break };
             self.shared.set_down(Some(reason.clone()));
             (self.on_health)(Health::Died(reason));

@@ -11,6 +11,7 @@ use wire::Histogram;
 use super::instance::Instance;
 use super::registry::Registry;
 use super::window::Totals;
+use crate::sys::cgroup::Usage;
 
 /// The media type of [`render`]'s text.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -53,9 +54,45 @@ pub(super) fn render(registry: &Registry) -> String {
             histogram(&mut text, name, &served.labels, of(&served.totals));
         }
     }
+    for (name, kind, unit, help, of) in USAGES {
+        family(&mut text, name, kind, unit, help);
+        let suffix = if kind == "counter" { "_total" } else { "" };
+        for served in &served {
+            if let Some(value) = served.usage.and_then(of) {
+                let _ = writeln!(text, "{name}{suffix}{{{}}} {value}", served.labels);
+            }
+        }
+    }
     text.push_str("# EOF\n");
     text
 }
+
+type UsageOf = fn(Usage) -> Option<u64>;
+
+/// Of workers that have a control group of their own.
+const USAGES: [(&str, &str, &str, &str, UsageOf); 3] = [
+    (
+        "espalier_worker_memory_bytes",
+        "gauge",
+        "bytes",
+        "What the worker's control group holds of memory, cached files included.",
+        |usage| usage.current_bytes,
+    ),
+    (
+        "espalier_worker_memory_peak_bytes",
+        "gauge",
+        "bytes",
+        "The most that it has held since the worker was started.",
+        |usage| usage.peak_bytes,
+    ),
+    (
+        "espalier_worker_oom_kills",
+        "counter",
+        "",
+        "Workers that the kernel killed for want of memory.",
+        |usage| usage.oom_kills,
+    ),
+];
 
 type CounterOf = fn(&Totals) -> u64;
 type HistogramOf = fn(&Totals) -> &Histogram;
@@ -84,6 +121,7 @@ struct Served {
     info: String,
     up: bool,
     totals: Totals,
+    usage: Option<Usage>,
 }
 
 impl Served {
@@ -100,7 +138,8 @@ impl Served {
             escaped(&instance.interface.engine_version)
         );
         let up = instance.down().is_none();
-        Self { labels, info, up, totals: instance.stats.totals() }
+        let totals = instance.stats.totals();
+        Self { labels, info, up, totals, usage: instance.usage() }
     }
 }
 

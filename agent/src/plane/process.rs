@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::{IoSpec, Tensor};
@@ -15,6 +16,7 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
+use super::groups::{self, Groups, WorkerGroup};
 use super::protocol::{
     Failure, FailureKind, FrameError, LoadFailure, LoadFault, LoadRequest, Message, NamedTensors,
     encode_run, read_frame_async, specs,
@@ -35,6 +37,8 @@ pub(super) struct WorkerSpec {
     pub(super) args: Vec<String>,
     /// The most bytes of private memory that it may ask for.
     pub(super) memory_bytes: Option<u64>,
+    /// Makes its control group, where it has one of its own.
+    pub(super) groups: Option<Arc<Groups>>,
     pub(super) working_dir: PathBuf,
     pub(super) load: LoadRequest,
     /// How long one inference may take before the worker counts as hung.
@@ -77,6 +81,8 @@ pub(super) struct WorkerProcess {
     socket: UnixStream,
     run_limit: Duration,
     memory_bytes: Option<u64>,
+    /// After the child, so that it is empty when it goes.
+    group: Option<Arc<WorkerGroup>>,
     next_id: u64,
 }
 
@@ -107,6 +113,11 @@ impl WorkerProcess {
 
     pub(super) fn pid(&self) -> Option<u32> {
         self.child.id()
+    }
+
+    /// Its control group, if it has one of its own.
+    pub(super) fn group(&self) -> Option<Arc<WorkerGroup>> {
+        self.group.clone()
     }
 
     /// Runs one inference. An error means that the worker is lost; it says how it ended.
@@ -166,6 +177,7 @@ impl WorkerProcess {
         let (ours, theirs) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let socket = UnixStream::from_std(ours)?;
+        let mut group = groups::for_worker(spec.groups.as_ref(), spec.memory_bytes);
         let child = Command::new(&spec.program)
             .args(&spec.args)
             .current_dir(&spec.working_dir)
@@ -180,17 +192,31 @@ impl WorkerProcess {
         if let Some(pid) = child.id() {
             prefer_for_oom_kill(pid);
             // It allocates nothing to speak of before it is told what to load.
+            group = group.filter(|group| is_admitted(group, pid));
             spec.memory_bytes.map_or(Ok(()), |bytes| limit_memory(pid, bytes))?;
         }
         let (run_limit, memory_bytes) = (spec.run_limit, spec.memory_bytes);
-        Ok(Self { child, socket, run_limit, memory_bytes, next_id: 0 })
+        Ok(Self { child, socket, run_limit, memory_bytes, group: group.map(Arc::new), next_id: 0 })
     }
 
     /// How it ended.
     fn describe(&self, status: io::Result<ExitStatus>) -> String {
         let ended = describe(&status);
-        let aborted = status.is_ok_and(|status| status.signal() == Some(SIGABRT));
-        if aborted { ended + &self.limit() } else { ended }
+        match status.ok().and_then(|status| status.signal()) {
+            Some(SIGABRT) => ended + &self.limit(),
+            Some(SIGKILL) => self.out_of_memory().unwrap_or(ended),
+            _ => ended,
+        }
+    }
+
+    /// What the kernel says of its end, if it was the kernel that ended it.
+    fn out_of_memory(&self) -> Option<String> {
+        let usage = self.group.as_ref()?.usage();
+        usage.oom_kills.filter(|&kills| kills > 0)?;
+        let peak = usage.peak_bytes.map(|bytes| format!(" when it had taken {bytes} bytes"));
+        let limit = self.memory_bytes.map(|bytes| format!(" (worker.memory_bytes = {bytes})"));
+        let (peak, limit) = (peak.unwrap_or_default(), limit.unwrap_or_default());
+        Some(format!("was killed by the kernel, which was out of memory{peak}{limit}"))
     }
 
     /// Names the limit on its memory, if it has one.
@@ -224,6 +250,8 @@ impl WorkerProcess {
 
 /// What a program does to itself that gets no memory.
 const SIGABRT: i32 = 6;
+/// What the kernel does to what it takes memory from.
+const SIGKILL: i32 = 9;
 
 /// Holds a process to so many bytes of private memory that it may write to, the stacks of its threads among them: the
 /// kernel refuses it more, and what asks for more ends or fails.
@@ -239,6 +267,14 @@ fn prefer_for_oom_kill(pid: u32) {
     if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ) {
         tracing::debug!(pid, %error, "cannot prefer the worker for an out-of-memory kill");
     }
+}
+
+fn is_admitted(group: &WorkerGroup, pid: u32) -> bool {
+    let admitted = group.admit(pid);
+    if let Err(error) = &admitted {
+        tracing::warn!(pid, %error, "a worker does not get into its control group");
+    }
+    admitted.is_ok()
 }
 
 async fn expect_frame(socket: &mut UnixStream) -> Result<Message, FrameError> {
@@ -263,7 +299,7 @@ fn describe(status: &io::Result<ExitStatus>) -> String {
     match status {
         Err(error) => format!("ended, how is unknown: {error}"),
         Ok(status) => match (status.signal(), status.code()) {
-            (Some(9), _) => "was killed by signal 9 (SIGKILL; out of memory?)".to_owned(),
+            (Some(SIGKILL), _) => "was killed by signal 9 (SIGKILL; out of memory?)".to_owned(),
             (Some(signal), _) => format!("was ended by signal {signal}"),
             (None, Some(code)) => format!("exited with status {code}"),
             (None, None) => "ended".to_owned(),

@@ -312,6 +312,7 @@ impl Registry {
             program: self.cfg.worker_program.clone(),
             args: self.cfg.worker_args.clone(),
             memory_bytes: self.cfg.worker_memory_bytes,
+            groups: self.cfg.worker_groups.clone(),
             working_dir: self.cfg.run_dir.clone(),
             load: LoadRequest {
                 model,

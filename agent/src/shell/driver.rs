@@ -1,6 +1,7 @@
 //! The main loop: it owns the core, feeds it events, and performs its effects in order.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
@@ -22,9 +23,10 @@ use super::status::Question;
 use super::store::Store;
 use super::trust::Trust;
 use super::{mqtt, status};
-use crate::config::{Config, ConfigError, Sources, TrustConfig};
+use crate::config::{Config, ConfigError, Sources, TrustConfig, WorkerCgroup};
 use crate::core::StepFailure;
 use crate::core::{ActiveEntry, Core, Durable, Effect, Event, Millis, Record, Report, Settings};
+use crate::plane::groups::Groups;
 use crate::plane::{Plane, PlaneConfig, PlaneError, PlaneEvent};
 use crate::sys::{Roots, Sampler};
 
@@ -631,6 +633,7 @@ fn plane_config(config: &Config, state: &StateDir) -> Result<PlaneConfig, RunErr
         worker_program,
         worker_args: config.worker.args.clone(),
         worker_memory_bytes: config.worker.memory_bytes,
+        worker_groups: worker_groups(config),
         http: config.serve.http,
         unix: config.serve.unix.clone(),
         queue_depth: config.serve.queue_depth,
@@ -639,6 +642,20 @@ fn plane_config(config: &Config, state: &StateDir) -> Result<PlaneConfig, RunErr
         request_deadline: config.serve.request_deadline,
         run_dir: state.run(),
     })
+}
+
+/// Workers get control groups of their own where that is asked for and possible.
+fn worker_groups(config: &Config) -> Option<Arc<Groups>> {
+    if config.worker.cgroup == WorkerCgroup::Shared {
+        return None;
+    }
+    match Groups::open(&Roots::under(&config.sys_root)) {
+        Ok(groups) => Some(Arc::new(groups)),
+        Err(error) => {
+            tracing::warn!(%error, "workers share the agent's control group, which is not delegated to it");
+            None
+        }
+    }
 }
 
 fn write_endpoints(plane: &Plane, state: &StateDir) -> Result<(), PathError> {

@@ -39,6 +39,7 @@ impl Manager {
     pub fn ready(&mut self, status: &str) {
         if !self.ready {
             self.ready = true;
+            tracing::info!(status, version = env!("CARGO_PKG_VERSION"), "ready");
             tell(&[NotifyState::Ready, NotifyState::Status(status)]);
         }
     }
@@ -59,11 +60,13 @@ impl Manager {
 
     /// It was read.
     pub fn reloaded(&self) {
+        tracing::info!("the configuration was read again");
         tell(&[NotifyState::Ready]);
     }
 
     /// The service is ending.
     pub fn stopping(&self) {
+        tracing::info!("ending");
         tell(&[NotifyState::Stopping]);
     }
 }

@@ -304,6 +304,23 @@ pub(super) const MOSQUITTO: Program = Program { name: "mosquitto", package: "mos
 pub(super) const SYSTEMD_ANALYZE: Program = Program { name: "systemd-analyze", package: "systemd" };
 /// Writes down a process's calls.
 pub(super) const STRACE: Program = Program { name: "strace", package: "strace" };
+/// Makes trees of Debian.
+pub(super) const MMDEBSTRAP: Program = Program { name: "mmdebstrap", package: "mmdebstrap" };
+/// Starts a systemd in a container.
+pub(super) const NSPAWN: Program = Program { name: "systemd-nspawn", package: "systemd-container" };
+
+/// A release of Debian, and packages besides the essential ones.
+pub(super) struct Tree {
+    pub(super) suite: &'static str,
+    pub(super) packages: &'static [&'static str],
+}
+
+/// The machine on which the packaged service is tried.
+pub(super) const SERVICE_TREE: Tree = Tree {
+    suite: "bookworm",
+    packages: &["systemd", "systemd-sysv", "dbus", "iproute2", "procps", "curl"],
+};
+
 /// What Debian's Python lacks for making virtual environments.
 pub(super) const PYTHON_VENV_PACKAGE: &str = "python3-venv";
 

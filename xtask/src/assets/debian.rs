@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 
-use super::catalogue::{self, DebianData, Program};
+use super::catalogue::{self, DebianData, Program, Tree};
 use crate::{paths, process};
 
 /// A real MQTT 5 broker.
@@ -22,6 +23,30 @@ pub(super) fn systemd_analyze() -> Result<PathBuf> {
 /// Writes down the calls of the agent under test.
 pub(super) fn strace() -> Result<PathBuf> {
     program(&catalogue::STRACE)
+}
+
+/// A tree of files with a systemd that starts: the machine on which the packages are tried.
+///
+/// It is made once per release and list of packages, which its name says, and never changed.
+pub(super) fn tree(wanted: &Tree) -> Result<PathBuf> {
+    let (make, _) = (program(&catalogue::MMDEBSTRAP)?, program(&catalogue::NSPAWN)?);
+    let trees = paths::target()?.join("trees");
+    let packages = wanted.packages.join(",");
+    let digest = super::hex(&Sha256::digest(format!("{} {packages}", wanted.suite)));
+    let tree = trees.join(format!("{}-{}", wanted.suite, &digest[..12]));
+    if tree.is_dir() {
+        return Ok(tree);
+    }
+    eprintln!("making a tree of Debian {} with {packages}", wanted.suite);
+    fs::create_dir_all(&trees).with_context(|| format!("cannot create {}", trees.display()))?;
+    let partial = tree.with_extension("partial");
+    process::output(as_root("rm").arg("-rf").arg(&partial))?;
+    let mut command = as_root(&make.to_string_lossy());
+    command.args(["--variant=minbase", &format!("--include={packages}"), wanted.suite]);
+    process::output(command.arg(&partial))
+        .context("cannot make a tree of Debian for the tests of the packaged service")?;
+    process::output(as_root("mv").arg(&partial).arg(&tree))?;
+    Ok(tree)
 }
 
 /// Unpacks the package's data into the assets folder, unless all of it is there.
@@ -118,20 +143,23 @@ pub(super) fn install(package: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs apt-get as root, through sudo where we are not root.
 fn apt(args: &[&str]) -> Result<String> {
-    let is_root = process::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
-    let mut command = if is_root {
-        Command::new("apt-get")
-    } else {
-        let mut sudo = Command::new("sudo");
-        sudo.args(["-n", "apt-get"]);
-        sudo
-    };
+    let mut command = as_root("apt-get");
     command.env("DEBIAN_FRONTEND", "noninteractive").args(args);
     process::output(&mut command).with_context(|| {
         format!("cannot run apt-get {} (run as root, or install by hand)", args.join(" "))
     })
+}
+
+/// A command as root, through sudo where we are not root.
+fn as_root(program: &str) -> Command {
+    let is_root = process::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
+    if is_root {
+        return Command::new(program);
+    }
+    let mut sudo = Command::new("sudo");
+    sudo.args(["-n", program]);
+    sudo
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use crate::paths;
 /// For each of our crates, the crates of ours that it may depend on.
 const MAY_KNOW: &[(&str, &[&str])] = &[
     ("espalier-bundle", &[]),
+    ("espalier-manual", &[]),
     ("espalier-wire", &[]),
     ("espalier-runtime", &[]),
     ("espalier-trust", &["espalier-bundle"]),
@@ -20,6 +21,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "espalier-bundle",
             "espalier-exec",
             "espalier-graph",
+            "espalier-manual",
             "espalier-runtime",
             "espalier-tls",
             "espalier-trust",
@@ -28,9 +30,16 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ),
     (
         "espalier-agent",
-        &["espalier-bundle", "espalier-runtime", "espalier-tls", "espalier-trust", "espalier-wire"],
+        &[
+            "espalier-bundle",
+            "espalier-manual",
+            "espalier-runtime",
+            "espalier-tls",
+            "espalier-trust",
+            "espalier-wire",
+        ],
     ),
-    ("edge-sim", &["espalier-agent", "espalier-wire"]),
+    ("edge-sim", &["espalier-agent", "espalier-manual", "espalier-wire"]),
     (
         "e2e",
         &[
