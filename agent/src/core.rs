@@ -8,8 +8,8 @@
 //! - Once a model was committed there is always an active bundle: it is replaced only after the
 //!   replacement has loaded and passed its checks, and the bundle before it is kept.
 //! - A digest that was taken back, or that proved unfit, is never installed again.
-//! - A re-compression is asked for only on N of M windows attributed to the model itself, and at most
-//!   one request per model and budget is open.
+//! - A re-compression is asked for only on N of M windows attributed to the model itself, or on N of M
+//!   pools of requests that drifted, and at most one request per model and budget is open.
 //!
 //! What it does not do: perform effects, know topics or paths, or trust the shell with a decision.
 
@@ -18,19 +18,21 @@ use std::collections::{BTreeMap, VecDeque};
 use wire::{Budgets, DeviceState};
 
 pub use command::check_budgets;
+pub use drift::{DriftFacts, FeatureFacts, examine};
 pub use effect::{ActiveEntry, Effect, Report, Step};
 pub use event::{
     BundleFacts, Event, FailureClass, InstallId, Millis, ModelFacts, ShadowFacts, StepDone,
     StepFailure, WindowFacts,
 };
 pub use record::{Baseline, Durable, DurableModel, InstallState, Installed, Record};
-pub use settings::{BreachRules, InstallRules, Settings};
+pub use settings::{BreachRules, DriftRules, InstallRules, Settings};
 pub use status::{InstallStatus, ModelStatus, Status};
 
 use live::Live;
 
 mod activate;
 mod command;
+mod drift;
 mod effect;
 mod event;
 mod gauge;

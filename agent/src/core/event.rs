@@ -2,6 +2,8 @@
 
 use wire::{Budgets, Command, Histogram, Offer, PowerWindow, ResourceWindow};
 
+use super::drift::DriftFacts;
+
 /// Milliseconds of a clock that only moves forward. The shell reads it; the core only compares it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Millis(pub u64);
@@ -152,6 +154,8 @@ pub struct ModelFacts {
     pub cold: bool,
     /// Proportional set size of the model's workers.
     pub pss_bytes: Option<u64>,
+    /// What its requests looked like. `None` for a bundle without a reference.
+    pub drift: Option<DriftFacts>,
 }
 
 /// A step that went well.
