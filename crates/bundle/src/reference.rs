@@ -302,6 +302,8 @@ struct Peek {
 mod tests {
     use super::*;
 
+    type Edit = fn(&mut Reference);
+
     fn reference(feature: FeatureReference) -> Reference {
         let rows = Some(Rows { axis: 1, scores: true });
         let samples = feature.counts.iter().sum();
@@ -366,7 +368,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_with_the_reason() {
         let good = reference(FeatureReference::ordered(Feature::Mean, &[1.0, 2.0, 3.0]));
-        let cases: [(fn(&mut Reference), &str); 8] = [
+        let cases: [(Edit, &str); 8] = [
             (|r| r.version = 9, "version 9"),
             (|r| r.tensors = vec![r.tensors[0].clone(); 33], "MAX_REFERENCE_TENSORS"),
             (|r| r.samples = 1 << 30, "MAX_REFERENCE_SAMPLES"),
