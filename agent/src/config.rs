@@ -13,7 +13,7 @@ use std::time::Duration;
 use runtime::{EngineKind, EngineOptions};
 use wire::{Budgets, Topics};
 
-use crate::core::{BreachRules, InstallRules, check_budgets};
+use crate::core::{BreachRules, DriftRules, InstallRules, check_budgets};
 use crate::sys::PowerConfig;
 
 pub use trust::TrustConfig;
@@ -67,6 +67,10 @@ pub struct Config {
     pub budgets: BTreeMap<String, Budgets>,
     /// When a budget counts as broken.
     pub breach: BreachRules,
+    /// When requests count as drifted.
+    pub drift: DriftRules,
+    /// The least time between two requests that are looked at for drift.
+    pub drift_sample_every: Duration,
     /// How an install is judged.
     pub install: InstallRules,
     /// Whose keys must have signed what is installed; without them a digest is enough.
@@ -264,6 +268,8 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Option<Config> {
     let spool_bytes = r.integer("spool.max_bytes", 64 << 20, 1 << 20..=1 << 40);
     let budgets = budgets(r);
     let breach = breach(r);
+    let drift = drift(r);
+    let drift_sample_every = r.millis("drift.sample_every_ms", 0, 0..=3_600_000);
     let install = install(r);
     let trust = trust::read(r, environment);
     let download = download::read(r);
@@ -282,6 +288,8 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Option<Config> {
         spool_bytes,
         budgets,
         breach,
+        drift,
+        drift_sample_every,
         install,
         trust,
         download,
@@ -384,6 +392,7 @@ fn budgets(r: &mut Reader) -> BTreeMap<String, Budgets> {
             power_mw: r.optional_integer(&key("power_mw"), any),
             energy_mj: r.optional_number(&key("energy_mj")),
             agreement_min: r.optional_number(&key("agreement_min")),
+            drift_psi: r.optional_number(&key("drift_psi")),
         };
         let key = format!("budgets.{model}");
         r.check(&key, wire::check_name("model", &model));
@@ -417,6 +426,24 @@ fn breach(r: &mut Reader) -> BreachRules {
         r.check("breach.windows_over", wrong);
     }
     rules
+}
+
+fn drift(r: &mut Reader) -> DriftRules {
+    let d = DriftRules::default();
+    DriftRules {
+        false_alarms_per_day: r.number(
+            "drift.false_alarms_per_day",
+            d.false_alarms_per_day,
+            1e-9..=1.0,
+        ),
+        pool_ms: r.integer("drift.pool_ms", d.pool_ms, 1..=7 * 86_400_000),
+        min_requests: r.integer("drift.min_requests", d.min_requests, 20..=1 << 32),
+        request_timeout_ms: r.integer(
+            "drift.request_timeout_ms",
+            d.request_timeout_ms,
+            1..=1 << 40,
+        ),
+    }
 }
 
 fn install(r: &mut Reader) -> InstallRules {

@@ -9,8 +9,8 @@
 //!   replacement has loaded and passed its checks, and the bundle before it is kept.
 //! - The end of an install is told at least once, whatever comes between it and its event.
 //! - A digest that was taken back, or that proved unfit, is never installed again.
-//! - A re-compression is asked for only on N of M windows attributed to the model itself, and at most
-//!   one request per model and budget is open.
+//! - A re-compression is asked for only on N of M windows attributed to the model itself, or on N of M
+//!   pools of requests that drifted, and at most one request per model and budget is open.
 //!
 //! What it does not do: perform effects, know topics or paths, or trust the shell with a decision.
 
@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, VecDeque};
 use wire::{Budgets, DeviceState};
 
 pub use command::check_budgets;
+pub use drift::{DriftFacts, FeatureFacts, examine};
 pub use effect::{ActiveEntry, Effect, Report, Step};
 pub use ending::End;
 pub use event::{
@@ -26,7 +27,7 @@ pub use event::{
     StepFailure, WindowFacts,
 };
 pub use record::{Baseline, Durable, DurableModel, InstallState, Installed, Record};
-pub use settings::{BreachRules, InstallRules, Settings};
+pub use settings::{BreachRules, DriftRules, InstallRules, Settings};
 pub use status::{InstallStatus, ModelStatus, Status};
 pub use window::{Conditions, DownloadRules, Hold, NoWindow, Window};
 
@@ -34,6 +35,7 @@ use live::Live;
 
 mod activate;
 mod command;
+mod drift;
 mod effect;
 mod ending;
 mod event;

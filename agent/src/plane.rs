@@ -23,6 +23,8 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 use wire::Histogram;
 
+use crate::core::DriftFacts;
+
 pub use self::error::PlaneError;
 #[cfg(test)]
 pub(crate) use self::fake::ABORT;
@@ -31,6 +33,7 @@ use self::server::Servers;
 
 mod buffers;
 mod compare;
+mod drift;
 mod error;
 #[cfg(test)]
 mod fake;
@@ -73,6 +76,8 @@ pub struct PlaneConfig {
     pub max_buffered_bytes: usize,
     /// How long a request may take from its arrival to its answer.
     pub request_deadline: Duration,
+    /// The least time between two requests of a model that are held against its reference.
+    pub drift_sample_every: Duration,
     /// The folder for sockets, and the workers' working folder; made when missing.
     pub run_dir: PathBuf,
 }
@@ -132,6 +137,8 @@ pub struct ModelWindow {
     pub rejected: u64,
     /// Whether a worker was started or became active within the window.
     pub cold: bool,
+    /// What its requests looked like, in the cells of its reference; `None` for a bundle without one.
+    pub drift: Option<DriftFacts>,
 }
 
 /// What happens to workers without being asked for.

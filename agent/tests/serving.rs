@@ -56,6 +56,7 @@ impl Rig {
             max_request_bytes: 1 << 20,
             max_buffered_bytes: 64 << 20,
             request_deadline: PATIENCE,
+            drift_sample_every: Duration::ZERO,
             run_dir: folder.path().join("run"),
         })
         .await
@@ -303,6 +304,7 @@ async fn an_engine_library_that_is_not_there_is_named() {
         max_request_bytes: 1,
         max_buffered_bytes: 1,
         request_deadline: PATIENCE,
+        drift_sample_every: Duration::ZERO,
         run_dir: folder.path().to_owned(),
     })
     .await

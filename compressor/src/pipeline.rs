@@ -22,6 +22,7 @@ mod norms;
 mod observe;
 mod passes;
 mod recall;
+mod reference;
 mod relay;
 mod repair;
 mod seen;
@@ -407,7 +408,7 @@ pub fn bundle_original(
     };
     let work = WorkDir::new(job.work_dir.as_deref())?;
     let file = source.file(&work)?;
-    let bundle = finish::write(job, &file, engine.as_ref(), &heldout, label)?;
+    let bundle = finish::write(job, &file, engine.as_ref(), &source, &heldout, label)?;
     Ok(OriginalOutcome {
         size_bytes: bundle.size_bytes(),
         bundle_dir: bundle.dir.clone(),
@@ -561,7 +562,8 @@ fn write_outcome(
             .map_err(|e| CompressError::Graph { stage: "export", what: e.to_string() })?;
         shop::save_as(&model, &shop.work.join("chosen.onnx"))?
     };
-    let bundle = finish::write(&job.bundle_job(), &file, engine.as_ref(), &shop.heldout, label)?;
+    let (origin, engine) = (job.bundle_job(), engine.as_ref());
+    let bundle = finish::write(&origin, &file, engine, &shop.source, &shop.heldout, label)?;
     Ok(Outcome {
         report: bundle.dir.join(bundle::REPORT_FILE),
         bundle_dir: bundle.dir.clone(),

@@ -76,6 +76,7 @@ fn meets_the_goal_on(kind: EngineKind) {
     assert_eq!(bundle.manifest.inputs[0].dims, vec![-1, 2048]);
     assert!(bundle.manifest.lineage.source_sha256.is_some());
     passes_its_selftest(&bundle, kind);
+    holds_what_requests_look_like(&bundle);
     let html = std::fs::read_to_string(&outcome.report).unwrap();
     for refusal in &outcome.refused {
         let start: String =
@@ -105,6 +106,21 @@ fn passes_its_selftest(bundle: &Bundle, kind: EngineKind) {
         {
             assert!((got - want).abs() <= selftest.atol + selftest.rtol * want.abs());
         }
+    }
+}
+
+/// What a device holds its requests against.
+fn holds_what_requests_look_like(bundle: &Bundle) {
+    use bundle::{Feature, Rows, Side};
+    let reference = bundle.reference().unwrap().unwrap();
+    assert!((300..=512).contains(&reference.samples), "{}", reference.samples);
+    let [input, output] = reference.tensors.as_slice() else { panic!("{reference:?}") };
+    assert_eq!((input.side, input.name.as_str(), input.batched), (Side::Input, "bytes", true));
+    assert_eq!((output.side, output.rows), (Side::Output, Some(Rows { axis: 1, scores: false })));
+    let features: Vec<Feature> = output.features.iter().map(|f| f.feature).collect();
+    assert_eq!(features, [Feature::Class, Feature::Confidence]);
+    for feature in input.features.iter().chain(&output.features) {
+        assert_eq!(feature.counts.iter().sum::<u64>(), reference.samples, "{feature:?}");
     }
 }
 

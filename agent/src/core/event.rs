@@ -2,6 +2,7 @@
 
 use wire::{Budgets, Command, Histogram, Offer, PowerWindow, ResourceWindow};
 
+use super::drift::DriftFacts;
 use super::window::Conditions;
 
 /// Milliseconds of a clock that only moves forward. The shell reads it; the core only compares it.
@@ -161,6 +162,8 @@ pub struct ModelFacts {
     pub cold: bool,
     /// Proportional set size of the model's workers.
     pub pss_bytes: Option<u64>,
+    /// What its requests looked like. `None` for a bundle without a reference.
+    pub drift: Option<DriftFacts>,
 }
 
 /// A step that went well.

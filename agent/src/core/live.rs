@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use wire::{Cause, Histogram, ModelPhase};
+use wire::{Cause, DriftTest, Histogram, ModelPhase};
 
+use super::drift::Pool;
 use super::event::{Millis, ShadowFacts};
 use super::gauge::Gauge;
 use super::window::Hold;
@@ -26,6 +27,10 @@ pub(super) struct Live {
     pub gauges: BTreeMap<&'static str, Gauge>,
     /// Windows too small to be evidence alone.
     pub pending: Evidence,
+    /// Requests held against the bundle's reference, until they are enough for a test.
+    pub drift: Pool,
+    /// The last such test.
+    pub drift_test: Option<DriftTest>,
     /// The last windows with evidence, for the baseline of the next install.
     pub recent: VecDeque<Evidence>,
     /// The last memory reading of the model's worker.

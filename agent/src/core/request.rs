@@ -1,6 +1,7 @@
-//! Asking for a smaller model: at most once per model and budget, until the question is settled.
+//! Asking for a smaller model, or one that fits its requests: at most once per model and budget, until the
+//! question is settled.
 
-use wire::{BudgetBreach, BudgetKind, Cause, Histogram, RecompressRequest};
+use wire::{BudgetBreach, BudgetKind, Cause, DriftTest, Histogram, RecompressRequest};
 
 use super::Core;
 use super::effect::Report;
@@ -10,7 +11,7 @@ use super::record::Record;
 use super::report::blank;
 
 impl Core {
-    /// A gauge calls a breach: tell it, and ask for a smaller model if that is what it takes.
+    /// A gauge calls a breach: tell it, and ask for another model if that is what it takes.
     pub(super) fn on_breach(
         &mut self,
         now: Millis,
@@ -22,7 +23,10 @@ impl Core {
         let Some(digest) = self.active_digest(model) else {
             return;
         };
-        let recompress = breach.cause == Cause::Model && self.may_request(model, budget);
+        // No device can mend drift; whoever has newer data may.
+        let answerable = breach.cause == Cause::Model || budget == BudgetKind::Drift;
+        let recompress = answerable && self.may_request(model, budget);
+        let drift = self.drift_evidence(model, budget);
         self.publish(Report::Breach(BudgetBreach {
             header: blank::<BudgetBreach>(),
             model: model.to_owned(),
@@ -34,10 +38,15 @@ impl Core {
             windows_over: breach.windows_over,
             windows_seen: breach.windows_seen,
             recompress,
+            drift,
         }));
         if recompress {
             self.request(now, model, budget, breach);
         }
+    }
+
+    fn drift_evidence(&mut self, model: &str, budget: BudgetKind) -> Option<DriftTest> {
+        self.live(model).drift_test.clone().filter(|_| budget == BudgetKind::Drift)
     }
 
     fn may_request(&self, model: &str, budget: BudgetKind) -> bool {
@@ -55,6 +64,7 @@ impl Core {
         let boot = &birth.header.boot_id;
         let request_id = format!("{}-{boot}-{}", birth.device, self.durable.next_request);
         let budgets = self.budgets(model);
+        let drift = self.drift_evidence(model, budget);
         let live = self.live(model);
         let workers_pss_bytes = live.pss_bytes;
         let mut times = Histogram::default();
@@ -79,6 +89,7 @@ impl Core {
             windows_seen: breach.windows_seen,
             workers_pss_bytes,
             emulated: birth.emulated,
+            drift,
         };
         self.record(Record::Requested {
             model: model.to_owned(),
@@ -132,11 +143,16 @@ impl Core {
     }
 
     pub(super) fn tick_requests(&mut self, now: Millis, model: &str) {
-        let timeout = self.settings.breach.request_timeout_ms;
         for budget in BudgetKind::ALL {
+            let (timeout, key) = match budget {
+                BudgetKind::Drift => {
+                    (self.settings.drift.request_timeout_ms, "drift.request_timeout_ms")
+                }
+                _ => (self.settings.breach.request_timeout_ms, "breach.request_timeout_ms"),
+            };
             let since = self.live(model).requested.get(budget.as_str()).copied();
             if since.is_some_and(|since| now.since(since) >= timeout) {
-                let reason = format!("no answer in {timeout} ms (breach.request_timeout_ms)");
+                let reason = format!("no answer in {timeout} ms ({key})");
                 self.close_request(model, *budget, &reason);
             }
         }

@@ -17,6 +17,8 @@ pub struct Settings {
     pub budgets: BTreeMap<String, Budgets>,
     /// When a budget counts as broken.
     pub breach: BreachRules,
+    /// When requests count as drifted.
+    pub drift: DriftRules,
     /// How an install is judged.
     pub install: InstallRules,
     /// When downloads may move.
@@ -55,6 +57,46 @@ impl Default for BreachRules {
             request_timeout_ms: 900_000,
             steal_percent: 10.0,
             swap_in_pages: 64,
+        }
+    }
+}
+
+/// When requests count as drifted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DriftRules {
+    /// The chance that a day without drift brings a drift breach of a model, at most.
+    pub false_alarms_per_day: f64,
+    /// The least time that requests are pooled before a test.
+    pub pool_ms: u64,
+    /// The fewest requests of a test.
+    pub min_requests: u64,
+    /// How long an unanswered request for a model that fits stays open.
+    pub request_timeout_ms: u64,
+}
+
+/// The largest level of one test, however few tests a day has.
+const MAX_LEVEL: f64 = 0.05;
+const DAY_MS: f64 = 86_400_000.0;
+
+impl DriftRules {
+    /// The chance with which one test may be over its thresholds without drift. A day has at most
+    /// T = day / `pool_ms` tests, and a breach in it needs N over among these and the M before them, so
+    /// its chance is at most (T + M) level / N (Markov), whatever tests have in common.
+    #[must_use]
+    pub fn level(&self, breach: &BreachRules) -> f64 {
+        #[allow(clippy::cast_precision_loss)]
+        let tests = DAY_MS / self.pool_ms.max(1) as f64 + f64::from(breach.windows_seen);
+        (self.false_alarms_per_day * f64::from(breach.windows_over) / tests).min(MAX_LEVEL)
+    }
+}
+
+impl Default for DriftRules {
+    fn default() -> Self {
+        Self {
+            false_alarms_per_day: 0.01,
+            pool_ms: 600_000,
+            min_requests: 200,
+            request_timeout_ms: 86_400_000,
         }
     }
 }

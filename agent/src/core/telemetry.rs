@@ -1,6 +1,6 @@
 //! Windows: told outside, and held against the budgets and against probation.
 
-use wire::{BudgetKind, Cause, Histogram, InferWindow, ResourceWindow};
+use wire::{BudgetKind, Cause, DriftTest, Histogram, InferWindow, ResourceWindow};
 
 use super::Core;
 use super::effect::Report;
@@ -25,12 +25,18 @@ impl Core {
             self.publish(Report::Power(power.clone()));
         }
         for model in &facts.models {
-            if model.requests + model.rejected > 0 {
-                self.publish(Report::Infer(infer_window(model, facts.window_ms)));
-            }
             // A window that began under another bundle says nothing about this one.
-            if self.active_digest(&model.model).as_deref() == Some(&model.digest) {
+            let own = self.active_digest(&model.model).as_deref() == Some(&model.digest);
+            let drift = if own { self.test_drift(now, model) } else { None };
+            if model.requests + model.rejected > 0 || drift.is_some() {
+                let window = infer_window(model, facts.window_ms, drift.clone());
+                self.publish(Report::Infer(window));
+            }
+            if own {
                 self.on_model_window(now, model, facts);
+            }
+            if let Some(test) = drift {
+                self.on_drift(now, &model.model, &test);
             }
         }
     }
@@ -120,7 +126,14 @@ impl Core {
         used_us / there_us >= POWER_SHARE * busy / 100.0
     }
 
-    fn gauge(&mut self, now: Millis, model: &str, budget: BudgetKind, limit: f64, seen: Seen) {
+    pub(super) fn gauge(
+        &mut self,
+        now: Millis,
+        model: &str,
+        budget: BudgetKind,
+        limit: f64,
+        seen: Seen,
+    ) {
         let rules = self.settings.breach.clone();
         let gauge = self.live(model).gauges.entry(budget.as_str()).or_default();
         if let Some(breach) = gauge.push(now, limit, seen, &rules) {
@@ -214,7 +227,7 @@ fn scalars(facts: &ModelFacts, window: &WindowFacts) -> [(BudgetKind, Option<f64
     ]
 }
 
-fn infer_window(facts: &ModelFacts, window_ms: u64) -> InferWindow {
+fn infer_window(facts: &ModelFacts, window_ms: u64, drift: Option<DriftTest>) -> InferWindow {
     let times = &facts.compute;
     InferWindow {
         header: blank::<InferWindow>(),
@@ -231,5 +244,6 @@ fn infer_window(facts: &ModelFacts, window_ms: u64) -> InferWindow {
         mean_us: times.mean(),
         queue_p95_us: facts.queue.quantile(0.95),
         compute: times.clone(),
+        drift,
     }
 }

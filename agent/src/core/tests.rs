@@ -41,7 +41,7 @@ fn birth() -> Birth {
 }
 
 fn settings() -> Settings {
-    let budget = Budgets { latency_p95_us: Some(1000), ..Budgets::default() };
+    let budget = Budgets { latency_p95_us: Some(1000), drift_psi: Some(0.2), ..Budgets::default() };
     Settings {
         birth: birth(),
         threads: 1,
@@ -54,6 +54,7 @@ fn settings() -> Settings {
             request_timeout_ms: 20_000,
             ..BreachRules::default()
         },
+        drift: DriftRules { pool_ms: 1_000, min_requests: 100, ..DriftRules::default() },
         install: InstallRules {
             shadow_requests: 10,
             shadow_timeout_ms: 3_000,
@@ -130,6 +131,30 @@ fn window(model: &str, digest: &str, shape: Shape) -> Event {
     })
 }
 
+/// Two features: five classes alike in the reference, and a number that never changes.
+fn drift_facts(requests: u64, shifted: bool) -> DriftFacts {
+    let of = |feature, reference: &[u64], seen: Vec<u64>| FeatureFacts {
+        side: wire::Side::Output,
+        tensor: "y".into(),
+        feature,
+        reference: reference.to_vec(),
+        seen,
+        pairs: 0,
+        product: 0,
+    };
+    let classes = if shifted {
+        vec![requests, 0, 0, 0, 0, 0]
+    } else {
+        [vec![requests / 5; 5], vec![0]].concat()
+    };
+    DriftFacts {
+        features: vec![
+            of(wire::Feature::Class, &[100, 100, 100, 100, 100, 0], classes),
+            of(wire::Feature::Zeros, &[0, 500, 0], vec![0, requests, 0]),
+        ],
+    }
+}
+
 fn restart_failed(model: &str) -> Event {
     Event::RestartFailed { model: model.into(), reason: "no memory".into() }
 }
@@ -159,6 +184,7 @@ struct World {
     reports: Vec<Report>,
     served_once: BTreeSet<String>,
     slow_windows: BTreeMap<String, u32>,
+    shifted_windows: BTreeMap<String, u32>,
     drained: bool,
 }
 
@@ -174,6 +200,7 @@ impl World {
             reports: Vec::new(),
             served_once: BTreeSet::new(),
             slow_windows: BTreeMap::new(),
+            shifted_windows: BTreeMap::new(),
             drained: false,
         };
         world.execute(effects, usize::MAX);
@@ -242,7 +269,11 @@ impl World {
             let open = before.models.get(model).map(|m| m.requests.clone());
             let open = open.unwrap_or_default();
             assert!(!open.contains_key(budget.as_str()), "a second open request");
-            let slow = self.slow_windows.get(model).copied().unwrap_or_default();
+            let behind = match budget {
+                wire::BudgetKind::Drift => &self.shifted_windows,
+                _ => &self.slow_windows,
+            };
+            let slow = behind.get(model).copied().unwrap_or_default();
             assert!(slow >= settings().breach.windows_over, "no breach behind it");
         }
         self.journal.push(record);
@@ -347,6 +378,19 @@ impl World {
         self.feed(window(model, &active.digest, shape));
     }
 
+    /// A fast window of so many requests like the reference, or of another class alone, a second later.
+    fn look(&mut self, model: &str, requests: u64, shifted: bool) {
+        let active = self.told().models.get(model).and_then(|m| m.active.clone());
+        let Some(active) = active else { return };
+        if shifted {
+            *self.shifted_windows.entry(model.into()).or_default() += 1;
+        }
+        self.now = self.now.plus(1000);
+        let Event::Window(mut facts) = window(model, &active.digest, FAST) else { return };
+        facts.models[0].drift = Some(drift_facts(requests, shifted));
+        self.feed(Event::Window(facts));
+    }
+
     fn shadow(&mut self, requests: u64, agreement: f64) {
         self.shadow_facts(ShadowFacts { requests, agreement, ..ShadowFacts::default() });
     }
@@ -367,6 +411,7 @@ impl World {
         self.workers.clear();
         self.owed.clear();
         self.slow_windows.clear();
+        self.shifted_windows.clear();
         let (core, effects) = Core::recover(settings(), &self.journal, self.now);
         self.core = core;
         self.execute(effects, usize::MAX);

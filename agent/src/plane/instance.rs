@@ -18,6 +18,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::CandidateId;
+use super::drift::Lens;
 use super::groups::WorkerGroup;
 use super::process::{Interface, RunOutcome, WorkerError, WorkerProcess, WorkerSpec};
 use super::protocol::{FailureKind, NamedTensors};
@@ -99,6 +100,8 @@ pub(super) struct Instance {
     pub(super) interface: Interface,
     pub(super) stats: Arc<Stats>,
     pub(super) mirror: Mirror,
+    /// What requests are to look like, where the bundle says so.
+    lens: Option<Arc<Lens>>,
     shared: Arc<Shared>,
     queue: mpsc::Sender<Job>,
     queue_depth: usize,
@@ -142,6 +145,7 @@ impl Instance {
         identity: Identity,
         spec: WorkerSpec,
         (process, interface): (WorkerProcess, Interface),
+        lens: Option<Lens>,
         queue_depth: usize,
         permit: OwnedSemaphorePermit,
         on_health: OnHealth,
@@ -158,12 +162,14 @@ impl Instance {
         });
         let stats = Arc::new(Stats::default());
         let mirror = Mirror::default();
+        let lens = lens.map(Arc::new);
         let driver = Driver {
             spec,
             interface: interface.clone(),
             shared: shared.clone(),
             stats: stats.clone(),
             mirror: mirror.clone(),
+            lens: lens.clone(),
             jobs,
             retired,
             on_health,
@@ -174,6 +180,7 @@ impl Instance {
             interface,
             stats,
             mirror,
+            lens,
             shared,
             queue,
             queue_depth: queue_depth.max(1),
@@ -201,6 +208,11 @@ impl Instance {
             }
         }
         result
+    }
+
+    /// Where its requests are held against its reference, if it has one.
+    pub(super) fn lens(&self) -> Option<&Arc<Lens>> {
+        self.lens.as_ref()
     }
 
     /// The worker's process, while there is one.
@@ -321,6 +333,7 @@ struct Driver {
     shared: Arc<Shared>,
     stats: Arc<Stats>,
     mirror: Mirror,
+    lens: Option<Arc<Lens>>,
     jobs: mpsc::Receiver<Job>,
     retired: watch::Receiver<bool>,
     on_health: OnHealth,
@@ -398,10 +411,11 @@ impl Driver {
             return None;
         }
         let queued = started.duration_since(job.arrived);
+        let live = job.traffic == Traffic::Live;
         let (result, died) = match worker.run(&job.inputs).await {
             Ok(RunOutcome::Done { compute, outputs }) => {
                 let answer = Answer { outputs: Arc::new(outputs), compute, queued };
-                if job.traffic == Traffic::Live {
+                if live {
                     self.stats.computed(compute, queued);
                     self.mirror.offer(&job.inputs, &answer);
                 }
@@ -416,8 +430,12 @@ impl Driver {
                 (Err(JobError::WorkerDied(reason.clone())), Some(reason))
             }
         };
+        let answered = result.as_ref().ok().filter(|_| live).map(|answer| answer.outputs.clone());
         // The client may have gone meanwhile.
         let _ = job.reply.send(result);
+        if let (Some(lens), Some(outputs)) = (&self.lens, answered) {
+            lens.look(&job.inputs, &outputs, started);
+        }
         died
     }
 

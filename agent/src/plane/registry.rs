@@ -15,8 +15,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::buffers::Buffers;
 use super::compare::check_close;
+use super::drift::Lens;
 use super::instance::{Health, Identity, Instance, JobError, OnHealth, Traffic};
-use super::process::{WorkerError, WorkerProcess, WorkerSpec};
+use super::process::{Interface, WorkerError, WorkerProcess, WorkerSpec};
 use super::protocol::{LoadRequest, NamedTensors, tensor_from_parts};
 use super::shadow::Tally;
 use super::window::Stats;
@@ -65,6 +66,7 @@ struct Account {
     model: String,
     digest: String,
     stats: Arc<Stats>,
+    lens: Option<Arc<Lens>>,
 }
 
 impl Registry {
@@ -122,6 +124,7 @@ impl Registry {
         check_ports("input", &manifest.inputs, &worker.1.inputs)
             .and_then(|()| check_ports("output", &manifest.outputs, &worker.1.outputs))
             .map_err(|reason| PlaneError::Interface { model: name.to_owned(), reason })?;
+        let lens = self.lens(name, bundle, &worker.1)?;
         let id = CandidateId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let identity = Identity {
             id,
@@ -134,6 +137,7 @@ impl Registry {
             identity,
             spec,
             worker,
+            lens,
             self.cfg.queue_depth,
             permit,
             self.on_health(id, name),
@@ -241,7 +245,8 @@ impl Registry {
         let windows = ledger
             .iter()
             .map(|account| {
-                let window = account.stats.take(&account.model, &account.digest);
+                let mut window = account.stats.take(&account.model, &account.digest);
+                window.drift = account.lens.as_ref().map(|lens| lens.take());
                 (active.contains(&account.id), window)
             })
             .filter(|(active, window)| *active || window.requests + window.rejected > 0)
@@ -299,6 +304,32 @@ impl Registry {
             });
         }
         while ending.join_next().await.is_some() {}
+    }
+
+    /// What the bundle says that requests look like. A reference of a version that is not known here
+    /// is no reason to serve nothing.
+    fn lens(
+        &self,
+        name: &str,
+        bundle: &bundle::Bundle,
+        interface: &Interface,
+    ) -> Result<Option<Lens>, PlaneError> {
+        let unfit = |reason: String| PlaneError::Interface { model: name.to_owned(), reason };
+        match bundle.reference() {
+            Ok(Some(reference)) => {
+                let lens = Lens::new(reference, interface, self.cfg.drift_sample_every);
+                lens.map(Some).map_err(unfit)
+            }
+            Ok(None) => {
+                tracing::debug!(model = name, "no reference.json: drift is not watched");
+                Ok(None)
+            }
+            Err(error @ bundle::BundleError::ReferenceVersion { .. }) => {
+                tracing::warn!(model = name, %error, "drift is not watched");
+                Ok(None)
+            }
+            Err(error) => Err(unfit(error.to_string())),
+        }
     }
 
     fn worker_spec(&self, name: &str, bundle: &bundle::Bundle) -> Result<WorkerSpec, PlaneError> {
@@ -376,6 +407,7 @@ impl Registry {
                 model: instance.identity.model.clone(),
                 digest: instance.identity.digest.clone(),
                 stats: instance.stats.clone(),
+                lens: instance.lens().cloned(),
             });
         }
     }

@@ -640,6 +640,7 @@ fn plane_config(config: &Config, state: &StateDir) -> Result<PlaneConfig, RunErr
         max_request_bytes: config.serve.max_request_bytes,
         max_buffered_bytes: config.serve.max_buffered_bytes,
         request_deadline: config.serve.request_deadline,
+        drift_sample_every: config.drift_sample_every,
         run_dir: state.run(),
     })
 }

@@ -1,4 +1,4 @@
-//! Writes the bundle: model, predictions with their intervals, lineage, self-test and report.
+//! Writes the bundle: model, predictions with their intervals, lineage, self-test, reference and report.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,8 @@ use bundle::{
 };
 use runtime::{Engine, IoSpec, LoadOptions, Tensor};
 
-use super::OriginalJob;
+use super::shop::Source;
+use super::{OriginalJob, reference};
 use crate::data::Dataset;
 use crate::error::CompressError;
 
@@ -27,11 +28,12 @@ pub(crate) struct Label {
     pub(crate) report_html: Option<String>,
 }
 
-/// Runs the golden cases in `engine` and writes the bundle to the job's folder.
+/// Runs the golden cases in `engine`, records what requests look like, and writes the bundle to the job's folder.
 pub(crate) fn write(
     job: &OriginalJob,
     file: &ModelFile,
     engine: &dyn Engine,
+    source: &Source,
     heldout: &Dataset,
     label: Label,
 ) -> Result<Bundle, CompressError> {
@@ -41,6 +43,7 @@ pub(crate) fn write(
     let (inputs, outputs) = (tensors(free.inputs()), tensors(free.outputs()));
     drop(free);
     let selftest = selftest(engine, model, heldout)?;
+    let reference = reference::measure(engine, model, source, heldout)?;
     let wrong = |what: String| CompressError::Bundle { path: job.out_dir.clone(), what };
     let draft = Draft {
         sequence: job.sequence,
@@ -52,6 +55,7 @@ pub(crate) fn write(
         lineage: label.lineage,
         external: file.external(),
         selftest,
+        reference: Some(reference),
         report_html: label.report_html,
         ..Draft::new(&job.name, &job.version, bundle::Source::Path(model.to_path_buf()))
     };

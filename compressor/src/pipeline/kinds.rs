@@ -32,7 +32,13 @@ pub(crate) fn comparisons(
     (compared.collect(), refused.collect())
 }
 
-fn compared(source: &Source, output: &str, answer: &Answer, labels: Option<&[i64]>) -> Compared {
+/// How one output is compared, by an original answer.
+pub(super) fn compared(
+    source: &Source,
+    output: &str,
+    answer: &Answer,
+    labels: Option<&[i64]>,
+) -> Compared {
     let graph = &source.model.graph;
     let rank = answer.shape.len();
     let end = graph.value_by_name(output).map_or(End::Other, |v| end(graph, &source.shapes, v));

@@ -179,6 +179,9 @@ pub(super) fn job_for(
         let known: Vec<&str> = models.keys().map(String::as_str).collect();
         format!("model {} is unknown here; known are {}", request.model, known.join(", "))
     })?;
+    if request.budget == BudgetKind::Drift {
+        return Err(drifted(request));
+    }
     if request.cause != Cause::Model {
         return Err(format!(
             "the breach is attributed to {}, which no smaller model mends",
@@ -232,6 +235,22 @@ pub(super) fn job_for(
             breached: Some(request.budget),
         },
     })
+}
+
+/// Why drift is not answered by a job: a model made from the same data would be judged on the same data.
+fn drifted(request: &RecompressRequest) -> String {
+    let first = request.drift.as_ref().and_then(|test| {
+        let feature = test.features.iter().find(|feature| feature.drifted)?;
+        let wire::DriftFeature { side, tensor, feature, psi, .. } = feature;
+        Some(format!(" ({side} {tensor}: {feature}, PSI {psi:.2})"))
+    });
+    format!(
+        "the requests of model {} have drifted from the data it was judged on{}, which no model made \
+         from that data mends: start this service with calibration and held-out data of what the \
+         device sees now, and deploy the model anew",
+        request.model,
+        first.unwrap_or_default()
+    )
 }
 
 /// Rounds down to two significant digits, so that who asks for nearly the same shares a job whose
@@ -291,6 +310,7 @@ mod tests {
             windows_seen: 5,
             workers_pss_bytes: None,
             emulated: true,
+            drift: None,
         }
     }
 
@@ -376,7 +396,14 @@ mod tests {
 
     #[test]
     fn what_cannot_be_served_is_refused_with_the_reason() {
-        let refusals: [(Edit, &str); 6] = [
+        let refusals: [(Edit, &str); 7] = [
+            (
+                |r| {
+                    r.budget = BudgetKind::Drift;
+                    r.cause = Cause::Data;
+                },
+                "calibration and held-out data of what the device sees now",
+            ),
             (|r| r.model = "other".into(), "known are m"),
             (|r| r.cause = Cause::Thermal, "thermal"),
             (|r| r.budget = BudgetKind::Energy, "energy"),

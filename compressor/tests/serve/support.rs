@@ -215,6 +215,7 @@ pub(crate) fn request(device: &str, id: &str, current: &Offer) -> RecompressRequ
         windows_seen: 5,
         workers_pss_bytes: None,
         emulated: true,
+        drift: None,
     }
 }
 

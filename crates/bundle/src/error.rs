@@ -45,6 +45,22 @@ pub enum BundleError {
         /// What is wrong with it.
         why: String,
     },
+    /// `reference.json` is no reference, or says what cannot be.
+    #[error("reference.json: {why}")]
+    Reference {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A reference of another version.
+    #[error(
+        "reference.json has version {got}, this program reads version {wanted}: update the older side"
+    )]
+    ReferenceVersion {
+        /// The version found.
+        got: u64,
+        /// The version read here.
+        wanted: u32,
+    },
     /// A file name that a bundle may not hold.
     #[error("file name {name:?} is not allowed in a bundle: {why}")]
     FileName {

@@ -12,9 +12,10 @@ use crate::durable::{Staging, move_dir, write_new};
 use crate::error::{BundleError, io_at, shorten};
 use crate::limits::Limits;
 use crate::manifest::{
-    ANY, FileEntry, Lineage, MANIFEST_FILE, MODEL_FILE, Manifest, Predicted, REPORT_FILE,
-    SCHEMA_VERSION, SELFTEST_FILE, TensorSpec, check_file_name, check_size,
+    ANY, FileEntry, Lineage, MANIFEST_FILE, MODEL_FILE, Manifest, Predicted, REFERENCE_FILE,
+    REPORT_FILE, SCHEMA_VERSION, SELFTEST_FILE, TensorSpec, check_file_name, check_size,
 };
+use crate::reference::Reference;
 use crate::selftest::SelfTest;
 
 /// A verified bundle on disk.
@@ -28,6 +29,7 @@ pub struct Bundle {
     pub digest: Digest,
     manifest_bytes: u64,
     selftest_limit: u64,
+    reference_limit: u64,
 }
 
 /// Where the content of a file comes from.
@@ -66,6 +68,8 @@ pub struct Draft {
     pub external: Vec<(String, Source)>,
     /// Golden inputs and outputs.
     pub selftest: SelfTest,
+    /// What inputs and outputs look like on the samples it was judged on.
+    pub reference: Option<Reference>,
     /// The report for people.
     pub report_html: Option<String>,
     /// Limits to keep while writing.
@@ -89,6 +93,7 @@ impl Draft {
             model,
             external: Vec::new(),
             selftest: SelfTest::default(),
+            reference: None,
             report_html: None,
             limits: Limits::default(),
         }
@@ -123,6 +128,9 @@ impl Draft {
         let mut sources = vec![(MODEL_FILE.to_owned(), self.model)];
         sources.extend(self.external);
         sources.push((SELFTEST_FILE.to_owned(), Source::Bytes(self.selftest.to_bytes()?)));
+        if let Some(reference) = self.reference {
+            sources.push((REFERENCE_FILE.to_owned(), Source::Bytes(reference.to_bytes()?)));
+        }
         sources.extend(
             self.report_html.map(|html| (REPORT_FILE.to_owned(), Source::Bytes(html.into_bytes()))),
         );
@@ -170,6 +178,7 @@ impl Bundle {
             manifest,
             manifest_bytes: bytes.len() as u64,
             selftest_limit: limits.selftest_bytes,
+            reference_limit: limits.reference_bytes,
         })
     }
 
@@ -187,11 +196,23 @@ impl Bundle {
 
     /// Reads the golden inputs and outputs.
     pub fn selftest(&self) -> Result<SelfTest> {
-        let path = self.dir.join(SELFTEST_FILE);
-        let file = open_regular(&self.dir, SELFTEST_FILE)?;
+        SelfTest::from_bytes(&self.read(SELFTEST_FILE, self.selftest_limit)?)
+    }
+
+    /// Reads what inputs and outputs looked like when it was judged; none in a bundle without.
+    pub fn reference(&self) -> Result<Option<Reference>> {
+        if !self.manifest.files.contains_key(REFERENCE_FILE) {
+            return Ok(None);
+        }
+        Reference::from_bytes(&self.read(REFERENCE_FILE, self.reference_limit)?).map(Some)
+    }
+
+    fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
+        let file = open_regular(&self.dir, name)?;
         let mut bytes = Vec::new();
-        file.take(self.selftest_limit).read_to_end(&mut bytes).map_err(io_at("read", &path))?;
-        SelfTest::from_bytes(&bytes)
+        let read = file.take(limit).read_to_end(&mut bytes);
+        read.map_err(io_at("read", &self.dir.join(name)))?;
+        Ok(bytes)
     }
 
     /// Moves the folder into `store`, under the hexadecimal digits of its digest. Where that bundle
@@ -201,7 +222,11 @@ impl Bundle {
         match move_dir(&self.dir, &dir) {
             Ok(()) => Ok(Self { dir, ..self }),
             Err(BundleError::AlreadyExists(_)) => {
-                let limits = Limits { selftest_bytes: self.selftest_limit, ..Limits::default() };
+                let limits = Limits {
+                    selftest_bytes: self.selftest_limit,
+                    reference_bytes: self.reference_limit,
+                    ..Limits::default()
+                };
                 let there = Self::open(&dir, &limits)?;
                 fs::remove_dir_all(&self.dir).map_err(io_at("remove", &self.dir))?;
                 Ok(there)

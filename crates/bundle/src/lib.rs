@@ -1,7 +1,7 @@
 //! Files at rest: manifest, digests, limits.
 //!
 //! A bundle is a flat folder (or one `.tar` of it): `manifest.json`, `model.onnx` with its external
-//! data, `selftest.safetensors` and maybe `report.html`. `docs/bundle.md` describes the format.
+//! data, `selftest.safetensors` and maybe `reference.json` and `report.html`. `docs/bundle.md` describes the format.
 //! Invariants:
 //! - the digest of `manifest.json` names the bundle, and the manifest holds the size and digest of
 //!   every other file: one digest covers everything;
@@ -18,6 +18,7 @@ mod error;
 mod folder;
 mod limits;
 mod manifest;
+mod reference;
 mod selftest;
 
 pub use archive::{pack, unpack};
@@ -27,8 +28,13 @@ pub use folder::{Bundle, Draft, Source, verify_file};
 pub use limits::Limits;
 pub use manifest::{
     ANY, Estimate, FileEntry, Lineage, MANIFEST_FILE, MAX_FILE_NAME_BYTES, MODEL_FILE, Manifest,
-    Predicted, Quality, REPORT_FILE, SCHEMA_VERSION, SELFTEST_FILE, TensorSpec, check_file_name,
-    manifest_schema,
+    Predicted, Quality, REFERENCE_FILE, REPORT_FILE, SCHEMA_VERSION, SELFTEST_FILE, TensorSpec,
+    check_file_name, manifest_schema,
+};
+pub use reference::{
+    Feature, FeatureReference, MAX_REFERENCE_CELLS, MAX_REFERENCE_SAMPLES, MAX_REFERENCE_TENSORS,
+    MAX_TENSOR_NAME_BYTES, QUANTILE_CELLS, REFERENCE_VERSION, Reference, Rows, Side,
+    TensorReference,
 };
 pub use selftest::{Case, NamedTensor, SelfTest};
 

@@ -9,6 +9,8 @@ pub struct Limits {
     pub model_bytes: u64,
     /// `selftest.safetensors`.
     pub selftest_bytes: u64,
+    /// `reference.json`.
+    pub reference_bytes: u64,
     /// `report.html`.
     pub report_bytes: u64,
     /// All files together.
@@ -24,6 +26,7 @@ impl Default for Limits {
             manifest_bytes: MIB,
             model_bytes: 2048 * MIB,
             selftest_bytes: 64 * MIB,
+            reference_bytes: MIB,
             report_bytes: 32 * MIB,
             total_bytes: 4096 * MIB,
             file_count: 64,

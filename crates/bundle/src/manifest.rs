@@ -19,6 +19,8 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 pub const MODEL_FILE: &str = "model.onnx";
 /// Golden inputs and outputs.
 pub const SELFTEST_FILE: &str = "selftest.safetensors";
+/// What inputs and outputs look like on the samples that the model was judged on.
+pub const REFERENCE_FILE: &str = "reference.json";
 /// The report for people.
 pub const REPORT_FILE: &str = "report.html";
 /// Runtime or device class of a bundle that fits all.
@@ -285,6 +287,7 @@ pub(crate) fn check_size(name: &str, bytes: u64, limits: &Limits) -> Result<()> 
     let (limit, limit_name) = match name {
         MANIFEST_FILE => (limits.manifest_bytes, "manifest_bytes"),
         SELFTEST_FILE => (limits.selftest_bytes, "selftest_bytes"),
+        REFERENCE_FILE => (limits.reference_bytes, "reference_bytes"),
         REPORT_FILE => (limits.report_bytes, "report_bytes"),
         _ => (limits.model_bytes, "model_bytes"),
     };

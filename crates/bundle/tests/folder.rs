@@ -371,3 +371,29 @@ fn a_bundle_moves_into_a_store_once() {
     assert_eq!(again, moved);
     assert!(!dir.exists());
 }
+
+#[test]
+fn a_reference_is_in_the_manifest_and_reads_back_and_a_bundle_without_has_none() {
+    let (_temp, _, plain) = written();
+    assert_eq!(plain.reference().unwrap(), None);
+    let temp = tempfile::tempdir().unwrap();
+    let feature = bundle::FeatureReference::ordered(bundle::Feature::Mean, &[1.0, 2.0, 2.0]);
+    let tensor = bundle::TensorReference {
+        side: bundle::Side::Input,
+        name: "bytes".into(),
+        batched: true,
+        rows: None,
+        features: vec![feature],
+    };
+    let version = bundle::REFERENCE_VERSION;
+    let reference = bundle::Reference { version, samples: 3, tensors: vec![tensor] };
+    let mut draft = draft();
+    draft.reference = Some(reference.clone());
+    let bundle = draft.clone().write(&temp.path().join("b")).unwrap();
+    assert!(bundle.manifest.files.contains_key(bundle::REFERENCE_FILE));
+    assert_eq!(bundle.reference().unwrap(), Some(reference));
+    assert_ne!(bundle.digest, plain.digest);
+    draft.limits.reference_bytes = 10;
+    let error = draft.write(&temp.path().join("c")).unwrap_err().to_string();
+    assert!(error.contains("reference_bytes"), "{error}");
+}

@@ -17,6 +17,7 @@ compile_error!("tensors are little-endian bytes and are handed to the engines as
 
 mod engine;
 mod error;
+pub mod features;
 mod library;
 pub mod measure;
 #[cfg(any(feature = "tract", feature = "ort"))]

@@ -92,6 +92,8 @@ vocabulary! {
         Swap = "swap",
         /// The model had just been loaded.
         ColdStart = "cold_start",
+        /// Requests no longer look like what the model was judged on.
+        Data = "data",
         /// More requests came than the device can serve: the queue, not the model, is slow.
         Overload = "overload",
     }
@@ -110,6 +112,8 @@ vocabulary! {
         Energy = "energy",
         /// Share of answers equal to the original model's, 0 to 1.
         Agreement = "agreement",
+        /// Distance of the requests from what the model was judged on, a population stability index.
+        Drift = "drift",
     }
 }
 
@@ -131,6 +135,10 @@ pub struct Budgets {
     /// Lowest share of answers equal to the original model's, 0 to 1.
     #[serde(default)]
     pub agreement_min: Option<f64>,
+    /// Greatest distance of the requests from what the model was judged on, a population stability
+    /// index.
+    #[serde(default)]
+    pub drift_psi: Option<f64>,
 }
 
 impl Budgets {
@@ -144,6 +152,7 @@ impl Budgets {
             BudgetKind::Power => self.power_mw.map(|v| v as f64),
             BudgetKind::Energy => self.energy_mj,
             BudgetKind::Agreement => self.agreement_min,
+            BudgetKind::Drift => self.drift_psi,
         }
     }
 

@@ -10,12 +10,14 @@
 
 pub mod asyncapi;
 pub mod budget;
+pub mod drift;
 pub mod histogram;
 pub mod payload;
 pub mod schema;
 pub mod topic;
 
 pub use budget::{BudgetKind, Budgets, Cause, Quality, Runtime, UnknownName, finite};
+pub use drift::{DriftFeature, DriftTest, Feature, MAX_DRIFT_FEATURES, Side, Statistic};
 pub use histogram::{Histogram, HistogramError};
 pub use payload::{
     Birth, BudgetBreach, Command, CommandKind, CommandResult, Comparison, DeviceState, Header,

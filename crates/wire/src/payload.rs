@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::budget::{BudgetKind, Budgets, Cause, Quality, Runtime, number, vocabulary};
+use crate::drift::DriftTest;
 use crate::histogram::Histogram;
 use crate::topic::{TopicError, check_name};
 
@@ -276,6 +277,9 @@ pub struct InferWindow {
     pub queue_p95_us: Option<u64>,
     /// All compute times.
     pub compute: Histogram,
+    /// How far requests are from what the model was judged on, when a test of that ended in the window.
+    #[serde(default)]
+    pub drift: Option<DriftTest>,
 }
 
 /// One window of the device's resources.
@@ -367,8 +371,11 @@ pub struct BudgetBreach {
     pub windows_over: u32,
     /// Windows looked at.
     pub windows_seen: u32,
-    /// Whether a smaller model was asked for.
+    /// Whether another model was asked for.
     pub recompress: bool,
+    /// The last test behind it, for drift.
+    #[serde(default)]
+    pub drift: Option<DriftTest>,
 }
 
 /// An install made progress or ended.
@@ -468,7 +475,7 @@ pub struct SpoolDrop {
     pub dropped_bytes: u64,
 }
 
-/// A device asks for a smaller model, with its evidence.
+/// A device asks for a smaller model, or for one that fits what it is asked now, with its evidence.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RecompressRequest {
     /// Schema, time, sequence.
@@ -511,6 +518,9 @@ pub struct RecompressRequest {
     pub workers_pss_bytes: Option<u64>,
     /// Whether the device is emulated.
     pub emulated: bool,
+    /// The last test behind it, for drift.
+    #[serde(default)]
+    pub drift: Option<DriftTest>,
 }
 
 /// The model that a device should run.
@@ -656,6 +666,12 @@ fn digest(field: &'static str, value: &str) -> Result<(), PayloadError> {
     Err(PayloadError::Field { field, why })
 }
 
+fn drift(test: Option<&DriftTest>) -> Result<(), PayloadError> {
+    test.map_or(Ok(()), |test| {
+        test.check().map_err(|why| PayloadError::Field { field: "drift", why })
+    })
+}
+
 macro_rules! payload {
     ($type:ident, $schema:literal, $topic:literal, $retained:literal $(, |$self:ident| $check:block)?) => {
         impl Payload for $type {
@@ -685,12 +701,14 @@ payload!(ModelState, "espalier.model.v1", "up/model/{name}", true, |it| {
     it.digest.as_deref().map_or(Ok(()), |value| digest("digest", value))
 });
 payload!(InferWindow, "espalier.infer.v1", "up/m/infer/{name}", false, |it| {
-    name("model", &it.model)
+    name("model", &it.model)?;
+    drift(it.drift.as_ref())
 });
 payload!(ResourceWindow, "espalier.res.v1", "up/m/res", false);
 payload!(PowerWindow, "espalier.power.v1", "up/m/power", false);
 payload!(BudgetBreach, "espalier.budget_breach.v1", "up/e/budget_breach", false, |it| {
-    name("model", &it.model)
+    name("model", &it.model)?;
+    drift(it.drift.as_ref())
 });
 payload!(InstallEvent, "espalier.install.v1", "up/e/install", false, |it| {
     name("model", &it.model)?;
@@ -710,7 +728,8 @@ payload!(RecompressRequest, "espalier.recompress.v1", "up/rq/recompress", false,
     name("model", &it.model)?;
     name("device_class", &it.device_class)?;
     digest("digest", &it.digest)?;
-    share("budgets.agreement_min", it.budgets.agreement_min)
+    share("budgets.agreement_min", it.budgets.agreement_min)?;
+    drift(it.drift.as_ref())
 });
 payload!(Offer, "espalier.offer.v1", "dn/offer/{name}", true, |it| {
     name("model", &it.model)?;

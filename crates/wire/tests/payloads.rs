@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use wire::{
     Birth, BudgetBreach, BudgetKind, Budgets, Cause, Command, CommandKind, CommandResult,
-    Comparison, DeviceState, Header, Histogram, InferWindow, InstallEvent, InstallOutcome,
-    MAX_PAYLOAD_BYTES, ModelPhase, ModelState, Offer, Payload, PayloadError, PowerWindow, Quality,
-    RecompressRequest, ResourceWindow, RollbackEvent, Runtime, SpoolDrop, StateReport,
-    ThrottleEvent, decode, encode, try_encode,
+    Comparison, DeviceState, DriftFeature, DriftTest, Feature, Header, Histogram, InferWindow,
+    InstallEvent, InstallOutcome, MAX_PAYLOAD_BYTES, ModelPhase, ModelState, Offer, Payload,
+    PayloadError, PowerWindow, Quality, RecompressRequest, ResourceWindow, RollbackEvent, Runtime,
+    Side, SpoolDrop, StateReport, Statistic, ThrottleEvent, decode, encode, try_encode,
 };
 
 const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -78,6 +78,32 @@ fn infer() -> InferWindow {
         mean_us: compute.mean(),
         queue_p95_us: None,
         compute,
+        drift: Some(drift()),
+    }
+}
+
+fn drift() -> DriftTest {
+    DriftTest {
+        requests: 200,
+        reference: 512,
+        span_ms: 600_000,
+        level: 2e-4,
+        psi_limit: 0.2,
+        psi: 1.4,
+        drifted: true,
+        watched: 8,
+        features: vec![DriftFeature {
+            side: Side::Output,
+            tensor: "target_label".into(),
+            feature: Feature::Class,
+            statistic: Statistic::ChiSquare,
+            value: 310.0,
+            threshold: 41.2,
+            psi: 1.4,
+            requests: 200,
+            effective: 133.5,
+            drifted: true,
+        }],
     }
 }
 
@@ -123,6 +149,7 @@ fn breach() -> BudgetBreach {
         windows_over: 4,
         windows_seen: 5,
         recompress: true,
+        drift: Some(drift()),
     }
 }
 
@@ -197,6 +224,7 @@ fn request() -> RecompressRequest {
         windows_seen: 5,
         workers_pss_bytes: Some(40 << 20),
         emulated: true,
+        drift: Some(drift()),
     }
 }
 
@@ -270,7 +298,7 @@ fn every_payload_reads_back_as_it_was_written_and_its_fields_are_those_of_its_sc
         let fields =
             |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
         assert_eq!(fields(&value), fields(&schemas[name]["properties"]), "{name}");
-        let nested = ["compute", "budgets", "comparison", "args"];
+        let nested = ["compute", "budgets", "comparison", "args", "drift"];
         for (field, value) in value.as_object().unwrap() {
             assert!(
                 !value.is_object() || nested.contains(&field.as_str()),
@@ -439,6 +467,28 @@ fn names_and_digests_that_would_be_paths_or_wildcards_are_refused_in_a_request()
     value["budgets"]["agreement_min"] = json!(1.5);
     let error = decode::<RecompressRequest>(&serde_json::to_vec(&value).unwrap()).unwrap_err();
     assert!(error.to_string().contains("agreement_min"), "{error}");
+}
+
+#[test]
+fn a_drift_test_of_too_many_features_or_too_long_a_name_is_refused() {
+    let mut window = infer();
+    let test = window.drift.as_mut().unwrap();
+    test.features = vec![test.features[0].clone(); wire::MAX_DRIFT_FEATURES + 1];
+    let error = try_encode(&window).unwrap_err().to_string();
+    assert!(error.contains("MAX_DRIFT_FEATURES"), "{error}");
+    let mut window = infer();
+    window.drift.as_mut().unwrap().features[0].tensor = "t".repeat(1000);
+    let error = try_encode(&window).unwrap_err().to_string();
+    assert!(error.contains("MAX_TENSOR_BYTES"), "{error}");
+}
+
+#[test]
+fn a_message_from_before_drift_was_watched_reads_as_one_without() {
+    let mut old = serde_json::to_value(request()).unwrap();
+    old.as_object_mut().unwrap().remove("drift");
+    old["budgets"].as_object_mut().unwrap().remove("drift_psi");
+    let read: RecompressRequest = decode(old.to_string().as_bytes()).unwrap();
+    assert_eq!(read, RecompressRequest { drift: None, ..request() });
 }
 
 #[test]

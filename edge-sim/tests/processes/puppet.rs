@@ -295,6 +295,7 @@ impl Device {
             mean_us: None,
             queue_p95_us: None,
             compute,
+            drift: None,
         };
         let topic = self.topics.metrics(&Stream::Infer(MODEL.to_owned())).unwrap();
         self.publish(&topic, &window);
@@ -351,6 +352,7 @@ impl Device {
             windows_over: 3,
             windows_seen: 3,
             recompress: true,
+            drift: None,
         };
         let budgets = Budgets { latency_p95_us: Some(limit), ..Budgets::default() };
         let request = RecompressRequest {
@@ -373,6 +375,7 @@ impl Device {
             windows_seen: 3,
             workers_pss_bytes: None,
             emulated: true,
+            drift: None,
         };
         // The request may overtake the breach: the demonstration must not care.
         self.publish(&self.topics.recompress(), &request);

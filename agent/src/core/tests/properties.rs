@@ -7,6 +7,7 @@ enum Op {
     Offer(usize, u64, u64, bool),
     Answer(usize, u8),
     Window(usize, u64, u64, u8),
+    Look(usize, u64, bool),
     Shadow(u64, f64),
     Tick(u64),
     Died(usize),
@@ -27,6 +28,8 @@ fn op() -> impl Strategy<Value = Op> {
         16 => (any::<usize>(), 0..12_u8).prop_map(|(w, c)| Op::Answer(w, c)),
         8 => (0..2_usize, 50..3000_u64, 0..4_u64, 0..6_u8)
             .prop_map(|(m, us, e, f)| Op::Window(m, us, e, f)),
+        8 => (0..2_usize, 0..60_u64, any::<bool>())
+            .prop_map(|(m, fives, shifted)| Op::Look(m, 5 * fives, shifted)),
         4 => (0..20_u64, 0.5..1.0).prop_map(|(n, a)| Op::Shadow(n, a)),
         6 => (1..4_000_u64).prop_map(Op::Tick),
         1 => (0..2_usize).prop_map(Op::Died),
@@ -82,6 +85,7 @@ fn play(world: &mut World, op: Op) {
             let shape = Shape { us, requests: 20, errors, throttled: flags == 0, cold: flags == 1 };
             world.window(MODELS[m], shape);
         }
+        Op::Look(m, requests, shifted) => world.look(MODELS[m], requests, shifted),
         Op::Shadow(requests, agreement) => world.shadow(requests, agreement),
         Op::Tick(ms) => world.tick(ms),
         Op::Died(m) => {
@@ -134,6 +138,16 @@ proptest! {
             world.feed(command("m", 2, id));
             world.window("m", FAST);
         }
+        prop_assert!(!world.reports.iter().any(|r| matches!(r, Report::Recompress(_))));
+    }
+
+    #[test]
+    fn requests_like_the_reference_never_ask_for_a_model(
+        windows in prop::collection::vec(0..100_u64, 1..60),
+    ) {
+        let mut world = World::new();
+        stories::install(&mut world, 1);
+        windows.into_iter().for_each(|fives| world.look("m", 5 * fives, false));
         prop_assert!(!world.reports.iter().any(|r| matches!(r, Report::Recompress(_))));
     }
 

@@ -41,6 +41,7 @@ pub(super) fn settings(
         threads: u32::try_from(config.engine.threads).unwrap_or(1),
         budgets: config.budgets.clone(),
         breach: config.breach.clone(),
+        drift: config.drift.clone(),
         install: config.install.clone(),
         download: config.download.rules.clone(),
     }
@@ -186,6 +187,7 @@ fn model(pss_bytes: Option<u64>, window: ModelWindow) -> ModelFacts {
         rejected: window.rejected,
         cold: window.cold,
         pss_bytes,
+        drift: window.drift,
     }
 }
 

@@ -110,6 +110,7 @@ fn request(device: &str, id: &str, sequence: u64) -> RecompressRequest {
         windows_seen: 1,
         workers_pss_bytes: None,
         emulated: false,
+        drift: None,
     }
 }
 
