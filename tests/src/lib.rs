@@ -3,6 +3,7 @@
 pub mod files;
 pub mod hold;
 pub mod journal;
+pub mod load;
 pub mod offers;
 pub mod subscriber;
 
