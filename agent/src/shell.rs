@@ -17,3 +17,4 @@ pub mod spool;
 pub mod state_dir;
 pub mod status;
 pub mod store;
+pub mod worker_program;

@@ -28,7 +28,8 @@ pub(crate) fn run(args: &DistArgs) -> Result<ExitCode> {
 fn arguments(target: Option<&str>) -> Vec<&str> {
     let mut arguments = vec!["build"];
     arguments.extend(target.into_iter().flat_map(|target| ["--target", target]));
-    arguments.extend(["--profile", "dist", "--package", "espalier-agent"]);
+    arguments.extend(["--profile", "dist"]);
+    arguments.extend(["--package", "espalier-agent", "--package", "espalier-worker"]);
     arguments
 }
 
@@ -109,7 +110,9 @@ mod tests {
     #[test]
     fn the_subcommand_comes_first_with_and_without_a_target() {
         let here = arguments(None);
-        assert_eq!(here, ["build", "--profile", "dist", "--package", "espalier-agent"]);
+        let packages = ["--package", "espalier-agent", "--package", "espalier-worker"];
+        assert_eq!(here[..3], ["build", "--profile", "dist"]);
+        assert_eq!(here[3..], packages);
         let there = arguments(Some("armv7-unknown-linux-gnueabihf"));
         assert_eq!(there[..3], ["build", "--target", "armv7-unknown-linux-gnueabihf"]);
         assert_eq!(there[3..], here[1..]);

@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use runtime::{IoSpec, Tensor};
+use engine::{IoSpec, Tensor};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
@@ -74,7 +74,8 @@ pub(super) struct Interface {
 #[derive(Debug)]
 pub(super) struct WorkerProcess {
     child: Child,
-    socket: UnixStream,
+    /// What is read is read in one piece: a frame is most often one packet.
+    socket: BufReader<UnixStream>,
     run_limit: Duration,
     memory_bytes: Option<u64>,
     next_id: u64,
@@ -183,7 +184,7 @@ impl WorkerProcess {
             spec.memory_bytes.map_or(Ok(()), |bytes| limit_memory(pid, bytes))?;
         }
         let (run_limit, memory_bytes) = (spec.run_limit, spec.memory_bytes);
-        Ok(Self { child, socket, run_limit, memory_bytes, next_id: 0 })
+        Ok(Self { child, socket: BufReader::new(socket), run_limit, memory_bytes, next_id: 0 })
     }
 
     /// How it ended.
@@ -241,7 +242,7 @@ fn prefer_for_oom_kill(pid: u32) {
     }
 }
 
-async fn expect_frame(socket: &mut UnixStream) -> Result<Message, FrameError> {
+async fn expect_frame(socket: &mut BufReader<UnixStream>) -> Result<Message, FrameError> {
     let body = read_frame_async(socket).await?.ok_or(FrameError::Truncated { missing: 4 })?;
     Message::decode(&body)
 }

@@ -9,7 +9,8 @@ use crate::paths;
 const MAY_KNOW: &[(&str, &[&str])] = &[
     ("espalier-bundle", &[]),
     ("espalier-wire", &[]),
-    ("espalier-runtime", &[]),
+    ("espalier-engine", &[]),
+    ("espalier-runtime", &["espalier-engine"]),
     ("espalier-graph", &[]),
     ("espalier-exec", &["espalier-graph"]),
     (
@@ -22,8 +23,10 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "espalier-wire",
         ],
     ),
-    ("espalier-agent", &["espalier-bundle", "espalier-runtime", "espalier-wire"]),
-    ("edge-sim", &["espalier-agent", "espalier-wire"]),
+    // Not the runtime: a process that links tract pays for it though it never computes.
+    ("espalier-agent", &["espalier-bundle", "espalier-engine", "espalier-wire"]),
+    ("espalier-worker", &["espalier-agent", "espalier-bundle", "espalier-runtime"]),
+    ("edge-sim", &["espalier-agent", "espalier-wire", "espalier-worker"]),
     (
         "e2e",
         &[
@@ -31,10 +34,12 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "espalier",
             "espalier-agent",
             "espalier-bundle",
+            "espalier-engine",
             "espalier-exec",
             "espalier-graph",
             "espalier-runtime",
             "espalier-wire",
+            "espalier-worker",
         ],
     ),
     ("xtask", &[]),
