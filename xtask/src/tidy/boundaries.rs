@@ -59,11 +59,16 @@ const ONLY: &[(&[&str], &[&str], &str)] = &[
     (&["rumqttd*"], &["edge-sim"], "the embedded broker is for demos"),
     (
         &["tokio", "tokio-*"],
-        &["espalier", "espalier-agent", "edge-sim", "e2e"],
+        // The worker's tests alone: they hold the agent's plane, and a client.
+        &["espalier", "espalier-agent", "espalier-worker", "edge-sim", "e2e"],
         "the libraries are not async",
     ),
     (&["axum", "axum-*"], &["espalier", "espalier-agent"], "only the two servers serve HTTP"),
-    (&["hyper", "hyper-*"], &["espalier", "espalier-agent"], "only the two servers serve HTTP"),
+    (
+        &["hyper", "hyper-*"],
+        &["espalier", "espalier-agent", "espalier-worker"],
+        "only the two servers serve HTTP, and the worker's tests ask one",
+    ),
     (&["rusqlite"], &["espalier"], "only the compressor keeps jobs"),
     (
         &["anyhow"],
