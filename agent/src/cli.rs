@@ -12,7 +12,6 @@ use serde_json::json;
 
 use crate::config::{Checked, Config, ConfigError, Problem, Sources, TrustConfig};
 use crate::core::{ActiveEntry, Durable};
-use crate::plane::worker::{self, NoHook};
 use crate::shell::state_dir::status_socket;
 use crate::shell::{driver, journal, logging, status};
 
@@ -48,11 +47,8 @@ enum Mode {
     Check(AskArgs),
     /// List what is installed
     Models(AskArgs),
-    /// Measure an installed model in this process, on its self-test's input
+    /// Measure an installed model, on its self-test's input, in a process of its own
     Bench(BenchArgs),
-    /// Host one model for a running agent (started by the agent)
-    #[command(hide = true)]
-    Worker,
     /// Write this program's manual pages and shell completions
     #[command(hide = true)]
     Manual(manual::Arguments),
@@ -115,7 +111,6 @@ fn failed(error: impl Display) -> Failure {
 #[must_use]
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().mode {
-        Mode::Worker => return host_model(),
         Mode::Run(args) => run(args),
         Mode::Status(args) => show_status(&args),
         Mode::Check(args) => check(&args),
@@ -143,17 +138,12 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-fn host_model() -> ExitCode {
-    logging::start();
-    ExitCode::from(u8::try_from(worker::main(&mut NoHook)).unwrap_or(1))
-}
-
 fn run(args: ConfigArgs) -> Result<(), Failure> {
     let sources = args.sources();
     let config = Config::load(&sources)?;
     logging::start();
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(config.serve.threads)
         .enable_all()
         .build()
         .map_err(failed)?;

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use runtime::{EngineKind, EngineOptions};
+use engine::{EngineKind, EngineOptions};
 use wire::{Budgets, Topics};
 
 use crate::core::{BreachRules, DriftRules, InstallRules, check_budgets};
@@ -104,6 +104,8 @@ pub struct ServeConfig {
     pub http: Option<SocketAddr>,
     /// The socket to serve HTTP on.
     pub unix: Option<PathBuf>,
+    /// Threads that serve the network.
+    pub threads: usize,
     /// How many requests may wait for one model.
     pub queue_depth: usize,
     /// The largest request body.
@@ -348,6 +350,7 @@ fn serve(r: &mut Reader) -> ServeConfig {
             r.check("serve.http", parsed.map_err(|_| format!("{text:?} is no ADDRESS:PORT")))
         }),
         unix: r.path("serve.unix"),
+        threads: size(r.integer("serve.threads", 1, 1..=64)),
         queue_depth: size(r.integer("serve.queue_depth", 64, 1..=65_536)),
         max_request_bytes: size(max_request_bytes),
         max_buffered_bytes: size(max_buffered_bytes),

@@ -55,7 +55,7 @@ mod write_timeout;
 #[derive(Debug, Clone)]
 pub struct PlaneConfig {
     /// The engine that every worker opens.
-    pub engine: runtime::EngineOptions,
+    pub engine: engine::EngineOptions,
     /// The program that is a worker, usually the agent itself.
     pub worker_program: PathBuf,
     /// Its arguments, usually `worker`.

@@ -18,3 +18,4 @@ pub mod state_dir;
 pub mod status;
 pub mod store;
 pub mod trust;
+pub mod worker_program;

@@ -25,7 +25,7 @@ use std::thread;
 use std::time::Duration;
 
 use espalier_agent::plane::protocol::{Message, read_frame};
-use espalier_agent::plane::worker::{self, ComputeHook, Took};
+use espalier_agent::plane::worker::{ComputeHook, Took};
 use rustix::net::RecvFlags;
 
 use crate::fakesys::BoardFiles;
@@ -77,7 +77,7 @@ pub fn main(slowdown: Slowdown, board: Option<&Path>) -> i32 {
     if let Some(model) = model_to_load(io::stdin().as_fd()) {
         hook.set_model(&model);
     }
-    worker::main(&mut hook)
+    espalier_worker::main(Box::new(hook))
 }
 
 /// The model that the first order on the socket names. The order stays where it is, for the worker

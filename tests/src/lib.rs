@@ -6,6 +6,7 @@ pub mod files;
 pub mod guarded;
 pub mod hold;
 pub mod journal;
+pub mod load;
 pub mod offers;
 pub mod packages;
 pub mod subscriber;

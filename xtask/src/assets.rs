@@ -8,6 +8,7 @@ mod catalogue;
 mod corpus;
 mod crates;
 mod debian;
+mod mlserver;
 mod npz;
 mod peers;
 mod python;
@@ -95,6 +96,27 @@ pub(crate) fn for_prune_bench() -> Result<PeerAssets> {
 pub(crate) fn onnxruntime() -> Result<PathBuf> {
     python::environment()?;
     python::onnxruntime_library()
+}
+
+/// What the agent's benchmark needs from outside.
+pub(crate) struct AgentBenchAssets {
+    pub(crate) folder: PathBuf,
+    pub(crate) onnxruntime: PathBuf,
+    pub(crate) mosquitto: Result<PathBuf>,
+    /// A Python with MLServer.
+    pub(crate) mlserver: Result<PathBuf>,
+}
+
+/// Fetches what the agent's benchmark needs; the broker and the peer are left out where they cannot be had.
+pub(crate) fn for_agent_bench() -> Result<AgentBenchAssets> {
+    let folder = for_demo()?;
+    python::models(&folder)?;
+    Ok(AgentBenchAssets {
+        folder,
+        onnxruntime: onnxruntime()?,
+        mosquitto: debian::mosquitto(),
+        mlserver: mlserver::environment(),
+    })
 }
 
 /// What keeps this machine's Python from holding the tests' packages.

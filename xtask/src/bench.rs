@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: measures, and writes the table that it prints.
 
+mod agent;
 mod loop_bench;
 mod prune;
 
@@ -16,6 +17,8 @@ pub(crate) struct BenchArgs {
 
 #[derive(Subcommand)]
 enum What {
+    /// The agent itself: memory, overhead, throughput beside MLServer, idle costs, start, sizes
+    Agent(agent::AgentArgs),
     /// The loop end to end: seconds from breach to commit, failed requests, memory, sizes of the release binaries
     Loop,
     /// Structured pruning of real models beside onnxsim and torch-pruning: what is removed, what the answers are
@@ -25,6 +28,7 @@ enum What {
 
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     match &args.what {
+        What::Agent(args) => agent::run(args),
         What::Loop => loop_bench::run(),
         What::Prune(args) => prune::run(args),
     }

@@ -140,7 +140,7 @@ fn arguments<'a>(target: Option<&'a str>, recipes: &[&Recipe]) -> Vec<&'a str> {
     let mut arguments = vec!["build"];
     arguments.extend(target.into_iter().flat_map(|target| ["--target", target]));
     arguments.extend(["--profile", "dist"]);
-    for program in recipes.iter().flat_map(|recipe| recipe.programs) {
+    for program in recipes.iter().flat_map(Recipe::built) {
         arguments.extend(["--package", program]);
     }
     arguments
@@ -225,7 +225,9 @@ mod tests {
     fn the_subcommand_comes_first_with_and_without_a_target() {
         let recipes = [recipe("espalier-agent").unwrap()];
         let here = arguments(None, &recipes);
-        assert_eq!(here, ["build", "--profile", "dist", "--package", "espalier-agent"]);
+        let packages = ["--package", "espalier-agent", "--package", "espalier-worker"];
+        assert_eq!(here[..3], ["build", "--profile", "dist"]);
+        assert_eq!(here[3..], packages);
         let there = arguments(Some("armv7-unknown-linux-gnueabihf"), &recipes);
         assert_eq!(there[..3], ["build", "--target", "armv7-unknown-linux-gnueabihf"]);
         assert_eq!(there[3..], here[1..]);

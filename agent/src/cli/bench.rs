@@ -1,15 +1,18 @@
-//! Measures an installed model in this process.
+//! Measures an installed model, in a process that hosts it and nothing else.
 
-use bundle::{Bundle, Digest, Limits};
-use runtime::{EngineOptions, LoadOptions, Tensor};
+use std::process::Command;
+
+use bundle::Digest;
+use engine::measure::LatencyStats;
 use serde_json::json;
 
 use super::{BenchArgs, Failure, failed, say};
 use crate::config::Config;
+use crate::shell::worker_program;
 
 pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let config = Config::load(&args.ask.config.sources())?;
-    let dir = args.ask.state.clone().unwrap_or(config.state_dir);
+    let dir = args.ask.state.clone().unwrap_or_else(|| config.state_dir.clone());
     let active = args.ask.active(&dir)?;
     let names = || active.iter().map(|entry| entry.model.clone()).collect::<Vec<_>>().join(", ");
     let entry = match (&args.model, active.as_slice()) {
@@ -20,9 +23,9 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let entry =
         entry.ok_or_else(|| failed(format!("name one of the installed models: {}", names())))?;
     let digest: Digest = entry.installed.digest.parse().map_err(failed)?;
-    let folder = dir.join("store").join(digest.hex());
-    let bundle = Bundle::open(&folder, &Limits::default()).map_err(failed)?;
-    let stats = measure(&bundle, &config.engine, args).map_err(failed)?;
+    let mut worker = Command::new(worker_program::find().map_err(failed)?);
+    worker.arg("bench").arg(dir.join("store").join(digest.hex()));
+    let stats = measure(worker, &config, args)?;
     let (p50, p95, p99, mean) = (stats.p50_us, stats.p95_us, stats.p99_us, stats.mean_us);
     if args.ask.json {
         let report = json!({
@@ -45,27 +48,22 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
 }
 
 fn measure(
-    bundle: &Bundle,
-    engine: &EngineOptions,
+    mut worker: Command,
+    config: &Config,
     args: &BenchArgs,
-) -> Result<runtime::measure::LatencyStats, String> {
-    let text = |e: &dyn std::fmt::Display| e.to_string();
-    let test = bundle.selftest().map_err(|e| text(&e))?;
-    let case = test.cases.first().ok_or("the bundle's self-test has no case")?;
-    let mut inputs = Vec::new();
-    for tensor in &case.inputs {
-        let dtype = runtime::ElementType::from_oip_name(&tensor.dtype).ok_or_else(|| {
-            format!("input {} has the unknown type {}", tensor.name, tensor.dtype)
-        })?;
-        let tensor_of = Tensor::new(dtype, tensor.dims.clone(), tensor.data.clone());
-        inputs.push((tensor.name.as_str(), tensor_of.map_err(|e| text(&e))?));
+) -> Result<LatencyStats, Failure> {
+    let options = &config.engine;
+    worker.args(["--engine", options.kind.name()]);
+    worker.args(["--threads", &options.threads.to_string()]);
+    worker.args(["--runs", &args.runs.to_string(), "--warmup", &args.warmup.to_string()]);
+    if let Some(library) = &options.ort_library {
+        worker.arg("--ort-library").arg(library);
     }
-    let inputs: Vec<(&str, &Tensor)> =
-        inputs.iter().map(|(name, tensor)| (*name, tensor)).collect();
-    let engine = runtime::open(engine).map_err(|e| text(&e))?;
-    let loaded = engine.load(&bundle.model_path(), &LoadOptions::default());
-    let mut session = loaded.map_err(|e| text(&e))?;
-    let (warmup, runs) = (args.warmup as usize, args.runs as usize);
-    let stats = runtime::measure::latency(session.as_mut(), &inputs, warmup, runs);
-    stats.map_err(|e| text(&e))
+    let shown = worker.get_program().to_string_lossy().into_owned();
+    let output = worker.output().map_err(|e| failed(format!("{shown} cannot be started: {e}")))?;
+    if !output.status.success() {
+        let told = String::from_utf8_lossy(&output.stderr);
+        return Err(failed(format!("{} ({shown}, {})", told.trim(), output.status)));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|e| failed(format!("{shown} answered: {e}")))
 }

@@ -1,6 +1,6 @@
 //! Whether two answers to one request say the same.
 
-use runtime::{ElementType, Tensor};
+use engine::{ElementType, Tensor};
 
 use super::protocol::NamedTensors;
 

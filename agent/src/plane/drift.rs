@@ -1,14 +1,14 @@
 //! Counts what a model's live requests look like, in the cells of its bundle's reference.
 //!
 //! One request in [`Lens::every`] is looked at, and of one that brings several samples one. What is read of
-//! its tensors is bounded (`runtime::features`), the table is made when the model is loaded, and a request
+//! its tensors is bounded (`engine::features`), the table is made when the model is loaded, and a request
 //! only adds to it. What the counts mean is for the core to say.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bundle::{Feature, FeatureReference, Reference, Rows, Side, TensorReference};
-use runtime::{IoSpec, Tensor, features};
+use engine::{IoSpec, Tensor, features};
 use tokio::time::Instant;
 
 use super::process::Interface;
@@ -224,7 +224,7 @@ mod tests {
     fn interface() -> Interface {
         let port = |name: &str| IoSpec {
             name: name.into(),
-            dtype: runtime::ElementType::F32,
+            dtype: engine::ElementType::F32,
             dims: vec![None, Some(2)],
         };
         Interface {

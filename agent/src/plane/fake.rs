@@ -14,10 +14,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bundle::{Bundle, Case, Draft, NamedTensor, SelfTest, Source, TensorSpec};
-use runtime::{ElementType, EngineError, ErrorKind, IoSpec, Session, Tensor};
+use engine::{ElementType, EngineError, ErrorKind, IoSpec, Session, Tensor};
 
 use super::protocol::{LoadFailure, LoadFault, LoadRequest};
-use super::worker::{NoHook, serve_with};
+use super::worker::{NoHook, serve};
 use super::{CandidateId, Plane, PlaneConfig};
 
 /// First elements of an input that make the engine misbehave.
@@ -38,7 +38,7 @@ const AS_WORKER: &str = "as-a-worker";
 fn child() {
     if std::env::args().any(|arg| arg == AS_WORKER) {
         let socket = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
-        std::process::exit(serve_with(UnixStream::from(socket), &mut NoHook, load));
+        std::process::exit(serve(UnixStream::from(socket), Box::new(NoHook), load));
     }
 }
 
@@ -98,7 +98,7 @@ impl Bench {
 
 pub(super) fn config(folder: &Path) -> PlaneConfig {
     PlaneConfig {
-        engine: runtime::EngineOptions::new(runtime::EngineKind::Tract),
+        engine: engine::EngineOptions::new(engine::EngineKind::Tract),
         worker_program: std::env::current_exe().unwrap(),
         worker_args: ["--exact", child_name(), "--ignored", "--nocapture", AS_WORKER]
             .map(str::to_owned)
@@ -177,7 +177,7 @@ impl Session for Fake {
     }
 
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError> {
-        let x = runtime::check_inputs(&self.inputs, inputs)?[0];
+        let x = engine::check_inputs(&self.inputs, inputs)?[0];
         let values = x.to_f32()?;
         if self.factor.is_nan() {
             return Err(EngineError::new(ErrorKind::Run, "fails always"));

@@ -14,8 +14,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
+use engine::IoSpec;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use runtime::IoSpec;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -46,10 +46,7 @@ const MAX_HANDOVERS: usize = 8;
 
 /// The protocol's routes.
 pub(super) fn router(registry: Arc<Registry>) -> Router {
-    let model = Router::new()
-        .route("/", get(model_metadata))
-        .route("/ready", get(model_ready))
-        .route("/infer", post(infer));
+    let model = Router::new().route("/", get(model_metadata)).route("/ready", get(model_ready));
     let model = extensions::of_model(model);
     extensions::of_server(Router::new())
         .route("/v2", get(server_metadata))
@@ -57,6 +54,9 @@ pub(super) fn router(registry: Arc<Registry>) -> Router {
         .route("/metrics", get(metrics))
         .route("/v2/health/live", get(live))
         .route("/v2/health/ready", get(ready))
+        // Not nested: taking a prefix off costs each request a new URI.
+        .route("/v2/models/{name}/infer", post(infer))
+        .route("/v2/models/{name}/versions/{version}/infer", post(infer))
         .nest("/v2/models/{name}", model.clone())
         .nest("/v2/models/{name}/versions/{version}", model)
         .fallback(unknown_route)

@@ -9,9 +9,9 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime::{IoSpec, Tensor};
+use engine::{IoSpec, Tensor};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
@@ -78,7 +78,8 @@ pub(super) struct Interface {
 #[derive(Debug)]
 pub(super) struct WorkerProcess {
     child: Child,
-    socket: UnixStream,
+    /// What is read is read in one piece: a frame is most often one packet.
+    socket: BufReader<UnixStream>,
     run_limit: Duration,
     memory_bytes: Option<u64>,
     /// After the child, so that it is empty when it goes.
@@ -196,7 +197,9 @@ impl WorkerProcess {
             spec.memory_bytes.map_or(Ok(()), |bytes| limit_memory(pid, bytes))?;
         }
         let (run_limit, memory_bytes) = (spec.run_limit, spec.memory_bytes);
-        Ok(Self { child, socket, run_limit, memory_bytes, group: group.map(Arc::new), next_id: 0 })
+        let socket = BufReader::new(socket);
+        let group = group.map(Arc::new);
+        Ok(Self { child, socket, run_limit, memory_bytes, group, next_id: 0 })
     }
 
     /// How it ended.
@@ -277,7 +280,7 @@ fn is_admitted(group: &WorkerGroup, pid: u32) -> bool {
     admitted.is_ok()
 }
 
-async fn expect_frame(socket: &mut UnixStream) -> Result<Message, FrameError> {
+async fn expect_frame(socket: &mut BufReader<UnixStream>) -> Result<Message, FrameError> {
     let body = read_frame_async(socket).await?.ok_or(FrameError::Truncated { missing: 4 })?;
     Message::decode(&body)
 }

@@ -8,7 +8,7 @@
 use std::io::{self, Read};
 use std::path::PathBuf;
 
-use runtime::{ElementType, IoSpec, Tensor};
+use engine::{ElementType, IoSpec, Tensor};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
 

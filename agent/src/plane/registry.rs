@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use runtime::{ElementType, IoSpec};
+use engine::{ElementType, IoSpec};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, broadcast};
 use tokio::task::JoinSet;

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use runtime::{ElementType, Tensor};
+use engine::{ElementType, Tensor};
 
 /// What one element takes in memory beside its bytes: itself, and what an allocation takes at least.
 pub(super) const ELEMENT_BYTES: usize = size_of::<String>() + 32;

@@ -1,22 +1,25 @@
-//! The worker process: one model in one engine, driven over the socket that is its standard input.
+//! The worker process: one model in one engine, driven over the socket that is its standard input. It gets
+//! the engine from its caller: `espalier-worker` brings the real ones, and the agent links none.
 //!
-//! Three threads, so that none can keep another from seeing that the agent is gone: one reads
-//! frames, one holds the engine and runs, and [`main`]'s own answers. When the socket closes,
-//! [`main`] returns even if an inference is still running; the process ends and takes it along.
+//! Three threads, so that none can keep another from seeing that the agent is gone. One reads orders. One
+//! holds the engine, carries them out and answers them, so that an inference waits for one other thread
+//! only. [`main`]'s own waits for either to say that it is over: when the socket closes it returns even if an
+//! inference is still running; the process ends and takes it along.
 
 use std::any::Any;
-use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, Write};
+use std::io::{self, BufReader, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use runtime::{EngineOptions, ErrorKind, LoadOptions, Session, Tensor};
+use engine::{ErrorKind, Session, Tensor};
 
 use super::protocol::{
     Failure, FailureKind, FrameError, LoadFailure, LoadFault, LoadRequest, LoadedReply, Message,
@@ -46,6 +49,11 @@ pub trait ComputeHook {
         0
     }
 
+    /// Whether [`Took::cpu`] is to be measured, which takes two calls into the kernel for each run.
+    fn wants_cpu(&self) -> bool {
+        true
+    }
+
     /// Takes what the inference took and gives the time to report. It may take time itself: the
     /// answer waits for it.
     fn after_run(&mut self, took: Took) -> Duration;
@@ -56,7 +64,7 @@ pub trait ComputeHook {
 pub struct Took {
     /// Wall time, of the fastest run.
     pub wall: Duration,
-    /// CPU time of all threads of this process during that run.
+    /// CPU time of all threads of this process during that run; zero where it is not wanted.
     pub cpu: Duration,
     /// Wall time of all runs together.
     pub all_runs: Duration,
@@ -69,15 +77,19 @@ pub struct Took {
 pub struct NoHook;
 
 impl ComputeHook for NoHook {
+    fn wants_cpu(&self) -> bool {
+        false
+    }
+
     fn after_run(&mut self, took: Took) -> Duration {
         took.wall
     }
 }
 
 /// Serves one model over standard input until that closes. The result is the exit code.
-pub fn main(hook: &mut dyn ComputeHook) -> i32 {
+pub fn main(hook: Box<dyn ComputeHook + Send>, loader: Loader) -> i32 {
     match io::stdin().as_fd().try_clone_to_owned() {
-        Ok(socket) => serve(UnixStream::from(socket), hook),
+        Ok(socket) => serve(UnixStream::from(socket), hook, loader),
         Err(error) => {
             tracing::error!(%error, "the worker has no socket as its standard input");
             EXIT_SOCKET
@@ -85,16 +97,11 @@ pub fn main(hook: &mut dyn ComputeHook) -> i32 {
     }
 }
 
-/// Serves one model over `socket` until it closes. The result is the exit code.
-pub fn serve(socket: UnixStream, hook: &mut dyn ComputeHook) -> i32 {
-    serve_with(socket, hook, load)
-}
-
 /// Loads a model: the session, and the engine's name and version.
-pub(super) type Loader = fn(&LoadRequest) -> Result<(Box<dyn Session>, String), LoadFailure>;
+pub type Loader = fn(&LoadRequest) -> Result<(Box<dyn Session>, String), LoadFailure>;
 
-/// As [`serve`], with an engine of the caller's.
-pub(super) fn serve_with(socket: UnixStream, hook: &mut dyn ComputeHook, loader: Loader) -> i32 {
+/// Serves one model over `socket` until it closes. The result is the exit code.
+pub fn serve(socket: UnixStream, hook: Box<dyn ComputeHook + Send>, loader: Loader) -> i32 {
     let reader = match socket.try_clone() {
         Ok(reader) => reader,
         Err(error) => {
@@ -102,97 +109,128 @@ pub(super) fn serve_with(socket: UnixStream, hook: &mut dyn ComputeHook, loader:
             return EXIT_SOCKET;
         }
     };
-    let (events, inbox) = channel();
-    let (orders, engine_inbox) = channel();
-    let from_reader = events.clone();
-    thread::spawn(move || read_all(reader, &from_reader));
-    thread::spawn(move || drive_engine(&engine_inbox, &events, loader));
-    answer_all(&socket, &inbox, &orders, hook)
+    let (over, ended) = channel();
+    let (orders, inbox) = channel();
+    let last = Arc::new(AtomicBool::new(false));
+    let (reader_over, answered_last) = (over.clone(), last.clone());
+    thread::spawn(move || {
+        let code = read_all(reader, &orders);
+        // Once the last answer is on its way, what comes of it is the engine's thread's to say.
+        if !answered_last.load(Ordering::SeqCst) {
+            // Nobody hears it where that thread was faster.
+            let _ = reader_over.send(code);
+        }
+    });
+    thread::spawn(move || {
+        let mut host = Host { socket, hook, loader, session: None, last };
+        if let Some(code) = host.carry_out_all(&inbox) {
+            // Nobody hears it where the reader was faster.
+            let _ = over.send(code);
+        }
+    });
+    // Without a word, the engine's thread has panicked outside the engine.
+    ended.recv().unwrap_or(EXIT_PANIC)
 }
 
-enum Event {
-    Order(Order),
-    Closed,
-    Unreadable(FrameError),
-    Loaded(Result<LoadedReply, LoadFailure>),
-    Ran { id: u64, took: Took, result: RunResult },
+enum Order {
+    Load(LoadRequest),
+    Run { id: u64, tensors: NamedTensors },
 }
 
 type RunResult = Result<NamedTensors, (FailureKind, String)>;
 
-enum Order {
-    Load(LoadRequest),
-    Run(Run),
-}
-
-/// One inference.
-struct Run {
-    id: u64,
-    tensors: NamedTensors,
-    repeats: usize,
-}
-
-/// The agent sends one order and waits for its answer, so these channels hold one message or two;
-/// they have no bound of their own.
-fn read_all(mut socket: UnixStream, events: &Sender<Event>) {
+/// Passes orders on until there are no more. The result is the exit code.
+///
+/// The agent sends one order and waits for its answer, so the channel holds one message or two; it has no
+/// bound of its own.
+fn read_all(socket: UnixStream, orders: &Sender<Order>) -> i32 {
+    let mut socket = BufReader::new(socket);
     loop {
-        let event = match read_frame(&mut socket) {
-            Ok(None) => Event::Closed,
+        let order = match read_frame(&mut socket) {
+            Ok(None) => return EXIT_CLOSED,
             Ok(Some(body)) => match Message::decode(&body) {
-                Ok(Message::Load(load)) => Event::Order(Order::Load(load)),
-                Ok(Message::Run { id, tensors }) => {
-                    Event::Order(Order::Run(Run { id, tensors, repeats: 0 }))
-                }
-                Ok(_) => Event::Unreadable(FrameError::Malformed(
-                    "an answer where an order was due".to_owned(),
-                )),
-                Err(error) => Event::Unreadable(error),
+                Ok(Message::Load(load)) => Ok(Order::Load(load)),
+                Ok(Message::Run { id, tensors }) => Ok(Order::Run { id, tensors }),
+                Ok(_) => Err(FrameError::Malformed("an answer where an order was due".to_owned())),
+                Err(error) => Err(error),
             },
-            Err(error) => Event::Unreadable(error),
+            Err(error) => Err(error),
         };
-        let last = !matches!(event, Event::Order(_));
-        if events.send(event).is_err() || last {
-            return;
-        }
-    }
-}
-
-fn answer_all(
-    socket: &UnixStream,
-    inbox: &Receiver<Event>,
-    orders: &Sender<Order>,
-    hook: &mut dyn ComputeHook,
-) -> i32 {
-    while let Ok(event) = inbox.recv() {
-        let (answer, end) = match event {
-            Event::Closed => return EXIT_CLOSED,
-            Event::Unreadable(error) => {
-                tracing::error!(%error, "the worker cannot read what it was sent");
-                return EXIT_PROTOCOL;
-            }
-            Event::Order(mut order) => {
-                match &mut order {
-                    Order::Load(request) => hook.loading(&request.model),
-                    Order::Run(run) => run.repeats = hook.repeats(),
-                }
+        match order {
+            Ok(order) => {
+                // The engine's thread has ended, and said why unless it panicked.
                 if orders.send(order).is_err() {
                     return EXIT_PANIC;
                 }
-                continue;
             }
-            Event::Loaded(Ok(reply)) => (Message::Loaded(reply), None),
-            Event::Loaded(Err(failure)) => (Message::LoadFailed(failure), Some(EXIT_LOAD)),
-            Event::Ran { id, took, result } => run_answer(id, result, || hook.after_run(took)),
-        };
-        if let Err(error) = send(socket, &answer) {
-            tracing::error!(%error, "the worker cannot answer");
-            return EXIT_SOCKET;
-        }
-        if let Some(code) = end {
-            return code;
+            Err(error) => {
+                tracing::error!(%error, "the worker cannot read what it was sent");
+                return EXIT_PROTOCOL;
+            }
         }
     }
-    EXIT_PANIC
+}
+
+/// What carries the orders out.
+struct Host {
+    socket: UnixStream,
+    hook: Box<dyn ComputeHook + Send>,
+    loader: Loader,
+    session: Option<Box<dyn Session>>,
+    /// Set before the last answer is sent.
+    last: Arc<AtomicBool>,
+}
+
+impl Host {
+    /// Carries out order after order, and answers each. The exit code, unless it is the reader that has to
+    /// say why no more orders come.
+    fn carry_out_all(&mut self, orders: &Receiver<Order>) -> Option<i32> {
+        while let Ok(order) = orders.recv() {
+            let (answer, end) = match order {
+                Order::Load(request) => self.load(&request),
+                Order::Run { id, tensors } => self.run(id, &tensors),
+            };
+            if end.is_some() {
+                self.last.store(true, Ordering::SeqCst);
+            }
+            if let Err(error) = send(&self.socket, &answer) {
+                tracing::error!(%error, "the worker cannot answer");
+                return Some(EXIT_SOCKET);
+            }
+            if end.is_some() {
+                return end;
+            }
+        }
+        None
+    }
+
+    fn load(&mut self, request: &LoadRequest) -> (Message, Option<i32>) {
+        self.hook.loading(&request.model);
+        match guarded(|| (self.loader)(request), device) {
+            Ok((loaded, engine_version)) => {
+                let reply = LoadedReply {
+                    inputs: ports(loaded.inputs()),
+                    outputs: ports(loaded.outputs()),
+                    engine_version,
+                };
+                self.session = Some(loaded);
+                (Message::Loaded(reply), None)
+            }
+            Err(failure) => (Message::LoadFailed(failure), Some(EXIT_LOAD)),
+        }
+    }
+
+    fn run(&mut self, id: u64, tensors: &NamedTensors) -> (Message, Option<i32>) {
+        let Some(session) = &mut self.session else {
+            let (kind, error) = (FailureKind::Fatal, "no model is loaded".to_owned());
+            return (Message::Failed(Failure { id, kind, error }), Some(EXIT_PANIC));
+        };
+        let clock: fn() -> Duration =
+            if self.hook.wants_cpu() { process_cpu } else { Duration::default };
+        let repeats = self.hook.repeats();
+        let (took, result) = measured_run(session.as_mut(), tensors, repeats, clock);
+        run_answer(id, result, || self.hook.after_run(took))
+    }
 }
 
 fn run_answer(
@@ -230,87 +268,42 @@ fn send(mut socket: &UnixStream, message: &Message) -> Result<(), FrameError> {
     Ok(())
 }
 
-fn drive_engine(orders: &Receiver<Order>, events: &Sender<Event>, loader: Loader) {
-    let mut session: Option<Box<dyn Session>> = None;
-    while let Ok(order) = orders.recv() {
-        let event = match order {
-            Order::Load(request) => {
-                let loaded = guarded(|| loader(&request), |error| device(&error));
-                Event::Loaded(loaded.map(|(loaded, engine_version)| {
-                    let reply = LoadedReply {
-                        inputs: ports(loaded.inputs()),
-                        outputs: ports(loaded.outputs()),
-                        engine_version,
-                    };
-                    session = Some(loaded);
-                    reply
-                }))
-            }
-            Order::Run(order) => {
-                let (took, result) = match &mut session {
-                    Some(session) => measured_run(session.as_mut(), &order),
-                    None => {
-                        let error = (FailureKind::Fatal, "no model is loaded".to_owned());
-                        (Took::default(), Err(error))
-                    }
-                };
-                Event::Ran { id: order.id, took, result }
-            }
-        };
-        if events.send(event).is_err() {
-            return;
-        }
-    }
-}
-
-fn load(request: &LoadRequest) -> Result<(Box<dyn Session>, String), LoadFailure> {
-    let kind = request.engine.parse();
-    let kind = kind.map_err(|e: runtime::UnknownEngine| device(&e))?;
-    let engine = runtime::open(&EngineOptions {
-        kind,
-        threads: request.threads,
-        ort_library: request.ort_library.clone(),
-    })
-    .map_err(|e| device(&e))?;
-    // Engines report a file that cannot be read as they report a bad model.
-    let readable = File::open(&request.model);
-    readable.map_err(|e| device(&format!("{}: {e}", request.model.display())))?;
-    let loaded = engine.load(&request.model, &LoadOptions::default());
-    let session = loaded.map_err(|e| match e.kind() {
-        ErrorKind::Library => device(&e),
-        _ => LoadFailure { fault: LoadFault::Model, error: e.to_string() },
-    })?;
-    let version = format!("{} {}", engine.kind(), engine.version());
-    Ok((session, version))
-}
-
 /// A failure that says nothing about the model.
-fn device(error: &dyn std::fmt::Display) -> LoadFailure {
-    LoadFailure { fault: LoadFault::Device, error: error.to_string() }
+fn device(error: String) -> LoadFailure {
+    LoadFailure { fault: LoadFault::Device, error }
 }
 
 /// Runs an inference, repeats it, and says what the fastest run took and what the last one gave.
-fn measured_run(session: &mut dyn Session, order: &Run) -> (Took, RunResult) {
+fn measured_run(
+    session: &mut dyn Session,
+    tensors: &NamedTensors,
+    repeats: usize,
+    cpu_clock: fn() -> Duration,
+) -> (Took, RunResult) {
     let began = Instant::now();
-    let (mut took, mut result) = timed_run(session, &order.tensors);
-    for _ in 0..order.repeats {
+    let (mut took, mut result) = timed_run(session, tensors, cpu_clock);
+    for _ in 0..repeats {
         if result.is_err() {
             break;
         }
-        let (again, latest) = timed_run(session, &order.tensors);
+        let (again, latest) = timed_run(session, tensors, cpu_clock);
         if again.wall < took.wall {
             took = again;
         }
         result = latest;
     }
-    (Took { all_runs: began.elapsed(), shapes: shapes_of(&order.tensors), ..took }, result)
+    (Took { all_runs: began.elapsed(), shapes: shapes_of(tensors), ..took }, result)
 }
 
-fn timed_run(session: &mut dyn Session, tensors: &NamedTensors) -> (Took, RunResult) {
-    let (started, cpu) = (Instant::now(), process_cpu());
+fn timed_run(
+    session: &mut dyn Session,
+    tensors: &NamedTensors,
+    cpu_clock: fn() -> Duration,
+) -> (Took, RunResult) {
+    let (started, cpu) = (Instant::now(), cpu_clock());
     let result = guarded(|| run(session, tensors), |error| (FailureKind::Fatal, error));
     let wall = started.elapsed();
-    (Took { wall, cpu: process_cpu().saturating_sub(cpu), ..Took::default() }, result)
+    (Took { wall, cpu: cpu_clock().saturating_sub(cpu), ..Took::default() }, result)
 }
 
 fn shapes_of(tensors: &NamedTensors) -> u64 {

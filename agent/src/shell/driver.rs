@@ -22,7 +22,7 @@ use super::state_dir::{PathError, StateDir, write_atomically};
 use super::status::Question;
 use super::store::Store;
 use super::trust::Trust;
-use super::{mqtt, status};
+use super::{mqtt, status, worker_program};
 use crate::config::{Config, ConfigError, Sources, TrustConfig, WorkerCgroup};
 use crate::core::StepFailure;
 use crate::core::{ActiveEntry, Core, Durable, Effect, Event, Millis, Record, Report, Settings};
@@ -60,7 +60,10 @@ pub enum RunError {
     Plane(#[from] PlaneError),
     /// The engine.
     #[error("the inference engine cannot be used: {0}")]
-    Engine(#[from] runtime::EngineError),
+    Engine(#[from] engine::EngineError),
+    /// The program that hosts models.
+    #[error(transparent)]
+    Worker(#[from] worker_program::NotFound),
     /// The owner's root.
     #[error(transparent)]
     Trust(#[from] trust::TrustError),
@@ -216,7 +219,10 @@ impl Driver {
 
     fn on(&mut self, woken: Woken) {
         match woken {
-            Woken::Event(event) => self.feed(*event),
+            Woken::Event(event) => {
+                self.feed(*event);
+                self.tell_ready();
+            }
             Woken::Question(question) => drop(question.send(self.status())),
             Woken::Plane(event) => self.on_plane(event),
             Woken::Link(event) => self.on_link(event),
@@ -380,12 +386,7 @@ impl Driver {
                 self.feed(Event::ShadowProgress { model, install, facts });
             }
         }
-        if self.core.settled() {
-            let models = self.core.durable().active().len();
-            self.manager.ready(&format!("{models} models"));
-        } else {
-            self.manager.starting(Instant::now());
-        }
+        self.tell_ready();
         if self.journal.is_long() && self.stalled.is_none() {
             let compacted = self.journal.compact(unix_ms().unwrap_or(0), self.core.durable());
             if let Err(error) = compacted {
@@ -398,6 +399,15 @@ impl Driver {
         self.sampler.tick(Instant::now());
         if self.settings.download.are_strict() {
             self.feed(Event::Conditions(facts::conditions(&self.roots, unix_ms())));
+        }
+    }
+
+    fn tell_ready(&mut self) {
+        if self.core.settled() {
+            let models = self.core.durable().active().len();
+            self.manager.ready(&format!("{models} models"));
+        } else {
+            self.manager.starting(Instant::now());
         }
     }
 
@@ -623,10 +633,9 @@ fn open_journal(state: &StateDir) -> Result<(Journal, Vec<Record>), PathError> {
 }
 
 fn plane_config(config: &Config, state: &StateDir) -> Result<PlaneConfig, RunError> {
-    let own = || std::env::current_exe().map_err(|e| RunError::System("find this program", e));
     let worker_program: PathBuf = match &config.worker.program {
         Some(program) => program.clone(),
-        None => own()?,
+        None => worker_program::find()?,
     };
     Ok(PlaneConfig {
         engine: config.engine.clone(),

@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use crate::engine::LoadOptions;
-use crate::error::{EngineError, ErrorKind};
+use engine::{EngineError, ErrorKind, LoadOptions};
 
 /// The largest model, without its external data: protobuf ends there.
 pub const MAX_MODEL_BYTES: u64 = 2 << 30;

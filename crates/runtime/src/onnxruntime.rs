@@ -15,9 +15,10 @@ use ort::ep::CPU;
 use ort::logging::LogLevel;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
-use crate::engine::{Engine, EngineKind, EngineOptions, LoadOptions, Session};
-use crate::error::{EngineError, ErrorKind, guard};
 use crate::model_file::{check_bytes, check_file, check_options, shorten};
+use engine::{
+    Engine, EngineError, EngineKind, EngineOptions, ErrorKind, LoadOptions, Session, guard,
+};
 
 use environment::Loaded;
 use session::OrtSession;

@@ -17,14 +17,12 @@ use std::path::Path;
 use tract_onnx::pb;
 use tract_onnx::prelude::{Framework, TractResult};
 
-use crate::engine::{Engine, EngineKind, LoadOptions, Session};
-use crate::error::{EngineError, ErrorKind, guard};
 use crate::model_file::{check_bytes, check_file, check_options, shorten};
+use engine::{
+    Engine, EngineError, EngineKind, ErrorKind, LoadOptions, Session, TRACT_VERSION, guard,
+};
 
 use session::TractSession;
-
-/// The version of tract in this program; a test compares it with the lock file.
-const VERSION: &str = "0.23.9";
 
 /// The tract engine.
 pub(crate) struct TractEngine;
@@ -41,7 +39,7 @@ impl Engine for TractEngine {
     }
 
     fn version(&self) -> String {
-        VERSION.to_owned()
+        TRACT_VERSION.to_owned()
     }
 
     fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
@@ -93,7 +91,7 @@ mod tests {
     fn the_version_is_the_one_in_the_lock_file() {
         let lock = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.lock");
         let text = std::fs::read_to_string(lock).unwrap();
-        let wanted = format!("name = \"tract-onnx\"\nversion = \"{VERSION}\"\n");
+        let wanted = format!("name = \"tract-onnx\"\nversion = \"{TRACT_VERSION}\"\n");
         assert!(text.contains(&wanted), "Cargo.lock has another tract-onnx");
     }
 }

@@ -136,7 +136,7 @@ fn pss_bytes(pid: u32) -> Result<u64> {
 fn stripped_sizes(binaries: &Path, scratch: &Path) -> Result<Vec<(&'static str, u64)>> {
     let strip = process::find("strip").context("strip (binutils) is not installed")?;
     let mut sizes = Vec::new();
-    for name in ["espalier-agent", "espalier", "edge-sim"] {
+    for name in ["espalier-agent", "espalier-worker", "espalier", "edge-sim"] {
         let to = scratch.join(name);
         process::output(Command::new(&strip).arg("-o").arg(&to).arg(binaries.join(name)))?;
         sizes.push((name, to.metadata()?.len()));

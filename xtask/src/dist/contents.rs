@@ -17,6 +17,8 @@ pub(super) struct Recipe {
     pub(super) name: &'static str,
     /// Programs, which are also the names of the crates' binaries.
     pub(super) programs: &'static [&'static str],
+    /// Programs that only the others start; they have no manual.
+    helpers: &'static [(&'static str, &'static str)],
     summary: &'static str,
     description: &'static str,
     section: &'static str,
@@ -36,6 +38,7 @@ pub(super) const RECIPES: &[Recipe] = &[
     Recipe {
         name: "espalier-agent",
         programs: &["espalier-agent"],
+        helpers: &[("espalier-worker", "/usr/lib/espalier/espalier-worker")],
         summary: "serves ONNX models on a device inside its budgets",
         description: "A daemon that serves models over the Open Inference Protocol, measures what they\n\
                       cost, asks for smaller ones when a budget breaks, and installs them safely.",
@@ -57,6 +60,7 @@ pub(super) const RECIPES: &[Recipe] = &[
     Recipe {
         name: "espalier",
         programs: &["espalier", "edge-sim"],
+        helpers: &[],
         summary: "compresses ONNX models towards a device's budgets",
         description: "The compressor with its service, which answers devices that ask for smaller models,\n\
                       and edge-sim, which emulates boards.",
@@ -87,14 +91,16 @@ impl Recipe {
         let mut package = Package::default();
         let mut depends = Vec::new();
         let mut architectures = Vec::new();
-        for program in self.programs {
+        for (program, to) in self.placed() {
             let path = parts.programs.join(program);
             let bytes = read(&path)?;
             let needs = elf::needs(&bytes)
                 .with_context(|| format!("{} cannot be packaged", path.display()))?;
             architectures.push(needs.architecture);
             depends.extend(needs.packages);
-            package.files.insert(format!("/usr/bin/{program}"), File::program(bytes));
+            package.files.insert(to, File::program(bytes));
+        }
+        for program in self.programs {
             package.files.extend(manual(&parts.own.join(program))?);
         }
         architectures.dedup();
@@ -107,6 +113,18 @@ impl Recipe {
         self.add_files(&mut package)?;
         package.fields = self.fields(parts, architecture, &depends);
         Ok((package, architecture))
+    }
+
+    /// The crates whose programs are packed.
+    pub(super) fn built(&self) -> impl Iterator<Item = &'static str> {
+        let helpers = self.helpers.iter().map(|(program, _)| *program);
+        self.programs.iter().copied().chain(helpers)
+    }
+
+    /// Each program and its path on the device.
+    fn placed(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let own = self.programs.iter().map(|program| (*program, format!("/usr/bin/{program}")));
+        own.chain(self.helpers.iter().map(|(program, to)| (*program, (*to).to_owned())))
     }
 
     fn add_files(&self, package: &mut Package) -> Result<()> {

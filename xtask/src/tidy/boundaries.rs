@@ -10,7 +10,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("espalier-bundle", &[]),
     ("espalier-manual", &[]),
     ("espalier-wire", &[]),
-    ("espalier-runtime", &[]),
+    ("espalier-engine", &[]),
+    ("espalier-runtime", &["espalier-engine"]),
     ("espalier-trust", &["espalier-bundle"]),
     ("espalier-tls", &[]),
     ("espalier-graph", &[]),
@@ -28,18 +29,20 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "espalier-wire",
         ],
     ),
+    // Not the runtime: a process that links tract pays for it though it never computes.
     (
         "espalier-agent",
         &[
             "espalier-bundle",
+            "espalier-engine",
             "espalier-manual",
-            "espalier-runtime",
             "espalier-tls",
             "espalier-trust",
             "espalier-wire",
         ],
     ),
-    ("edge-sim", &["espalier-agent", "espalier-manual", "espalier-wire"]),
+    ("espalier-worker", &["espalier-agent", "espalier-bundle", "espalier-runtime"]),
+    ("edge-sim", &["espalier-agent", "espalier-manual", "espalier-wire", "espalier-worker"]),
     (
         "e2e",
         &[
@@ -47,12 +50,14 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "espalier",
             "espalier-agent",
             "espalier-bundle",
+            "espalier-engine",
             "espalier-exec",
             "espalier-graph",
             "espalier-runtime",
             "espalier-tls",
             "espalier-trust",
             "espalier-wire",
+            "espalier-worker",
         ],
     ),
     ("xtask", &[]),
@@ -72,7 +77,16 @@ const ONLY: &[(&[&str], &[&str], &str)] = &[
     (&["rumqttd*"], &["edge-sim"], "the embedded broker is for demos"),
     (
         &["tokio", "tokio-*"],
-        &["espalier", "espalier-agent", "espalier-tls", "espalier-trust", "edge-sim", "e2e"],
+        // The worker's tests alone: they hold the agent's plane, and a client.
+        &[
+            "espalier",
+            "espalier-agent",
+            "espalier-tls",
+            "espalier-trust",
+            "espalier-worker",
+            "edge-sim",
+            "e2e",
+        ],
         "the libraries are not async, but for those that carry connections and what tough asks of trust",
     ),
     (
@@ -81,7 +95,11 @@ const ONLY: &[(&[&str], &[&str], &str)] = &[
         "one crate chooses the provider of cryptography and reads keys",
     ),
     (&["axum", "axum-*"], &["espalier", "espalier-agent"], "only the two servers serve HTTP"),
-    (&["hyper", "hyper-*"], &["espalier", "espalier-agent"], "only the two servers serve HTTP"),
+    (
+        &["hyper", "hyper-*"],
+        &["espalier", "espalier-agent", "espalier-worker"],
+        "only the two servers serve HTTP, and the worker's tests ask one",
+    ),
     (&["tough"], &["espalier-trust"], "what is trusted is decided in one place"),
     (&["rusqlite"], &["espalier"], "only the compressor keeps jobs"),
     (

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use runtime::{ElementType, Tensor};
+use engine::{ElementType, Tensor};
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::ser::{SerializeSeq, Serializer};
 use serde::{Deserialize, Serialize};

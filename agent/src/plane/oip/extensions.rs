@@ -10,7 +10,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Json;
 use axum::routing::{get, post};
-use runtime::{ElementType, IoSpec};
+use engine::{ElementType, IoSpec};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use wire::Histogram;

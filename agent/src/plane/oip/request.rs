@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use runtime::{ElementType, IoSpec, Tensor};
+use engine::{ElementType, IoSpec, Tensor};
 use serde::Deserialize;
 use serde::de::DeserializeSeed;
 use serde_json::{Map, Value};
@@ -140,7 +140,7 @@ impl InferRequest {
         interface: &Interface,
     ) -> Result<(), OipError> {
         let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
-        runtime::check_inputs(&interface.inputs, &given)
+        engine::check_inputs(&interface.inputs, &given)
             .map_err(|e| OipError::bad(e.to_string()))?;
         self.check_outputs(&interface.outputs)
     }
@@ -274,10 +274,13 @@ impl Plan {
     }
 }
 
-/// The second pass over the JSON: the elements of every input that has any there.
+/// The second pass over the JSON, where it is needed: the elements of every input that has any there.
 fn read_elements(json: &[u8], plans: &[Plan]) -> Result<Vec<Option<Collector>>, OipError> {
     let collector = |plan: &Plan| Some(Collector::new(plan.dtype, plan.elements?));
     let mut collectors: Vec<_> = plans.iter().map(collector).collect();
+    if collectors.iter().all(Option::is_none) {
+        return Ok(collectors);
+    }
     let mut reader = serde_json::Deserializer::from_slice(json);
     let inputs = Member { name: "inputs", of: Inputs(&mut collectors) };
     inputs.deserialize(&mut reader).map_err(|e| not_json(&e))?;

@@ -3,7 +3,7 @@
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use runtime::{IoSpec, Tensor};
+use engine::{IoSpec, Tensor};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 

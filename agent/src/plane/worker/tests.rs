@@ -16,11 +16,11 @@ struct Rig {
 }
 
 impl Rig {
-    fn start(mut hook: impl ComputeHook + Send + 'static) -> Self {
+    fn start(hook: impl ComputeHook + Send + 'static) -> Self {
         let (socket, theirs) = UnixStream::pair().unwrap();
         Self {
             socket,
-            worker: thread::spawn(move || serve_with(theirs, &mut hook, fake::load)),
+            worker: thread::spawn(move || serve(theirs, Box::new(hook), fake::load)),
             folder: tempfile::tempdir().unwrap(),
         }
     }
@@ -139,25 +139,6 @@ fn a_model_that_cannot_be_loaded_is_reported_and_ends_the_worker() {
 }
 
 #[test]
-fn neither_a_missing_engine_nor_a_missing_file_is_the_models_fault() {
-    let request = |engine: &str, ort_library: Option<&str>| LoadRequest {
-        model: "/nowhere/model.onnx".into(),
-        engine: engine.to_owned(),
-        threads: 1,
-        ort_library: ort_library.map(Into::into),
-    };
-    let wrong = [
-        request("none", None),
-        request("ort", Some("/nowhere/libonnxruntime.so")),
-        request("tract", None),
-    ];
-    for request in wrong {
-        let failure = load(&request).map(drop).unwrap_err();
-        assert_eq!(failure.fault, LoadFault::Device, "{failure:?}");
-    }
-}
-
-#[test]
 fn a_run_before_a_model_is_loaded_ends_the_worker() {
     let mut rig = Rig::start(NoHook);
     assert!(matches!(rig.run(1.0), Message::Failed(_)));
@@ -166,7 +147,7 @@ fn a_run_before_a_model_is_loaded_ends_the_worker() {
 
 #[test]
 fn hostile_frames_end_the_worker_with_the_protocols_exit_code() {
-    let answer = Message::LoadFailed(device(&"")).encode().unwrap();
+    let answer = Message::LoadFailed(device(String::new())).encode().unwrap();
     let frames: [&[u8]; 6] = [
         &[0, 0, 0, 0],
         &[255, 255, 255, 255, 1],

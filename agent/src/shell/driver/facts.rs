@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use runtime::{EngineError, EngineKind, EngineOptions};
+use engine::{EngineError, EngineKind, EngineOptions, TRACT_VERSION};
 use wire::{
     Birth, Command, DeviceState, Header, Offer, Payload, PowerWindow, Quality, ResourceWindow,
     Runtime, StateReport, Topic,
@@ -25,7 +25,7 @@ pub(super) fn boot_id() -> String {
 /// path where the engine is one.
 pub(super) fn check_engine(engine: &EngineOptions) -> Result<Option<PathBuf>, EngineError> {
     match engine.kind {
-        EngineKind::Ort => runtime::find_library(engine.ort_library.as_deref()).map(Some),
+        EngineKind::Ort => engine::find_library(engine.ort_library.as_deref()).map(Some),
         EngineKind::Tract => Ok(None),
     }
 }
@@ -85,10 +85,9 @@ fn engine_version(engine: &EngineOptions, library: Option<&Path>) -> String {
         let (_, version) = name.split_once(".so.")?;
         Some(version.to_owned())
     };
-    let asked = || runtime::open(engine).ok().map(|engine| engine.version());
     let version = match engine.kind {
         EngineKind::Ort => named(),
-        EngineKind::Tract => asked(),
+        EngineKind::Tract => Some(TRACT_VERSION.to_owned()),
     };
     version.unwrap_or_else(|| "unknown".to_owned())
 }

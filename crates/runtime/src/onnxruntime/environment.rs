@@ -6,8 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use ort::environment::Environment;
 
 use super::raw;
-use crate::error::{EngineError, ErrorKind, guard};
-use crate::library::{MINIMUM_VERSION, find_library};
+use engine::{EngineError, ErrorKind, MINIMUM_VERSION, find_library, guard};
 
 /// The library that this process has loaded, and its environment.
 #[derive(Clone)]

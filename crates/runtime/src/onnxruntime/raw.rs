@@ -11,8 +11,7 @@ use ort::memory::Allocator;
 use ort::sys::{ORT_API_VERSION, OrtApiBase};
 use ort::value::{DynTensor, DynTensorRef, TensorElementType};
 
-use crate::error::EngineError;
-use crate::library::MINIMUM_VERSION;
+use engine::{EngineError, MINIMUM_VERSION};
 
 /// Loads the library at `path` and asks for its version.
 ///

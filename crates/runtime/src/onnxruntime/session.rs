@@ -4,11 +4,11 @@ use ort::session::SessionInputValue;
 use ort::value::{DynTensorValueType, DynValue, Outlet, TensorElementType, ValueType};
 
 use super::raw;
-use crate::engine::Session;
-use crate::error::{EngineError, ErrorKind, guard};
 use crate::model_file::shorten;
-use crate::spec::{Axis, Declared, IoSpec, check_inputs, fix_batch};
-use crate::tensor::{ElementType, Tensor};
+use engine::{
+    Axis, Declared, ElementType, EngineError, ErrorKind, IoSpec, Session, Tensor, check_inputs,
+    fix_batch, guard,
+};
 
 /// A session with what its model takes and gives.
 pub(super) struct OrtSession {

@@ -14,11 +14,11 @@ use tract_onnx::tract_hir::infer::{Factoid, InferenceFact, ShapeFactoid};
 use tract_onnx::tract_hir::internal::{DimLike, ToDim};
 use tract_onnx::tract_hir::ops::unimpl::UnimplementedOp;
 
-use crate::engine::Session;
-use crate::error::{EngineError, ErrorKind, guard};
 use crate::model_file::shorten;
-use crate::spec::{Axis, Declared, IoSpec, check_inputs, fix_batch};
-use crate::tensor::{ElementType, Tensor};
+use engine::{
+    Axis, Declared, ElementType, EngineError, ErrorKind, IoSpec, Session, Tensor, check_inputs,
+    fix_batch, guard,
+};
 
 /// The most plans that a session keeps of a model whose free axes tract cannot carry through.
 const MAX_PLANS: usize = 4;

@@ -1,4 +1,4 @@
-//! The one error type of this crate.
+//! The one error type of engines.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -65,26 +65,28 @@ impl EngineError {
         self.kind
     }
 
-    pub(crate) fn library(message: impl Into<String>) -> Self {
+    /// The engine itself is not there.
+    pub fn library(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Library, message)
     }
 
-    #[cfg(any(feature = "tract", feature = "ort"))]
-    pub(crate) fn load(message: impl Into<String>) -> Self {
+    /// The model could not be read or prepared.
+    pub fn load(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Load, message)
     }
 
-    #[cfg(any(feature = "tract", feature = "ort"))]
-    pub(crate) fn unsupported(message: impl Into<String>) -> Self {
+    /// This engine does not support it.
+    pub fn unsupported(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Unsupported, message)
     }
 
-    pub(crate) fn input(message: impl Into<String>) -> Self {
+    /// What was given does not fit.
+    pub fn input(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Input, message)
     }
 
-    #[cfg(any(test, feature = "tract", feature = "ort"))]
-    pub(crate) fn run(message: impl Into<String>) -> Self {
+    /// The engine failed while it computed.
+    pub fn run(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Run, message)
     }
 }
@@ -117,8 +119,10 @@ fn chain(error: &(dyn StdError + 'static)) -> String {
 ///
 /// The panic hook still prints; only the unwinding stops here. A session that panicked is left
 /// unspecified by its engine, so the callers drop or refuse it afterwards.
-#[cfg(any(feature = "tract", feature = "ort"))]
-pub(crate) fn guard<T>(
+///
+/// # Errors
+/// What `work` says, or its panic.
+pub fn guard<T>(
     kind: ErrorKind,
     what: impl fmt::Display,
     work: impl FnOnce() -> Result<T, EngineError>,
@@ -132,7 +136,6 @@ pub(crate) fn guard<T>(
     }
 }
 
-#[cfg(any(feature = "tract", feature = "ort"))]
 fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
     payload
         .downcast_ref::<&str>()
@@ -160,7 +163,6 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Library);
     }
 
-    #[cfg(any(feature = "tract", feature = "ort"))]
     #[test]
     fn a_panic_becomes_an_error_with_its_message() {
         let error =

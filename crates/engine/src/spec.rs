@@ -57,9 +57,8 @@ pub fn check_inputs<'t>(
 }
 
 /// An axis as a model declares it.
-#[cfg(any(test, feature = "tract", feature = "ort"))]
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Axis {
+pub enum Axis {
     /// Always this long.
     Fixed(usize),
     /// As long as every other axis of that name.
@@ -69,17 +68,19 @@ pub(crate) enum Axis {
 }
 
 /// An input or output as a model declares it.
-#[cfg(any(test, feature = "tract", feature = "ort"))]
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Declared {
-    pub(crate) name: String,
-    pub(crate) dtype: ElementType,
-    pub(crate) axes: Vec<Axis>,
+pub struct Declared {
+    /// Its name.
+    pub name: String,
+    /// The type of its elements.
+    pub dtype: ElementType,
+    /// Its axes, outermost first.
+    pub axes: Vec<Axis>,
 }
 
-#[cfg(any(test, feature = "tract", feature = "ort"))]
 impl Declared {
-    pub(crate) fn into_spec(self) -> IoSpec {
+    /// What is known of it from outside: an axis of a name is as free as one without.
+    pub fn into_spec(self) -> IoSpec {
         let dims = self
             .axes
             .into_iter()
@@ -94,8 +95,7 @@ impl Declared {
 
 /// Makes the first axis of each of `inputs` `batch` long where it is not fixed, and with it every
 /// axis of the same name in `inputs` and `outputs`.
-#[cfg(any(test, feature = "tract", feature = "ort"))]
-pub(crate) fn fix_batch(inputs: &mut [Declared], outputs: &mut [Declared], batch: usize) {
+pub fn fix_batch(inputs: &mut [Declared], outputs: &mut [Declared], batch: usize) {
     let mut names = Vec::new();
     for first in inputs.iter_mut().filter_map(|d| d.axes.first_mut()) {
         match first {

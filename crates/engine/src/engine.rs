@@ -1,4 +1,4 @@
-//! The traits an engine implements, the options it is opened with, and the way to open one.
+//! The traits an engine implements, and the options it is opened with.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::EngineError;
 use crate::spec::IoSpec;
 use crate::tensor::Tensor;
+
+/// The version of tract that this workspace is built with; a test of `espalier-runtime` compares it with
+/// the lock file. ONNX Runtime is a library of its own, and tells its version itself.
+pub const TRACT_VERSION: &str = "0.23.9";
 
 /// Which engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -132,53 +136,6 @@ pub trait Session: Send {
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError>;
 }
 
-/// Opens an engine.
-///
-/// ONNX Runtime has one environment per process, for ever: the first library that opens is the one
-/// this process uses. A later call that asks for another file is an error; one that asks for none
-/// in particular gets the one that is open.
-///
-/// # Errors
-/// The engine is not compiled in, or its library is missing, is no library for this machine, is
-/// not ONNX Runtime, or is too old; the text names the path and the version wanted.
-pub fn open(options: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
-    match options.kind {
-        #[cfg(feature = "tract")]
-        EngineKind::Tract => Ok(Box::new(crate::tract::TractEngine::open())),
-        #[cfg(feature = "ort")]
-        EngineKind::Ort => Ok(Box::new(crate::onnxruntime::OrtEngine::open(options)?)),
-        #[cfg(not(all(feature = "tract", feature = "ort")))]
-        kind => Err(EngineError::library(format!(
-            "the engine {kind} is not compiled into this program (feature \"{kind}\" of espalier-runtime); it has {}",
-            compiled_in()
-        ))),
-    }
-}
-
-/// Each engine with its version, or why it cannot be opened here.
-///
-/// This opens them: afterwards the ONNX Runtime library that was found is this process's.
-pub fn available() -> Vec<(EngineKind, Result<String, EngineError>)> {
-    EngineKind::ALL
-        .into_iter()
-        .map(|kind| {
-            let version = open(&EngineOptions::new(kind)).map(|engine| engine.version());
-            (kind, version)
-        })
-        .collect()
-}
-
-#[cfg(not(all(feature = "tract", feature = "ort")))]
-fn compiled_in() -> &'static str {
-    if cfg!(feature = "tract") {
-        "tract only"
-    } else if cfg!(feature = "ort") {
-        "ort only"
-    } else {
-        "no engine at all"
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -193,18 +150,5 @@ mod tests {
             "rten".parse::<EngineKind>().unwrap_err().to_string(),
             "\"rten\" is no engine: there are \"tract\" and \"ort\""
         );
-    }
-
-    #[cfg(not(any(feature = "tract", feature = "ort")))]
-    #[test]
-    fn an_engine_that_is_not_compiled_in_is_refused_by_name() {
-        for (kind, result) in available() {
-            let error = result.unwrap_err();
-            assert_eq!(error.kind(), crate::ErrorKind::Library);
-            assert!(
-                error.to_string().contains(&format!("the engine {kind} is not compiled")),
-                "{error}"
-            );
-        }
     }
 }
