@@ -42,6 +42,8 @@ pub(super) struct Desk {
     pub(super) shop: Arc<Workshop>,
     pub(super) jobs: Waker,
     pub(super) line: Option<Line>,
+    /// Why the broker was not reached, as was said last.
+    pub(super) unreached: Option<String>,
     /// When an offer that the broker refused may be tried again.
     pub(super) retry_at: Option<Instant>,
     /// The offer that the broker has not answered yet: one at a time, so that an answer needs no
@@ -78,6 +80,7 @@ impl Desk {
 
     async fn on_up(&mut self, line: Line, session: bool) {
         tracing::info!(session, "connected to the broker");
+        self.unreached = None;
         self.in_flight = None;
         // Also where the session is there: it may be of an older configuration, and it is idempotent.
         match filters(&self.root) {
@@ -98,9 +101,12 @@ impl Desk {
         let connected = self.counters().connected.swap(false, Ordering::Relaxed);
         if connected || self.line.is_some() {
             tracing::warn!(reason, "broker lost");
+        } else if self.unreached.as_deref() != Some(reason) {
+            tracing::warn!(reason, "broker not reached");
         } else {
             tracing::debug!(reason, "broker not reached");
         }
+        self.unreached = Some(reason.to_owned());
         self.line = None;
         if let Some(id) = self.in_flight.take() {
             let store = Arc::clone(&self.shop.store);

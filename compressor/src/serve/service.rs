@@ -215,6 +215,7 @@ fn start_tasks(
         shop: Arc::clone(shop),
         jobs: waker.clone(),
         line: None,
+        unreached: None,
         retry_at: None,
         in_flight: None,
     };
