@@ -140,7 +140,7 @@ fn arguments<'a>(target: Option<&'a str>, recipes: &[&Recipe]) -> Vec<&'a str> {
     let mut arguments = vec!["build"];
     arguments.extend(target.into_iter().flat_map(|target| ["--target", target]));
     arguments.extend(["--profile", "dist"]);
-    for program in recipes.iter().flat_map(Recipe::built) {
+    for program in recipes.iter().flat_map(|recipe| recipe.built()) {
         arguments.extend(["--package", program]);
     }
     arguments
