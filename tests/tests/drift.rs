@@ -118,9 +118,10 @@ impl Served {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let config = PlaneConfig {
             engine: EngineOptions::new(EngineKind::Tract),
-            worker_program: binary("espalier-agent"),
+            worker_program: binary("espalier-worker"),
             worker_args: vec!["worker".to_owned()],
             worker_memory_bytes: None,
+            worker_groups: None,
             http: Some("127.0.0.1:0".parse().unwrap()),
             unix: None,
             queue_depth: 16,
