@@ -112,7 +112,8 @@ impl Device {
         let text = format!("{CONFIG}\n[state]\ndir = \"{}\"\n", state.display());
         std::fs::write(&file, text).unwrap();
         let sources = Sources { file: Some(file), ..Sources::default() };
-        let config = Config::load(&sources).unwrap();
+        let mut config = Config::load(&sources).unwrap();
+        config.worker.program = Some(std::env::current_exe().unwrap());
         Self { dir, config, broker: None, running: None, events: None, log: None }
     }
 
