@@ -101,11 +101,11 @@ impl Core {
             out: Vec::new(),
         };
         core.emit(Effect::WriteActive(core.durable.active()));
-        core.tell_ends_again();
         let models: Vec<String> = core.durable.models.keys().cloned().collect();
         for model in &models {
             core.recover_model(now, model);
         }
+        core.tell_ends_again();
         core.collect();
         let effects = std::mem::take(&mut core.out);
         (core, effects)

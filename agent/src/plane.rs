@@ -56,7 +56,7 @@ mod write_timeout;
 pub struct PlaneConfig {
     /// The engine that every worker opens.
     pub engine: engine::EngineOptions,
-    /// The program that is a worker, usually the agent itself.
+    /// The program that is a worker.
     pub worker_program: PathBuf,
     /// Its arguments, usually `worker`.
     pub worker_args: Vec<String>,

@@ -23,7 +23,11 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let entry =
         entry.ok_or_else(|| failed(format!("name one of the installed models: {}", names())))?;
     let digest: Digest = entry.installed.digest.parse().map_err(failed)?;
-    let mut worker = Command::new(worker_program::find().map_err(failed)?);
+    let program = match &config.worker.program {
+        Some(program) => program.clone(),
+        None => worker_program::find().map_err(failed)?,
+    };
+    let mut worker = Command::new(program);
     worker.arg("bench").arg(dir.join("store").join(digest.hex()));
     let stats = measure(worker, &config, args)?;
     let (p50, p95, p99, mean) = (stats.p50_us, stats.p95_us, stats.p99_us, stats.mean_us);

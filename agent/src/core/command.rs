@@ -58,6 +58,9 @@ impl Core {
                 continue;
             }
             self.live(model).gauges.remove(budget.as_str());
+            if *budget == BudgetKind::Drift {
+                self.live(model).forget_drift();
+            }
             self.close_request(model, *budget, "the budget was changed");
         }
     }

@@ -5,8 +5,9 @@
 //! after a crash: a core whose memory is ahead of its journal must not go on.
 
 use wire::{
-    Birth, BudgetBreach, CommandResult, InferWindow, InstallEvent, ModelState, Offer, PowerWindow,
-    RecompressRequest, ResourceWindow, RollbackEvent, SpoolDrop, StateReport, ThrottleEvent,
+    Birth, BudgetBreach, CommandResult, InferWindow, InstallEvent, InstallOutcome, ModelState,
+    Offer, PowerWindow, RecompressRequest, ResourceWindow, RollbackEvent, SpoolDrop, StateReport,
+    ThrottleEvent,
 };
 
 use super::event::InstallId;
@@ -124,14 +125,13 @@ pub enum Report {
 }
 
 impl Report {
-    /// Whether it tells something that happened once, rather than how things stand.
+    /// Whether the journal says, once this is kept, that it was told.
     #[must_use]
-    pub fn is_event(&self) -> bool {
+    pub fn is_vouched_for(&self) -> bool {
         match self {
-            Self::Birth(_) | Self::State(_) | Self::Model(_) => false,
-            Self::Infer(_) | Self::Resources(_) | Self::Power(_) => false,
-            Self::Breach(_) | Self::Install(_) | Self::Rollback(_) | Self::Throttle(_) => true,
-            Self::SpoolDrop(_) | Self::Recompress(_) | Self::Result(_) => true,
+            Self::Install(event) => event.outcome != InstallOutcome::Progress,
+            Self::Rollback(_) => true,
+            _ => false,
         }
     }
 }

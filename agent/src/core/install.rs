@@ -52,7 +52,9 @@ impl Core {
             let reason = format!(
                 "the agent was stopped {limit} times while installing it (install.max_restarts)"
             );
-            self.reject(now, model, &reason, true);
+            // What was never loaded has not been shown to be bad: it may have waited for its hour.
+            let block = install.state >= InstallState::Loading;
+            self.reject(now, model, &reason, block);
             return;
         }
         let state = if install.state < InstallState::Loading {

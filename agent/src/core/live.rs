@@ -58,6 +58,12 @@ impl Live {
         self.activation = Activation::default();
     }
 
+    /// What was pooled under another limit, or before nobody watched, says nothing now.
+    pub(super) fn forget_drift(&mut self) {
+        self.drift = Pool::default();
+        self.drift_test = None;
+    }
+
     /// Remembers a refusal and says whether it is news.
     pub(super) fn refuse(&mut self, digest: &str, reason: &str) -> bool {
         let known = |(d, r): &(String, String)| d == digest && r == reason;

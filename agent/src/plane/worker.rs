@@ -123,12 +123,13 @@ pub fn serve(socket: UnixStream, hook: Box<dyn ComputeHook + Send>, loader: Load
     });
     thread::spawn(move || {
         let mut host = Host { socket, hook, loader, session: None, last };
-        if let Some(code) = host.carry_out_all(&inbox) {
+        // A panic outside the engine ends the worker at once: the agent starts another.
+        let code = catch_unwind(AssertUnwindSafe(|| host.carry_out_all(&inbox)));
+        if let Some(code) = code.unwrap_or(Some(EXIT_PANIC)) {
             // Nobody hears it where the reader was faster.
             let _ = over.send(code);
         }
     });
-    // Without a word, the engine's thread has panicked outside the engine.
     ended.recv().unwrap_or(EXIT_PANIC)
 }
 

@@ -202,7 +202,15 @@ fn fetch_manifest(job: &Job<'_>, agent: &Agent) -> Result<Vec<u8>, StepFailure> 
     let limit = job.limits.manifest_bytes;
     let mut bytes = Vec::new();
     let mut body = response.body_mut().as_reader().take(limit + 1);
-    body.read_to_end(&mut bytes).map_err(|e| StepFailure::transient(format!("{url}: {e}")))?;
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        check_cancelled(job, &url)?;
+        let read = body.read(&mut buffer);
+        match read.map_err(|e| StepFailure::transient(format!("{url}: {e}")))? {
+            0 => break,
+            read => bytes.extend_from_slice(&buffer[..read]),
+        }
+    }
     if bytes.len() as u64 > limit {
         let reason = format!("{url}: over the limit manifest_bytes of {limit}");
         return Err(StepFailure::attempt(reason));

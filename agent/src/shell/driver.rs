@@ -246,7 +246,8 @@ impl Driver {
             self.ending |= matches!(event, Event::Shutdown);
             return self.put_off(event);
         }
-        let command = matches!(event, Event::Command { .. }).then(|| event.clone());
+        let once = matches!(event, Event::Command { .. } | Event::Withdrawn { .. });
+        let command = once.then(|| event.clone());
         let effects = self.core.step(self.now(), event);
         self.execute(effects);
         if let Some(command) = command.filter(|_| self.stalled.is_some()) {
@@ -254,8 +255,8 @@ impl Driver {
         }
     }
 
-    /// Commands are said once, so they wait for the next core. Everything else comes again: offers
-    /// with the next subscription, the rest with what the next core asks for.
+    /// Commands and withdrawals are said once, so they wait for the next core. Everything else comes
+    /// again: offers with the next subscription, the rest with what the next core asks for.
     fn put_off(&mut self, event: Event) {
         match event {
             Event::Command { command, unix_ms } if self.waiting.len() < MAX_WAITING => {
@@ -264,6 +265,13 @@ impl Driver {
             }
             Event::Command { command, .. } => {
                 tracing::error!(id = command.id, limit = MAX_WAITING, "a command is lost");
+            }
+            Event::Withdrawn { model } if self.waiting.len() < MAX_WAITING => {
+                tracing::warn!(model, "a withdrawal waits for the journal");
+                self.waiting.push(Event::Withdrawn { model });
+            }
+            Event::Withdrawn { model } => {
+                tracing::error!(model, limit = MAX_WAITING, "a withdrawal is lost");
             }
             Event::Offer(offer) => {
                 tracing::warn!(model = offer.model, "an offer is asked for again later");
@@ -343,14 +351,14 @@ impl Driver {
         }
     }
 
-    /// Puts a report on its way. An event that the disk does not take stops what is behind it, as a
-    /// journal entry does: the journal may be about to say that it was told.
+    /// Puts a report on its way. The end of an install that the disk does not take stops what is behind
+    /// it, as a journal entry does: the journal is about to say that it was told.
     fn publish(&mut self, report: Report) -> Result<(), PathError> {
         log_report(&report);
         let Some(outbox) = &mut self.outbox else {
             return Ok(());
         };
-        let happened_once = report.is_event();
+        let vouched_for = report.is_vouched_for();
         match outbox.put(report, unix_ms()) {
             Ok(dropped) if dropped.records > 0 => {
                 let event = Event::SpoolDropped { records: dropped.records, bytes: dropped.bytes };
@@ -363,7 +371,7 @@ impl Driver {
                 }
             }
             Ok(_) => {}
-            Err(PutError::Disk(error)) if happened_once => return Err(error),
+            Err(PutError::Disk(error)) if vouched_for => return Err(error),
             Err(error) => tracing::error!(%error, "a report is lost"),
         }
         Ok(())

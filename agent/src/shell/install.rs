@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bundle::Digest;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use wire::Offer;
 
 use super::download::{self, Access};
@@ -14,6 +14,9 @@ use super::store::{self, Store};
 use super::trust::{self, Trust};
 use crate::core::{BundleFacts, Event, InstallId, ShadowFacts, Step, StepDone, StepFailure};
 use crate::plane::{CandidateId, Plane, PlaneError};
+
+/// Downloads at the same time, those included that were given up and still wait for their server.
+const MAX_DOWNLOADS: usize = 8;
 
 /// Performs steps. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -26,6 +29,8 @@ pub struct Installer {
     work: Arc<Mutex<Work>>,
     /// Held while the serving model of any name is changed, together with what `work` says of it.
     turn: Arc<tokio::sync::Mutex<()>>,
+    /// One for each download at the same time.
+    slots: Arc<Semaphore>,
 }
 
 /// What is under way and who serves.
@@ -68,7 +73,8 @@ impl Installer {
     #[must_use]
     pub fn new(plane: Plane, store: Store, access: Access, events: mpsc::Sender<Event>) -> Self {
         let (work, turn) = (Arc::default(), Arc::default());
-        Self { plane, store, trust: None, access, events, work, turn }
+        let slots = Arc::new(Semaphore::new(MAX_DOWNLOADS));
+        Self { plane, store, trust: None, access, events, work, turn, slots }
     }
 
     /// The same, for what an owner's keys allow and nothing else.
@@ -201,7 +207,13 @@ impl Installer {
     ) -> Result<(), StepFailure> {
         let (store, token, trust) = (self.store.clone(), token.clone(), self.trust.clone());
         let access = self.access.clone();
+        // Whoever offers one bundle after the other must not take all threads that block.
+        let slot = self.slots.clone().acquire_owned().await.map_err(StepFailure::transient)?;
         blocking(move || {
+            let _slot = slot;
+            if token.0.load(Ordering::Relaxed) {
+                return Err(StepFailure::attempt("cancelled"));
+            }
             let length = trust.map(|trust| trust.allows(&offer, digest)).transpose()?;
             let fits = |folder: &Path| match length {
                 Some(length) => trust::check_length(folder, length),

@@ -266,8 +266,9 @@ impl Queue {
         let path = self.folder.join(format!("{id:020}.seg"));
         let mut options = OpenOptions::new();
         let file = options.create(true).append(true).open(&path);
-        self.open = Some(file.map_err(PathError::at("create", &path))?);
+        let file = file.map_err(PathError::at("create", &path))?;
         super::state_dir::sync_folder_of(&path)?;
+        self.open = Some(file);
         self.segments.push_back(Segment { path, bytes: 0, entries: BTreeMap::new() });
         Ok(())
     }

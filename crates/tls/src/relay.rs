@@ -55,6 +55,7 @@ pub struct Target {
 pub struct Relay {
     address: String,
     fate: Arc<Mutex<Fate>>,
+    task: tokio::task::AbortHandle,
 }
 
 /// How far it came.
@@ -63,6 +64,13 @@ enum Fate {
     Going,
     Failed(String),
     Closed,
+}
+
+impl Drop for Relay {
+    /// A server that neither takes nor sends would keep the connection for as long as it likes.
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Relay {
@@ -79,8 +87,9 @@ impl Relay {
         let listener = listener.map_err(|e| format!("no socket for the TLS connection: {e}"))?;
         let fate = Arc::new(Mutex::new(Fate::Going));
         let shared = Arc::clone(&fate);
-        tokio::spawn(async move { serve(&listener, client, name, &target, &shared).await });
-        Ok(Self { address, fate })
+        let task =
+            tokio::spawn(async move { serve(&listener, client, name, &target, &shared).await });
+        Ok(Self { address, fate, task: task.abort_handle() })
     }
 
     /// The path of the UNIX socket that the client connects to.

@@ -113,10 +113,10 @@ impl Client {
     pub fn refresh(&self, fetch: Arc<dyn Fetch>, clock_s: u64) -> Result<Trusted> {
         let (mut remembered, warning) = self.folder.recall()?;
         if remembered.anchor != Some(self.anchor) {
-            // Another root was given: what descends from the one before counts for nothing, and old timestamps and
-            // snapshots only as far as the new root's keys have signed them.
-            remembered.anchor = Some(self.anchor);
-            remembered.root = None;
+            // Another root was given: what the keys of the one before have said counts for nothing, be it a version or
+            // the time.
+            let known = Known { proved_s: 0, ..remembered.known };
+            remembered = Remembered { anchor: Some(self.anchor), known, ..Remembered::default() };
         }
         let root = remembered.root.clone().map_or_else(|| self.root.clone(), String::into_bytes);
         let work = self.folder.work(&remembered)?;

@@ -108,7 +108,9 @@ impl TrustError {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Fetch { .. } | Self::File { .. } => true,
-            Self::Refused { check, .. } => *check == Check::SlowRetrieval,
+            Self::Refused { check, .. } => {
+                matches!(check, Check::SlowRetrieval | Check::RootUpdates)
+            }
             Self::Root(_) | Self::Key { .. } | Self::Host(_) => false,
         }
     }

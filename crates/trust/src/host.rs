@@ -129,7 +129,8 @@ impl Host {
     /// There is one already, or a file cannot be written.
     pub fn init(dir: &Path, keys: Option<&Path>, init: &Init) -> Result<Self> {
         let host = Self::at(dir, keys, init.days);
-        if dir.join(SETTINGS).exists() || host.metadata().exists() {
+        let published = fs::read_dir(host.metadata()).is_ok_and(|mut found| found.next().is_some());
+        if dir.join(SETTINGS).exists() || published {
             let what = "there is a repository already; nothing of it is changed";
             return Err(TrustError::Host(format!("{}: {what}", dir.display())));
         }

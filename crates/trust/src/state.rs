@@ -30,6 +30,29 @@ pub(crate) struct Remembered {
     pub(crate) known: Known,
 }
 
+/// The file: what is remembered as text, and that text's digest, for a bit that flips inside of metadata would
+/// otherwise be taken for a trusted root that does not verify.
+#[derive(Serialize, Deserialize)]
+struct Sealed {
+    sha256: Digest,
+    text: String,
+}
+
+impl Sealed {
+    fn of(remembered: &Remembered) -> serde_json::Result<Self> {
+        let text = serde_json::to_string(remembered)?;
+        Ok(Self { sha256: Digest::of(text.as_bytes()), text })
+    }
+
+    fn open(bytes: &[u8]) -> std::result::Result<Remembered, String> {
+        let sealed: Self = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        if Digest::of(sealed.text.as_bytes()) != sealed.sha256 {
+            return Err("its text has another digest".to_owned());
+        }
+        serde_json::from_str(&sealed.text).map_err(|e| e.to_string())
+    }
+}
+
 /// The folder that it lies in.
 #[derive(Clone, Debug)]
 pub(crate) struct Folder(PathBuf);
@@ -46,7 +69,7 @@ impl Folder {
         let Some(bytes) = file::read_if_there(&path, MAX_BYTES)? else {
             return Ok((Remembered::default(), None));
         };
-        match serde_json::from_slice(&bytes) {
+        match Sealed::open(&bytes) {
             Ok(remembered) => Ok((remembered, None)),
             Err(error) => {
                 let aside = path.with_extension("damaged");
@@ -63,7 +86,8 @@ impl Folder {
 
     pub(crate) fn remember(&self, remembered: &Remembered) -> Result<()> {
         let path = self.0.join(FILE);
-        let text = serde_json::to_vec(remembered)
+        let text = Sealed::of(remembered)
+            .and_then(|sealed| serde_json::to_vec(&sealed))
             .map_err(|e| TrustError::file("write", &path)(std::io::Error::other(e)))?;
         file::replace(&path, &text)
     }

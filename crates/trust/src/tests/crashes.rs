@@ -111,6 +111,22 @@ fn a_damaged_state_is_set_aside_and_said() {
 }
 
 #[test]
+fn a_bit_that_flips_anywhere_in_the_state_is_noticed_and_said() {
+    let owner = Owner::new();
+    let device = owner.device();
+    device.refresh(&owner.copy(), NOW).unwrap();
+    let path = device.dir.path().join("trusted.json");
+    let whole = fs::read(&path).unwrap();
+    for at in (0..whole.len()).step_by(whole.len() / 40) {
+        let mut bent = whole.clone();
+        bent[at] ^= 1;
+        fs::write(&path, bent).unwrap();
+        let trusted = device.refresh(&owner.copy(), NOW).unwrap();
+        assert!(trusted.warnings[0].contains("set aside"), "at {at}: {:?}", trusted.warnings);
+    }
+}
+
+#[test]
 fn what_was_accepted_before_an_update_failed_stays_accepted() {
     let owner = Owner::new();
     let older = owner.copy();

@@ -239,6 +239,22 @@ async fn of_two_offers_at_once_the_newer_is_installed_in_whatever_order_they_com
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_offer_withdrawn_while_the_journal_cannot_be_written_is_given_up_afterwards() {
+    let mut device = Device::new();
+    // The candidate has just been loaded.
+    device.start_with(|driver| driver.journal.room = Some(4)).await;
+    let first = bundle(device.dir.path(), 1, "2");
+    let server = serve(&first.dir, Box::new(honest));
+    device.offer(&first, &server.url).await;
+    until("the journal is full", || device.journal().len() == 4).await;
+    device.withdraw().await;
+    until("the end", || !device.ends().is_empty()).await;
+    let end = device.ends().pop().unwrap();
+    assert_eq!(end.reason.as_deref(), Some("the offer was withdrawn"), "{end:?}");
+    device.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_offer_withdrawn_while_it_downloads_is_given_up_and_the_old_model_serves_on() {
     let mut device = installed(1).await;
     let second = bundle(device.dir.path(), 2, "2.0");
