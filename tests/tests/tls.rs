@@ -144,8 +144,8 @@ fn a_renewed_certificate_is_taken_without_a_restart() {
     agent.wait_connected();
 }
 
-/// A client with a device's certificate, and its event loop.
-fn device(world: &World, id: &str) -> (AsyncClient, EventLoop) {
+/// A client with a device's certificate, its event loop, and what carries it.
+fn device(world: &World, id: &str) -> (AsyncClient, EventLoop, Relay) {
     let identity = world.authority.identity(id, &[]);
     let settings = Settings {
         ca: Some(world.authority.file.clone()),
@@ -159,7 +159,8 @@ fn device(world: &World, id: &str) -> (AsyncClient, EventLoop) {
         Relay::open(Target { host, port, settings, here: "the test", role: "the broker" }).unwrap();
     let mut options = MqttOptions::new(id, relay.address(), port);
     options.set_transport(Transport::Unix);
-    AsyncClient::new(options, 16)
+    let (client, events) = AsyncClient::new(options, 16);
+    (client, events, relay)
 }
 
 /// The next packet that the broker sends, or its failure.
@@ -188,12 +189,12 @@ async fn two_lines_of_access_rules_keep_every_device_to_its_own_topics() {
     let world = World::new();
     let up = |id: &str| format!("espalier/v1/d/{id}/up/state");
     let down = |id: &str| format!("espalier/v1/d/{id}/dn/offer/m");
-    let (service, mut service_events) = device(&world, "service");
+    let (service, mut service_events, _relay) = device(&world, "service");
     for id in ["ann", "bob"] {
         let taken = published(&service, &mut service_events, &down(id)).await;
         assert!(matches!(taken, PubAckReason::Success | PubAckReason::NoMatchingSubscribers));
     }
-    let (ann, mut events) = device(&world, "ann");
+    let (ann, mut events, _relay_of_ann) = device(&world, "ann");
     for (topic, allowed) in
         [(up("ann"), true), (up("bob"), false), (down("ann"), false), (down("bob"), false)]
     {

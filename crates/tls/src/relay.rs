@@ -16,6 +16,7 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf};
 use tokio::net::unix::{ReadHalf as OwnRead, WriteHalf as OwnWrite};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -55,7 +56,8 @@ pub struct Target {
 pub struct Relay {
     address: String,
     fate: Arc<Mutex<Fate>>,
-    task: tokio::task::AbortHandle,
+    /// Closed when this goes.
+    _held: oneshot::Sender<()>,
 }
 
 /// How far it came.
@@ -66,15 +68,9 @@ enum Fate {
     Closed,
 }
 
-impl Drop for Relay {
-    /// A server that neither takes nor sends would keep the connection for as long as it likes.
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 impl Relay {
-    /// Reads the files and waits for the client; connects when it comes. Within a tokio runtime.
+    /// Reads the files and waits for the client; connects when it comes. Within a tokio runtime. The
+    /// connection ends soon after this is dropped.
     ///
     /// # Errors
     /// A file is not as it should be, or the system gives no socket.
@@ -87,9 +83,19 @@ impl Relay {
         let listener = listener.map_err(|e| format!("no socket for the TLS connection: {e}"))?;
         let fate = Arc::new(Mutex::new(Fate::Going));
         let shared = Arc::clone(&fate);
-        let task =
-            tokio::spawn(async move { serve(&listener, client, name, &target, &shared).await });
-        Ok(Self { address, fate, task: task.abort_handle() })
+        let (held, dropped) = oneshot::channel::<()>();
+        tokio::spawn(async move {
+            // A server that neither takes nor sends would keep the connection for as long as it likes.
+            let gone = async {
+                let _ = dropped.await;
+                tokio::time::sleep(LAST_WORDS).await;
+            };
+            tokio::select! {
+                () = serve(&listener, client, name, &target, &shared) => {}
+                () = gone => {}
+            }
+        });
+        Ok(Self { address, fate, _held: held })
     }
 
     /// The path of the UNIX socket that the client connects to.
