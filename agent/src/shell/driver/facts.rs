@@ -270,9 +270,10 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_refused_and_a_deleted_offer_is_nothing() {
+    fn garbage_is_refused_and_a_deleted_offer_is_a_withdrawal() {
         assert!(take("espalier/v1/d/d/dn/offer/m", b"{\"schema\":1").is_err());
         assert!(take("espalier/v1/d/d/dn/offer/m", &vec![b' '; 1 << 20]).is_err());
-        assert!(take("espalier/v1/d/d/dn/offer/m", b"").unwrap().is_none());
+        let deleted = take("espalier/v1/d/d/dn/offer/m", b"").unwrap();
+        assert!(matches!(deleted, Some(Event::Withdrawn { model }) if model == "m"));
     }
 }
