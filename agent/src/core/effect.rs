@@ -125,6 +125,17 @@ pub enum Report {
 }
 
 impl Report {
+    /// Whether it tells something that happened once, rather than how things stand or stood for a while.
+    #[must_use]
+    pub fn happened_once(&self) -> bool {
+        match self {
+            Self::Birth(_) | Self::State(_) | Self::Model(_) => false,
+            Self::Infer(_) | Self::Resources(_) | Self::Power(_) => false,
+            Self::Breach(_) | Self::Install(_) | Self::Rollback(_) | Self::Throttle(_) => true,
+            Self::SpoolDrop(_) | Self::Recompress(_) | Self::Result(_) => true,
+        }
+    }
+
     /// Whether the journal says, once this is kept, that it was told.
     #[must_use]
     pub fn is_vouched_for(&self) -> bool {

@@ -1,5 +1,6 @@
 //! The main loop: it owns the core, feeds it events, and performs its effects in order.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -46,6 +47,8 @@ const GOOD_BYE: Duration = Duration::from_secs(2);
 const STALL: Duration = Duration::from_secs(5);
 /// Commands that may wait until the journal can be written again.
 const MAX_WAITING: usize = 64;
+/// Events that may wait in memory for a spool that cannot be written.
+const MAX_UNKEPT: usize = 64;
 /// Clocks that show an earlier time than this (September 2020) were never set.
 const CLOCK_SET_MS: u64 = 1_600_000_000_000;
 
@@ -114,6 +117,8 @@ struct Driver {
     stalled: Option<(Instant, String)>,
     /// Commands that came meanwhile.
     waiting: Vec<Event>,
+    /// Events that the disk did not take.
+    unkept: VecDeque<Report>,
     ending: bool,
     #[cfg(debug_assertions)]
     hold: Hold,
@@ -188,6 +193,7 @@ impl Driver {
             window_began: clock,
             stalled: None,
             waiting: Vec::new(),
+            unkept: VecDeque::new(),
             ending: false,
         };
         driver.execute(effects);
@@ -351,14 +357,19 @@ impl Driver {
         }
     }
 
-    /// Puts a report on its way. The end of an install that the disk does not take stops what is behind
-    /// it, as a journal entry does: the journal is about to say that it was told.
     fn publish(&mut self, report: Report) -> Result<(), PathError> {
         log_report(&report);
+        self.put(report)
+    }
+
+    /// Puts a report on its way. The end of an install that the disk does not take stops what is behind
+    /// it, as a journal entry does: the journal is about to say that it was told. Any other event waits.
+    fn put(&mut self, report: Report) -> Result<(), PathError> {
         let Some(outbox) = &mut self.outbox else {
             return Ok(());
         };
         let vouched_for = report.is_vouched_for();
+        let again = report.happened_once().then(|| report.clone());
         match outbox.put(report, unix_ms()) {
             Ok(dropped) if dropped.records > 0 => {
                 let event = Event::SpoolDropped { records: dropped.records, bytes: dropped.bytes };
@@ -372,9 +383,33 @@ impl Driver {
             }
             Ok(_) => {}
             Err(PutError::Disk(error)) if vouched_for => return Err(error),
-            Err(error) => tracing::error!(%error, "a report is lost"),
+            Err(error) => self.keep_for_later(again, &error),
         }
         Ok(())
+    }
+
+    fn keep_for_later(&mut self, report: Option<Report>, error: &PutError) {
+        match report {
+            Some(report)
+                if matches!(error, PutError::Disk(_)) && self.unkept.len() < MAX_UNKEPT =>
+            {
+                tracing::debug!(%error, "an event waits for the disk");
+                self.unkept.push_back(report);
+            }
+            _ => tracing::error!(%error, "a report is lost"),
+        }
+    }
+
+    /// Tries the events again that the disk did not take, the oldest first, up to one that it still does not.
+    fn put_unkept(&mut self) {
+        while let Some(report) = self.unkept.pop_front() {
+            let left = self.unkept.len();
+            let put = self.put(report);
+            if put.is_err() || self.unkept.len() > left {
+                self.unkept.rotate_right(1);
+                return;
+            }
+        }
     }
 
     fn pump(&mut self) {
@@ -388,6 +423,7 @@ impl Driver {
         if self.stalled.as_ref().is_some_and(|(until, _)| Instant::now() >= *until) {
             self.recover();
         }
+        self.put_unkept();
         self.feed(Event::Tick);
         for (model, install) in self.core.shadowing() {
             if let Some(facts) = self.installer.shadow_facts(install) {
