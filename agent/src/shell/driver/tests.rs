@@ -95,6 +95,7 @@ min_requests = 1
 [install]
 shadow_requests = 5
 probation_windows = 2
+regress_ratio = 50.0
 [worker]
 args = ["--exact", "plane::fake::child", "--ignored", "--nocapture", "as-a-worker"]
 "#;
