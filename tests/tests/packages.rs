@@ -83,8 +83,7 @@ fn every_subcommand_has_a_page_and_is_completed_in_every_shell() {
             }
         }
         let nested = |page: &String| {
-            let of = |name: &&str| page.contains(&format!("/{program}-{name}-"));
-            subcommands.iter().any(|name| of(name))
+            subcommands.iter().any(|name| page.contains(&format!("/{program}-{name}-")))
         };
         let mut pages = files(&share.path().join("man"));
         pages.retain(|page| !nested(page));
