@@ -202,6 +202,29 @@ fn a_withdrawn_offer_is_given_up_before_the_switch_and_may_come_again() {
 }
 
 #[test]
+fn of_ends_that_are_never_told_the_oldest_are_forgotten_first() {
+    let mut durable = Durable::default();
+    for n in 1..=20 {
+        let offer = Box::new(offer("m", n, n));
+        durable.apply(&Record::Offered { model: "m".into(), install: n, offer });
+        durable.apply(&Record::Install {
+            model: "m".into(),
+            install: n,
+            state: InstallState::Rejected,
+            reason: None,
+            block: false,
+            size_bytes: None,
+            baseline: None,
+        });
+    }
+    let numbers =
+        |durable: &Durable| durable.untold.iter().map(|end| end.number).collect::<Vec<_>>();
+    assert_eq!(numbers(&durable), (5..=20).collect::<Vec<_>>());
+    durable.apply(&Record::Told { through: 18 });
+    assert_eq!(numbers(&durable), [19, 20]);
+}
+
+#[test]
 fn a_clock_that_jumps_decides_over_commands_with_an_expiry_and_nothing_else() {
     let mut world = World::new();
     install(&mut world, 1);
