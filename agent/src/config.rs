@@ -14,6 +14,7 @@ use engine::{EngineKind, EngineOptions};
 use wire::{Budgets, Topics};
 
 use crate::core::{BreachRules, DriftRules, InstallRules, check_budgets};
+use crate::plane::batch::BatchRules;
 use crate::sys::PowerConfig;
 
 pub use trust::TrustConfig;
@@ -108,6 +109,8 @@ pub struct ServeConfig {
     pub threads: usize,
     /// How many requests may wait for one model.
     pub queue_depth: usize,
+    /// When requests that wait for one model run together.
+    pub batch: BatchRules,
     /// The largest request body.
     pub max_request_bytes: usize,
     /// The most bytes that requests take together.
@@ -352,6 +355,10 @@ fn serve(r: &mut Reader) -> ServeConfig {
         unix: r.path("serve.unix"),
         threads: size(r.integer("serve.threads", 1, 1..=64)),
         queue_depth: size(r.integer("serve.queue_depth", 64, 1..=65_536)),
+        batch: BatchRules {
+            max_rows: size(r.integer("serve.batch.max_rows", 1, 1..=1024)),
+            max_delay: r.millis("serve.batch.max_delay_ms", 0, 0..=1000),
+        },
         max_request_bytes: size(max_request_bytes),
         max_buffered_bytes: size(max_buffered_bytes),
         request_deadline: r.millis("serve.request_deadline_ms", 30_000, 1..=3_600_000),

@@ -31,6 +31,7 @@ pub(crate) use self::fake::ABORT;
 use self::registry::Registry;
 use self::server::Servers;
 
+pub mod batch;
 mod buffers;
 mod compare;
 mod drift;
@@ -70,6 +71,8 @@ pub struct PlaneConfig {
     pub unix: Option<PathBuf>,
     /// How many requests may wait for one model.
     pub queue_depth: usize,
+    /// When requests that wait for one model run together.
+    pub batch: batch::BatchRules,
     /// The largest request body.
     pub max_request_bytes: usize,
     /// The most bytes that requests take together, as they came and as tensors.

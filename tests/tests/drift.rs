@@ -125,6 +125,7 @@ impl Served {
             http: Some("127.0.0.1:0".parse().unwrap()),
             unix: None,
             queue_depth: 16,
+            batch: espalier_agent::plane::batch::BatchRules::OFF,
             max_request_bytes: 1 << 20,
             max_buffered_bytes: 64 << 20,
             request_deadline: PATIENCE,

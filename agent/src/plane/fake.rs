@@ -30,6 +30,9 @@ pub(super) const HOG: f32 = 1005.0;
 /// The bytes that [`HOG`] takes.
 pub(super) const HOGGED: usize = 1 << 30;
 
+/// A model that doubles a row by itself, and gives something else for several.
+pub(super) const MIXED: &str = "mixed";
+
 /// Tells the child from a test run by hand.
 const AS_WORKER: &str = "as-a-worker";
 
@@ -108,6 +111,7 @@ pub(super) fn config(folder: &Path) -> PlaneConfig {
         http: Some("127.0.0.1:0".parse().unwrap()),
         unix: Some("oip.sock".into()),
         queue_depth: 2,
+        batch: super::batch::BatchRules::OFF,
         max_request_bytes: 64 << 10,
         max_buffered_bytes: 256 << 10,
         request_deadline: Duration::from_secs(30),
@@ -145,26 +149,35 @@ pub(super) fn load(request: &LoadRequest) -> Result<(Box<dyn Session>, String), 
     match text.trim() {
         "abort" => std::process::abort(),
         "panic" => panic!("asked to panic while loading"),
-        "fails" => Ok(session(f32::NAN)),
+        "fails" => Ok(session(f32::NAN, Rows::Apart)),
+        MIXED => Ok(session(2.0, Rows::Mixed)),
         text => {
             let factor = text.parse();
             let factor =
                 factor.map_err(|_| failed(LoadFault::Model, format!("`{text}` is no model")))?;
-            Ok(session(factor))
+            Ok(session(factor, Rows::Apart))
         }
     }
 }
 
 /// A session that multiplies; by NaN it fails every run.
-fn session(factor: f32) -> (Box<dyn Session>, String) {
-    let session = Fake { inputs: vec![port("x")], outputs: vec![port("y")], factor };
+fn session(factor: f32, rows: Rows) -> (Box<dyn Session>, String) {
+    let session = Fake { inputs: vec![port("x")], outputs: vec![port("y")], factor, rows };
     (Box::new(session), "fake 1".to_owned())
+}
+
+/// Whether a row's answer depends on the others.
+#[derive(PartialEq)]
+enum Rows {
+    Apart,
+    Mixed,
 }
 
 struct Fake {
     inputs: Vec<IoSpec>,
     outputs: Vec<IoSpec>,
     factor: f32,
+    rows: Rows,
 }
 
 impl Session for Fake {
@@ -182,20 +195,29 @@ impl Session for Fake {
         if self.factor.is_nan() {
             return Err(EngineError::new(ErrorKind::Run, "fails always"));
         }
-        match values.first().copied() {
-            Some(ABORT) => std::process::abort(),
-            Some(PANIC) => panic!("asked to panic"),
-            Some(EXIT) => std::process::exit(3),
-            // More than a worker under a limit can have.
-            Some(HOG) => drop(std::hint::black_box(vec![1u8; HOGGED])),
-            Some(FAIL) => return Err(EngineError::new(ErrorKind::Run, "asked to fail")),
-            Some(GATE) => wait_at_gate(),
-            _ => {}
+        for first in values.chunks(2).filter_map(|row| row.first()) {
+            misbehave(*first)?;
         }
-        let doubled: Vec<f32> = values.iter().map(|v| v * self.factor).collect();
+        let mixed = self.rows == Rows::Mixed && x.shape[0] > 1;
+        let factor = if mixed { -self.factor } else { self.factor };
+        let doubled: Vec<f32> = values.iter().map(|v| v * factor).collect();
         let y = Tensor::from_f32(x.shape.clone(), &doubled)?;
         Ok(vec![("y".to_owned(), y)])
     }
+}
+
+fn misbehave(first: f32) -> Result<(), EngineError> {
+    match first {
+        ABORT => std::process::abort(),
+        PANIC => panic!("asked to panic"),
+        EXIT => std::process::exit(3),
+        // More than a worker under a limit can have.
+        HOG => drop(std::hint::black_box(vec![1u8; HOGGED])),
+        FAIL => return Err(EngineError::new(ErrorKind::Run, "asked to fail")),
+        GATE => wait_at_gate(),
+        _ => {}
+    }
+    Ok(())
 }
 
 fn wait_at_gate() {

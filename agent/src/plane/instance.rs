@@ -6,7 +6,8 @@
 //!              └──────retire────────┴──► ended        (a candidate goes from down to ended)
 //! ```
 //! The task owns the worker. While the instance is up it takes one job at a time; while it is down
-//! every job is answered at once with the reason; once retired it finishes what was queued first.
+//! every job is answered at once with the reason; once retired it finishes what was queued first. Where the
+//! model's requests may be joined ([`batch`]), a job runs together with those that wait behind it.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -18,6 +19,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::CandidateId;
+use super::batch::{self, BatchRules, Batcher};
 use super::drift::Lens;
 use super::groups::WorkerGroup;
 use super::process::{Interface, RunOutcome, WorkerError, WorkerProcess, WorkerSpec};
@@ -100,6 +102,8 @@ pub(super) struct Instance {
     pub(super) interface: Interface,
     pub(super) stats: Arc<Stats>,
     pub(super) mirror: Mirror,
+    /// Whether its requests may be joined.
+    pub(super) batcher: Arc<Batcher>,
     /// What requests are to look like, where the bundle says so.
     lens: Option<Arc<Lens>>,
     shared: Arc<Shared>,
@@ -137,6 +141,54 @@ struct Job {
     reply: oneshot::Sender<Result<Answer, JobError>>,
 }
 
+impl Job {
+    /// Whether nobody waits for it any more: the client has had its 504, or has gone.
+    fn is_stale(&self) -> bool {
+        self.deadline <= Instant::now() || self.reply.is_closed()
+    }
+}
+
+/// How requests wait.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct QueueRules {
+    /// How many may.
+    pub(super) depth: usize,
+    /// Which of them run together.
+    pub(super) batch: BatchRules,
+}
+
+/// The jobs that wait, and the one that was taken out and did not fit the others.
+#[derive(Debug)]
+struct Inbox {
+    jobs: mpsc::Receiver<Job>,
+    held: Option<Job>,
+}
+
+impl Inbox {
+    /// The next job; `None` when there will be no more. Safe to cancel.
+    async fn recv(&mut self) -> Option<Job> {
+        match self.held.take() {
+            Some(job) => Some(job),
+            None => self.jobs.recv().await,
+        }
+    }
+
+    /// As [`Self::recv`], for no longer than until `end`.
+    async fn recv_until(&mut self, end: Instant) -> Option<Job> {
+        if let Ok(job) = self.jobs.try_recv() {
+            return Some(job);
+        }
+        if end <= Instant::now() {
+            return None;
+        }
+        timeout_at(end, self.jobs.recv()).await.unwrap_or_default()
+    }
+
+    fn close(&mut self) {
+        self.jobs.close();
+    }
+}
+
 pub(super) type OnHealth = Box<dyn Fn(Health) + Send + Sync>;
 
 impl Instance {
@@ -146,11 +198,13 @@ impl Instance {
         spec: WorkerSpec,
         (process, interface): (WorkerProcess, Interface),
         lens: Option<Lens>,
-        queue_depth: usize,
+        queue: QueueRules,
         permit: OwnedSemaphorePermit,
         on_health: OnHealth,
     ) -> Self {
-        let (queue, jobs) = mpsc::channel(queue_depth.max(1));
+        let queue_depth = queue.depth.max(1);
+        let batcher = Arc::new(Batcher::new(queue.batch, &interface));
+        let (queue, jobs) = mpsc::channel(queue_depth);
         let (retire, retired) = watch::channel(false);
         let shared = Arc::new(Shared {
             pid: AtomicU32::new(process.pid().unwrap_or(0)),
@@ -170,7 +224,8 @@ impl Instance {
             stats: stats.clone(),
             mirror: mirror.clone(),
             lens: lens.clone(),
-            jobs,
+            batcher: batcher.clone(),
+            jobs: Inbox { jobs, held: None },
             retired,
             on_health,
         };
@@ -180,10 +235,11 @@ impl Instance {
             interface,
             stats,
             mirror,
+            batcher,
             lens,
             shared,
             queue,
-            queue_depth: queue_depth.max(1),
+            queue_depth,
             retire,
             killer: driver.abort_handle(),
             driver: Mutex::new(Some(driver)),
@@ -334,9 +390,16 @@ struct Driver {
     stats: Arc<Stats>,
     mirror: Mirror,
     lens: Option<Arc<Lens>>,
-    jobs: mpsc::Receiver<Job>,
+    batcher: Arc<Batcher>,
+    jobs: Inbox,
     retired: watch::Receiver<bool>,
     on_health: OnHealth,
+}
+
+/// A live request and its answer.
+struct Exchange {
+    inputs: Arc<NamedTensors>,
+    outputs: Arc<NamedTensors>,
 }
 
 enum End {
@@ -403,23 +466,27 @@ impl Driver {
         End::Retired
     }
 
-    /// Runs one job; the result says how the worker ended, if it did.
+    /// Runs a job, and with it those behind it that may be joined; the result says how the worker ended, if it did.
     async fn work(&mut self, worker: &mut WorkerProcess, job: Job) -> Option<String> {
-        let started = Instant::now();
-        // Nobody waits for it any more: the client has had its 504, or has gone.
-        if job.deadline <= started || job.reply.is_closed() {
+        if job.is_stale() {
             return None;
         }
-        let queued = started.duration_since(job.arrived);
-        let live = job.traffic == Traffic::Live;
+        let rules = self.batcher.active();
+        match rules.filter(|_| job.traffic == Traffic::Live && !self.mirror.is_attached()) {
+            None => self.run_alone(worker, job).await,
+            Some(rules) => {
+                let jobs = self.gather(job, rules).await;
+                self.run_together(worker, jobs).await
+            }
+        }
+    }
+
+    async fn run_alone(&mut self, worker: &mut WorkerProcess, job: Job) -> Option<String> {
+        let started = Instant::now();
         let (result, died) = match worker.run(&job.inputs).await {
             Ok(RunOutcome::Done { compute, outputs }) => {
-                let answer = Answer { outputs: Arc::new(outputs), compute, queued };
-                if live {
-                    self.stats.computed(compute, queued);
-                    self.mirror.offer(&job.inputs, &answer);
-                }
-                (Ok(answer), None)
+                let queued = started.duration_since(job.arrived);
+                (Ok(Answer { outputs: Arc::new(outputs), compute, queued }), None)
             }
             Ok(RunOutcome::Failed { kind, error }) => match kind {
                 FailureKind::Input => (Err(JobError::Input(error)), None),
@@ -430,15 +497,131 @@ impl Driver {
                 (Err(JobError::WorkerDied(reason.clone())), Some(reason))
             }
         };
-        let answered = result.as_ref().ok().filter(|_| live).map(|answer| answer.outputs.clone());
-        // The client may have gone meanwhile.
-        let _ = job.reply.send(result);
-        if let (Some(lens), Some(outputs)) = (&self.lens, answered) {
-            // The answer goes out first, also where one thread serves all.
-            tokio::task::yield_now().await;
-            lens.look(&job.inputs, &outputs, started);
+        if result.is_ok() && job.traffic == Traffic::Live {
+            self.stats.executed();
+        }
+        let answered = self.reply(job, result);
+        self.look(started, answered.as_slice()).await;
+        died
+    }
+
+    /// The jobs of one run: `first`, and those that wait and fit it, as far as the rules allow.
+    async fn gather(&mut self, first: Job, rules: BatchRules) -> Vec<Job> {
+        let end = first.deadline.min(first.arrived + rules.max_delay);
+        let mut rows = batch::rows(&first.inputs).unwrap_or(usize::MAX);
+        let mut bytes = batch::bytes(&first.inputs);
+        let mut jobs = vec![first];
+        while rows < rules.max_rows {
+            let Some(next) = self.jobs.recv_until(end).await else { break };
+            if next.is_stale() {
+                continue;
+            }
+            let more = batch::rows(&next.inputs).unwrap_or(usize::MAX);
+            rows = rows.saturating_add(more);
+            bytes = bytes.saturating_add(batch::bytes(&next.inputs));
+            let joins = next.traffic == Traffic::Live
+                && rows <= rules.max_rows
+                && bytes <= batch::MAX_BATCH_BYTES
+                && batch::fit(&jobs[0].inputs, &next.inputs);
+            if !joins {
+                self.jobs.held = Some(next);
+                break;
+            }
+            jobs.push(next);
+        }
+        jobs
+    }
+
+    async fn run_together(
+        &mut self,
+        worker: &mut WorkerProcess,
+        mut jobs: Vec<Job>,
+    ) -> Option<String> {
+        if jobs.len() < 2 {
+            return self.run_alone(worker, jobs.pop()?).await;
+        }
+        let started = Instant::now();
+        let requests: Vec<&NamedTensors> = jobs.iter().map(|job| &*job.inputs).collect();
+        let counts: Vec<usize> =
+            requests.iter().filter_map(|request| batch::rows(request)).collect();
+        match worker.run(&batch::join(&requests)).await {
+            Ok(RunOutcome::Done { compute, outputs }) => match batch::split(outputs, &counts) {
+                Ok(parts) => {
+                    self.share_out(started, compute, jobs, parts).await;
+                    None
+                }
+                Err(reason) => {
+                    tracing::warn!(%reason, "requests are not joined any more");
+                    self.batcher.set(batch::Joining::Refused(reason));
+                    self.run_each(worker, jobs).await
+                }
+            },
+            // One of them is at fault, and the others are not to pay for it.
+            Ok(RunOutcome::Failed { .. }) => self.run_each(worker, jobs).await,
+            Err(error) => {
+                let reason = error.to_string();
+                for job in jobs {
+                    self.reply(job, Err(JobError::WorkerDied(reason.clone())));
+                }
+                Some(reason)
+            }
+        }
+    }
+
+    /// Answers the jobs of one run. Each has waited for the whole of it, so each took as long.
+    async fn share_out(
+        &mut self,
+        started: Instant,
+        compute: Duration,
+        jobs: Vec<Job>,
+        parts: Vec<NamedTensors>,
+    ) {
+        self.stats.executed();
+        let mut answered = Vec::with_capacity(jobs.len());
+        for (job, outputs) in jobs.into_iter().zip(parts) {
+            let queued = started.duration_since(job.arrived);
+            let answer = Answer { outputs: Arc::new(outputs), compute, queued };
+            answered.extend(self.reply(job, Ok(answer)));
+        }
+        self.look(started, &answered).await;
+    }
+
+    /// Runs each job by itself, until the worker dies.
+    async fn run_each(&mut self, worker: &mut WorkerProcess, jobs: Vec<Job>) -> Option<String> {
+        let mut died: Option<String> = None;
+        for job in jobs {
+            match &died {
+                Some(reason) => {
+                    self.reply(job, Err(JobError::Down(reason.clone())));
+                }
+                None if job.is_stale() => {}
+                None => died = self.run_alone(worker, job).await,
+            }
         }
         died
+    }
+
+    /// Sends a job's answer. What a live request asked and got is given back.
+    fn reply(&self, job: Job, result: Result<Answer, JobError>) -> Option<Exchange> {
+        let live = job.traffic == Traffic::Live;
+        let exchange = result.as_ref().ok().filter(|_| live).map(|answer| {
+            self.stats.computed(answer.compute, answer.queued);
+            self.mirror.offer(&job.inputs, answer);
+            Exchange { inputs: job.inputs.clone(), outputs: answer.outputs.clone() }
+        });
+        // The client may have gone meanwhile.
+        let _ = job.reply.send(result);
+        exchange
+    }
+
+    /// Holds what was asked and answered against the reference.
+    async fn look(&self, started: Instant, exchanges: &[Exchange]) {
+        let Some(lens) = self.lens.as_ref().filter(|_| !exchanges.is_empty()) else { return };
+        // The answers go out first, also where one thread serves all.
+        tokio::task::yield_now().await;
+        for exchange in exchanges {
+            lens.look(&exchange.inputs, &exchange.outputs, started);
+        }
     }
 
     /// Starts the worker again, after a wait that grows with each death. `None` when it is not to

@@ -97,7 +97,7 @@ const USAGES: [(&str, &str, &str, &str, UsageOf); 3] = [
 type CounterOf = fn(&Totals) -> u64;
 type HistogramOf = fn(&Totals) -> &Histogram;
 
-const COUNTERS: [(&str, &str, CounterOf); 3] = [
+const COUNTERS: [(&str, &str, CounterOf); 4] = [
     ("espalier_requests", "Requests that were accepted and have ended.", |t| t.requests),
     (
         "espalier_request_errors",
@@ -108,6 +108,11 @@ const COUNTERS: [(&str, &str, CounterOf); 3] = [
         "espalier_requests_rejected",
         "Requests that were turned away because there was no room.",
         |t| t.rejected,
+    ),
+    (
+        "espalier_inference_runs",
+        "Runs of the engine for live requests: fewer than requests where they are joined.",
+        |t| t.runs,
     ),
 ];
 const HISTOGRAMS: [(&str, &str, HistogramOf); 2] = [

@@ -13,10 +13,11 @@ use tokio::sync::{Semaphore, broadcast};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use super::batch::{self, Joining};
 use super::buffers::Buffers;
 use super::compare::check_close;
 use super::drift::Lens;
-use super::instance::{Health, Identity, Instance, JobError, OnHealth, Traffic};
+use super::instance::{Health, Identity, Instance, JobError, OnHealth, QueueRules, Traffic};
 use super::process::{Interface, WorkerError, WorkerProcess, WorkerSpec};
 use super::protocol::{LoadRequest, NamedTensors, tensor_from_parts};
 use super::shadow::Tally;
@@ -138,10 +139,13 @@ impl Registry {
             spec,
             worker,
             lens,
-            self.cfg.queue_depth,
+            QueueRules { depth: self.cfg.queue_depth, batch: self.cfg.batch },
             permit,
             self.on_health(id, name),
         ));
+        if instance.batcher.joining() == Joining::Unproven {
+            tokio::spawn(prove_joining(instance.clone(), bundle.selftest()));
+        }
         let candidate = Candidate { instance, tally: Tally::default() };
         self.candidates().insert(id, candidate);
         Ok(id)
@@ -472,6 +476,7 @@ fn describe(instance: &Instance) -> Value {
         "pid": instance.pid(),
         "restarts": instance.restarts(),
         "waiting": instance.waiting(),
+        "batching": instance.batcher.joining().to_string(),
         "down": instance.down(),
     })
 }
@@ -482,6 +487,33 @@ enum CaseError {
     Wrong(String),
     /// The model was not heard.
     Unanswered(String),
+}
+
+/// Runs golden cases joined; a model that answers them as it answers each may have its requests joined.
+async fn prove_joining(instance: Arc<Instance>, test: bundle::Result<bundle::SelfTest>) {
+    let proof = match test {
+        Ok(test) => try_joined(&instance, &test).await,
+        Err(error) => Err(error.to_string()),
+    };
+    let model = &instance.identity.model;
+    let joining = match proof {
+        Ok(()) => Joining::Proven,
+        Err(reason) => {
+            tracing::warn!(%model, %reason, "requests are not joined");
+            Joining::Refused(reason)
+        }
+    };
+    instance.batcher.set(joining);
+}
+
+async fn try_joined(instance: &Instance, test: &bundle::SelfTest) -> Result<(), String> {
+    let cases = test.cases.iter().map(|case| Ok((tensors(&case.inputs)?, tensors(&case.outputs)?)));
+    let cases: Vec<(NamedTensors, NamedTensors)> = cases.collect::<Result<_, String>>()?;
+    let (inputs, wanted) = batch::joined_case(&cases)?;
+    let answer = instance.submit(Arc::new(inputs), Traffic::Internal, SELF_TEST_LIMIT).await;
+    let answer = answer.map_err(|error| format!("golden cases run as one: {error}"))?;
+    check_outputs(&wanted, &answer.outputs, f64::from(test.rtol), f64::from(test.atol))
+        .map_err(|reason| format!("golden cases run as one give something else: {reason}"))
 }
 
 async fn run_case(
@@ -505,10 +537,19 @@ fn compare_case(
     rtol: f64,
     atol: f64,
 ) -> Result<(), String> {
-    for (name, want) in tensors(&case.outputs)? {
-        let found = outputs.iter().find(|(other, _)| *other == name);
+    check_outputs(&tensors(&case.outputs)?, outputs, rtol, atol)
+}
+
+fn check_outputs(
+    wanted: &NamedTensors,
+    outputs: &NamedTensors,
+    rtol: f64,
+    atol: f64,
+) -> Result<(), String> {
+    for (name, want) in wanted {
+        let found = outputs.iter().find(|(other, _)| other == name);
         let (_, got) = found.ok_or_else(|| format!("output `{name}` is missing"))?;
-        check_close(&name, &want, got, rtol, atol)?;
+        check_close(name, want, got, rtol, atol)?;
     }
     Ok(())
 }

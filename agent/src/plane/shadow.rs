@@ -74,6 +74,11 @@ impl Mirror {
         }
     }
 
+    /// Whether anything is copied.
+    pub(super) fn is_attached(&self) -> bool {
+        self.lock().is_some()
+    }
+
     /// Copies one answered request, unless the candidate is behind.
     pub(super) fn offer(&self, inputs: &Arc<NamedTensors>, answer: &Answer) {
         let target = self.lock();

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use super::fake::{self, Bench};
 use super::*;
 
+mod batching;
 mod shadowing;
 
 /// Far beyond what any step here takes: a wait that reaches it is a failure.

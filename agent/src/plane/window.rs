@@ -19,6 +19,8 @@ pub(super) struct Totals {
     pub(super) requests: u64,
     pub(super) errors: u64,
     pub(super) rejected: u64,
+    /// Runs of the engine; fewer than requests where they are joined.
+    pub(super) runs: u64,
 }
 
 impl Totals {
@@ -29,6 +31,7 @@ impl Totals {
         self.requests += window.requests;
         self.errors += window.errors;
         self.rejected += window.rejected;
+        self.runs += window.runs;
     }
 }
 
@@ -39,6 +42,7 @@ struct Counts {
     requests: u64,
     errors: u64,
     rejected: u64,
+    runs: u64,
     cold: bool,
     /// Of the windows that were taken.
     before: Totals,
@@ -50,6 +54,11 @@ impl Stats {
         let mut counts = self.lock();
         counts.compute.record(micros(compute));
         counts.queue.record(micros(queued));
+    }
+
+    /// The engine ran once, for one live request or several that were joined.
+    pub(super) fn executed(&self) {
+        self.lock().runs += 1;
     }
 
     /// A request ended with an answer, or by the client's own fault.

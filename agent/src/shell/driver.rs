@@ -690,6 +690,7 @@ fn plane_config(config: &Config, state: &StateDir) -> Result<PlaneConfig, RunErr
         http: config.serve.http,
         unix: config.serve.unix.clone(),
         queue_depth: config.serve.queue_depth,
+        batch: config.serve.batch,
         max_request_bytes: config.serve.max_request_bytes,
         max_buffered_bytes: config.serve.max_buffered_bytes,
         request_deadline: config.serve.request_deadline,

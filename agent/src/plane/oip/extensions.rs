@@ -43,7 +43,7 @@ async fn configuration(
 ) -> Result<Json<Value>, OipError> {
     let instance = target.resolve(&registry)?;
     let interface = &instance.interface;
-    // Requests are not merged, so that the batch is an axis like any other.
+    // Requests may be joined, but clients do not see it: the batch is an axis like any other.
     Ok(Json(json!({
         "name": instance.identity.model,
         "platform": platform(&interface.engine_version),
@@ -137,7 +137,7 @@ fn of_instance(instance: &Instance) -> Value {
         "name": instance.identity.model,
         "version": instance.identity.version,
         "inference_count": compute.count(),
-        "execution_count": compute.count(),
+        "execution_count": totals.runs,
         "inference_stats": {
             "success": { "count": compute.count(), "ns": whole },
             "fail": { "count": totals.errors, "ns": 0 },
