@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::config::{Checked, Config, ConfigError, Problem, Sources, TrustConfig};
 use crate::core::{ActiveEntry, Durable};
-use crate::shell::state_dir::status_socket;
+use crate::shell::state_dir::{VOLATILE_STATUS_SOCKET, status_socket};
 use crate::shell::{driver, journal, logging, status};
 
 mod bench;
@@ -154,7 +154,11 @@ fn run(args: ConfigArgs) -> Result<(), Failure> {
 }
 
 fn show_status(args: &AskArgs) -> Result<(), Failure> {
-    let answer = status::ask(&status_socket(&args.state_dir()?)).map_err(failed)?;
+    let socket = status_socket(&args.state_dir()?);
+    let answer = status::ask(&socket).or_else(|error| {
+        // A service whose disk takes nothing is asked elsewhere.
+        status::ask(Path::new(VOLATILE_STATUS_SOCKET)).map_err(|_| failed(error))
+    })?;
     if args.json {
         say(&answer.to_string());
     } else {

@@ -130,6 +130,8 @@ pub struct WorkerConfig {
     pub args: Vec<String>,
     /// The most bytes of private memory that it may ask for; no limit if not given.
     pub memory_bytes: Option<u64>,
+    /// How long one inference may take before it counts as hung.
+    pub run_limit: Duration,
     /// The control group that it runs in.
     pub cgroup: WorkerCgroup,
 }
@@ -266,6 +268,7 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Option<Config> {
         program: r.path("worker.program"),
         args: r.strings("worker.args").unwrap_or_else(|| vec!["worker".to_owned()]),
         memory_bytes: r.optional_integer("worker.memory_bytes", 16 << 20..=1 << 40),
+        run_limit: r.millis("worker.run_limit_ms", 120_000, 100..=3_600_000),
         cgroup: worker_cgroup(r),
     };
     let mqtt = mqtt(r);

@@ -9,6 +9,8 @@
 //!
 //! [`config`] turns files, environment and flags into validated values; [`cli`] is the command line.
 
+#![forbid(unsafe_code)]
+
 pub mod cli;
 pub mod config;
 pub mod core;

@@ -79,6 +79,8 @@ pub struct PlaneConfig {
     pub max_buffered_bytes: usize,
     /// How long a request may take from its arrival to its answer.
     pub request_deadline: Duration,
+    /// How long one inference may take before its worker counts as hung; at least the deadline.
+    pub run_limit: Duration,
     /// The least time between two requests of a model that are held against its reference.
     pub drift_sample_every: Duration,
     /// The folder for sockets, and the workers' working folder; made when missing.
@@ -305,6 +307,12 @@ impl Plane {
     #[must_use]
     pub fn worker_pids(&self) -> Vec<(String, u32)> {
         self.registry.worker_pids()
+    }
+
+    /// The active models whose part of the plane has ended by a fault of its own.
+    #[must_use]
+    pub fn wedged(&self) -> Vec<String> {
+        self.registry.wedged()
     }
 
     /// What happens to workers from now on. A receiver that lags loses the oldest events.

@@ -15,6 +15,8 @@
 //! 4. Every number says whether it was measured or modelled.
 //! 5. The library prints nothing; [`cli`] owns the terminal.
 
+#![forbid(unsafe_code)]
+
 pub mod allocate;
 pub mod calibrate;
 pub mod cli;

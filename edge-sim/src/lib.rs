@@ -9,6 +9,8 @@
 //! This crate never calls into the compressor, and calls the agent's library only to be its worker:
 //! whatever it shows has crossed MQTT, HTTP and the file system.
 
+#![forbid(unsafe_code)]
+
 pub mod board;
 pub mod broker;
 pub mod cli;

@@ -1,5 +1,7 @@
 //! The parts together, with real servers: what the tests of this package share.
 
+#![forbid(unsafe_code)]
+
 pub mod certificates;
 pub mod container;
 pub mod files;

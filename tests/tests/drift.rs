@@ -129,6 +129,7 @@ impl Served {
             max_request_bytes: 1 << 20,
             max_buffered_bytes: 64 << 20,
             request_deadline: PATIENCE,
+            run_limit: Duration::from_secs(120),
             drift_sample_every: Duration::ZERO,
             run_dir: folder.path().join("run"),
         };

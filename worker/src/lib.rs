@@ -5,6 +5,8 @@
 //! the agent's own program because of what their mere presence costs a process that never computes:
 //! tract's tables, relocations and constructors (`docs/adr/0013`).
 
+#![forbid(unsafe_code)]
+
 mod bench;
 pub mod cli;
 

@@ -1,6 +1,8 @@
 //! The task runner: `demo`, `test`, `tidy`, `assets`, `bench`.
 //!
 //! Everything a fresh machine lacks is fetched here, by package name through the ordinary clients.
+
+#![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod assets;

@@ -65,7 +65,13 @@ impl Core {
         let deaf = self.deaf.iter().map(|reason| {
             format!("the broker refuses the subscription to offers and commands: {reason}")
         });
-        let troubles: Vec<String> = self.live.iter().filter_map(trouble).chain(deaf).collect();
+        let troubles: Vec<String> = self
+            .live
+            .iter()
+            .filter_map(trouble)
+            .chain(deaf)
+            .chain(self.settings.trouble.clone())
+            .collect();
         if troubles.is_empty() {
             (DeviceState::Online, None)
         } else {

@@ -23,6 +23,8 @@ pub struct Settings {
     pub install: InstallRules,
     /// When downloads may move.
     pub download: DownloadRules,
+    /// What is wrong with the device for as long as the agent runs.
+    pub trouble: Option<String>,
 }
 
 /// When a budget counts as broken, and what else can be the cause.

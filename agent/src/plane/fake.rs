@@ -115,6 +115,7 @@ pub(super) fn config(folder: &Path) -> PlaneConfig {
         max_request_bytes: 64 << 10,
         max_buffered_bytes: 256 << 10,
         request_deadline: Duration::from_secs(30),
+        run_limit: Duration::from_secs(120),
         drift_sample_every: Duration::ZERO,
         run_dir: folder.join("run"),
     }

@@ -276,6 +276,11 @@ impl Instance {
         Some(self.shared.pid.load(Ordering::Relaxed)).filter(|&pid| pid != 0)
     }
 
+    /// Whether the task that drives the worker has ended without being asked to: nothing would answer any more.
+    pub(super) fn is_wedged(&self) -> bool {
+        !*self.retire.borrow() && self.killer.is_finished()
+    }
+
     /// How often the worker was started again.
     pub(super) fn restarts(&self) -> u64 {
         self.shared.restarts.load(Ordering::Relaxed)
@@ -636,6 +641,7 @@ impl Driver {
             let spec = self.spec.clone();
             let start = async {
                 sleep(wait).await;
+                spec.verify().await?;
                 WorkerProcess::start(&spec).await
             };
             let reason = match self.meanwhile(start).await? {

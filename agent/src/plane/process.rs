@@ -40,6 +40,8 @@ pub(super) struct WorkerSpec {
     /// Makes its control group, where it has one of its own.
     pub(super) groups: Option<Arc<Groups>>,
     pub(super) working_dir: PathBuf,
+    /// The bundle's folder, and the digest that it has.
+    pub(super) bundle: (PathBuf, bundle::Digest),
     pub(super) load: LoadRequest,
     /// How long one inference may take before the worker counts as hung.
     pub(super) run_limit: Duration,
@@ -85,6 +87,31 @@ pub(super) struct WorkerProcess {
     /// After the child, so that it is empty when it goes.
     group: Option<Arc<WorkerGroup>>,
     next_id: u64,
+}
+
+impl WorkerSpec {
+    /// Holds the bundle on disk against its digest once more: a bit may have flipped since it was loaded.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) async fn verify(&self) -> Result<(), WorkerError> {
+        let (folder, digest) = self.bundle.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            let opened = bundle::Bundle::open(&folder, &bundle::Limits::default());
+            opened
+                .map_err(|error| error.to_string())
+                .map(|opened| (opened.digest == digest, digest))
+        });
+        let damaged = |what: String| {
+            Err(WorkerError::Unloaded(format!("the bundle on disk is not what it was: {what}")))
+        };
+        match opened.await {
+            Ok(Ok((true, _))) => Ok(()),
+            Ok(Ok((false, digest))) => damaged(format!("its digest is not {digest}")),
+            Ok(Err(error)) => damaged(error),
+            Err(error) => Err(WorkerError::Unloaded(error.to_string())),
+        }
+    }
 }
 
 impl WorkerProcess {

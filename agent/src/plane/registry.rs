@@ -30,8 +30,6 @@ use super::{
 const MAX_WORKERS: usize = 32;
 /// How long one golden case may take.
 const SELF_TEST_LIMIT: Duration = Duration::from_secs(120);
-/// How long one inference may take before its worker counts as hung, whatever the deadline.
-const MIN_RUN_LIMIT: Duration = Duration::from_secs(120);
 /// How many events a slow subscriber may be behind.
 const EVENT_BACKLOG: usize = 64;
 
@@ -265,6 +263,12 @@ impl Registry {
         self.everyone().iter().filter_map(|i| Some((i.identity.model.clone(), i.pid()?))).collect()
     }
 
+    /// The active models that nothing will ever answer for any more.
+    pub(super) fn wedged(&self) -> Vec<String> {
+        let active = self.all_active();
+        active.iter().filter(|i| i.is_wedged()).map(|i| i.identity.model.clone()).collect()
+    }
+
     pub(super) fn events(&self) -> broadcast::Receiver<PlaneEvent> {
         self.events.subscribe()
     }
@@ -349,6 +353,7 @@ impl Registry {
             memory_bytes: self.cfg.worker_memory_bytes,
             groups: self.cfg.worker_groups.clone(),
             working_dir: self.cfg.run_dir.clone(),
+            bundle: (bundle.dir.clone(), bundle.digest.clone()),
             load: LoadRequest {
                 model,
                 engine: engine.kind.to_string(),
@@ -360,7 +365,7 @@ impl Registry {
     }
 
     fn run_limit(&self) -> Duration {
-        self.cfg.request_deadline.saturating_mul(4).max(MIN_RUN_LIMIT)
+        self.cfg.run_limit.max(self.cfg.request_deadline)
     }
 
     fn on_health(self: &Arc<Self>, id: CandidateId, name: &str) -> OnHealth {

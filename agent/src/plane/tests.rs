@@ -352,6 +352,35 @@ async fn a_killed_worker_costs_its_request_a_clear_error_and_is_started_again() 
 }
 
 #[tokio::test]
+async fn a_model_that_changes_on_disk_while_it_is_served_is_not_loaded_by_the_next_worker() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let mut events = bench.plane.events();
+    let model = bench.bundle("2").model_path();
+    std::fs::write(&model, "3").unwrap();
+    kill(bench.plane.worker_pids().remove(0).1);
+    let died = patiently(events.recv()).await.unwrap();
+    assert!(matches!(died, PlaneEvent::WorkerDied { .. }), "{died:?}");
+    let refused = patiently(events.recv()).await.unwrap();
+    assert!(
+        matches!(&refused, PlaneEvent::RestartFailed { reason, .. } if reason.contains("not what it was")),
+        "{refused:?}"
+    );
+    std::fs::write(&model, "2").unwrap();
+    while !matches!(patiently(events.recv()).await.unwrap(), PlaneEvent::WorkerRestarted { .. }) {}
+    assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
+}
+
+#[tokio::test]
+async fn a_model_whose_driver_ends_by_itself_is_told_of() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    assert_eq!(bench.plane.wedged(), Vec::<String>::new());
+    bench.plane.registry.active("double").unwrap().abort();
+    eventually(|| bench.plane.wedged() == ["double"]).await;
+}
+
+#[tokio::test]
 async fn the_kernel_would_rather_kill_a_worker_and_the_terminal_would_not() {
     let bench = Bench::start().await;
     bench.serve("2").await;

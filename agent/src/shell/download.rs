@@ -23,8 +23,10 @@ use super::state_dir::{sync_folder_of, write_atomically};
 use crate::config::DownloadConfig;
 use crate::core::StepFailure;
 pub use pace::Pace;
+use progress::Progress;
 
 mod pace;
+mod progress;
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -203,10 +205,13 @@ fn fetch_manifest(job: &Job<'_>, agent: &Agent) -> Result<Vec<u8>, StepFailure> 
     let mut bytes = Vec::new();
     let mut body = response.body_mut().as_reader().take(limit + 1);
     let mut buffer = vec![0; READ_BYTES];
+    let mut progress = Progress::default();
     loop {
         check_cancelled(job, &url)?;
-        let read = body.read(&mut buffer);
-        match read.map_err(|e| StepFailure::transient(format!("{url}: {e}")))? {
+        match progress
+            .read(&mut body, &mut buffer)
+            .map_err(|e| StepFailure::transient(format!("{url}: {e}")))?
+        {
             0 => break,
             read => bytes.extend_from_slice(&buffer[..read]),
         }
@@ -309,9 +314,10 @@ fn copy(
     let pace = job.access.pace.as_deref();
     let mut buffer = vec![0; pace.map_or(READ_BYTES, |pace| pace.chunk(READ_BYTES))];
     let mut left = wanted;
+    let mut progress = Progress::default();
     loop {
         check_cancelled(job, url)?;
-        let read = body.read(&mut buffer);
+        let read = progress.read(&mut body, &mut buffer);
         let read = read.map_err(|e| StepFailure::transient(format!("{url}: {e}")))?;
         if read == 0 {
             break;

@@ -49,6 +49,8 @@ const STALL: Duration = Duration::from_secs(5);
 const MAX_WAITING: usize = 64;
 /// Events that may wait in memory for a spool that cannot be written.
 const MAX_UNKEPT: usize = 64;
+/// How often a disk that took nothing at the start is tried again.
+const DISK_RETRY: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 /// Clocks that show an earlier time than this (September 2020) were never set.
 const CLOCK_SET_MS: u64 = 1_600_000_000_000;
 
@@ -70,6 +72,9 @@ pub enum RunError {
     /// The owner's root.
     #[error(transparent)]
     Trust(#[from] trust::TrustError),
+    /// The disk took nothing at the start, and does now.
+    #[error("the state directory takes writes again: the agent has to be started anew to use it")]
+    StartAnew,
     /// The system.
     #[error("cannot {0}: {1}")]
     System(&'static str, std::io::Error),
@@ -82,8 +87,9 @@ pub enum RunError {
 pub async fn run(config: Config, sources: Sources) -> Result<(), RunError> {
     let mut driver = Driver::start(config, sources, connect).await?;
     driver.go_round().await;
+    let anew = driver.start_anew;
     driver.end().await;
-    Ok(())
+    if anew { Err(RunError::StartAnew) } else { Ok(()) }
 }
 
 /// Sources of events, apart from the driver so that it can wait for all of them at once.
@@ -120,6 +126,12 @@ struct Driver {
     /// Events that the disk did not take.
     unkept: VecDeque<Report>,
     ending: bool,
+    /// Whether the task that talks to the broker has ended.
+    link_ended: bool,
+    /// When a disk that took nothing is tried again.
+    retry_disk: Option<Instant>,
+    /// Whether it ends because the disk takes writes again.
+    start_anew: bool,
     #[cfg(debug_assertions)]
     hold: Hold,
 }
@@ -130,6 +142,8 @@ enum Woken {
     Question(Question),
     Plane(PlaneEvent),
     Link(LinkEvent),
+    /// The task that talks to the broker has ended, which it never does by itself.
+    LinkEnded,
     Tick,
     Power,
     Window,
@@ -152,7 +166,8 @@ impl Driver {
         write_endpoints(&plane, &state)?;
         let boot_id = facts::boot_id();
         let roots = Roots::under(&config.sys_root);
-        let settings = facts::settings(&config, &roots, &boot_id, library.as_deref());
+        let mut settings = facts::settings(&config, &roots, &boot_id, library.as_deref());
+        settings.trouble = state.volatile().map(|why| format!("the disk takes nothing: {why}"));
         let (events_in, events) = mpsc::channel(MAX_EVENTS);
         let (questions_in, questions) = mpsc::channel(MAX_QUESTIONS);
         status::listen(&state.run().join("status.sock"), questions_in)?;
@@ -195,7 +210,11 @@ impl Driver {
             waiting: Vec::new(),
             unkept: VecDeque::new(),
             ending: false,
+            link_ended: false,
+            retry_disk: None,
+            start_anew: false,
         };
+        driver.warn_of_volatile_state();
         driver.execute(effects);
         Ok(driver)
     }
@@ -232,13 +251,33 @@ impl Driver {
             Woken::Question(question) => drop(question.send(self.status())),
             Woken::Plane(event) => self.on_plane(event),
             Woken::Link(event) => self.on_link(event),
+            Woken::LinkEnded => self.link_ended = true,
             Woken::Tick => self.on_tick(),
             Woken::Power => self.on_power_tick(),
             Woken::Window => self.on_window(),
-            Woken::Watchdog => self.manager.alive(),
+            Woken::Watchdog => self.on_watchdog(),
             Woken::Reload => self.on_reload(),
             Woken::End => self.feed(Event::Shutdown),
         }
+    }
+
+    /// Tells the service manager that all is well, but not where something has ended that only a new start brings
+    /// back: then its patience runs out, and it starts the agent anew.
+    fn on_watchdog(&self) {
+        let ended = self.ended();
+        if ended.is_empty() {
+            return self.manager.alive();
+        }
+        let ended = ended.join(", ");
+        tracing::error!(ended, "the service manager is not told that all is well");
+    }
+
+    /// What has ended by a fault of its own.
+    fn ended(&self) -> Vec<String> {
+        let wedged = self.plane.wedged();
+        let workers = wedged.iter().map(|model| format!("the worker of {model}"));
+        let link = self.link_ended.then(|| "the connection to the broker".to_owned());
+        workers.chain(link).collect()
     }
 
     fn now(&self) -> Millis {
@@ -424,6 +463,7 @@ impl Driver {
             self.recover();
         }
         self.put_unkept();
+        self.try_disk(Instant::now());
         self.feed(Event::Tick);
         for (model, install) in self.core.shadowing() {
             if let Some(facts) = self.installer.shadow_facts(install) {
@@ -436,6 +476,33 @@ impl Driver {
             if let Err(error) = compacted {
                 self.stall(&error);
             }
+        }
+    }
+
+    /// Says that nothing will be kept, where that is so.
+    fn warn_of_volatile_state(&mut self) {
+        let Some(reason) = self.state.volatile() else { return };
+        tracing::error!(
+            reason,
+            "the disk takes nothing: models are served from it, nothing is installed, and what is \
+             decided is lost when the agent ends"
+        );
+        self.retry_disk = Some(Instant::now() + DISK_RETRY);
+    }
+
+    /// Ends the agent when the disk takes writes again: whoever started it starts it anew.
+    fn try_disk(&mut self, now: Instant) {
+        if self.retry_disk.is_none_or(|due| now < due) {
+            return;
+        }
+        self.retry_disk = Some(now + DISK_RETRY);
+        match self.state.try_writing() {
+            Ok(()) => {
+                tracing::warn!("the disk takes writes again, so the agent starts anew");
+                self.start_anew = true;
+                self.feed(Event::Shutdown);
+            }
+            Err(error) => tracing::debug!(%error, "the disk still takes nothing"),
         }
     }
 
@@ -549,6 +616,7 @@ impl Driver {
         self.manager.reloading();
         match Config::load(&self.sources) {
             Ok(new) => {
+                self.manager.reloaded("the configuration was read again");
                 if self.config.needs_restart(&new) {
                     tracing::warn!("only budgets are taken over; other changes need a restart");
                 }
@@ -557,12 +625,16 @@ impl Driver {
                 self.feed(Event::BudgetsConfigured(new.budgets));
             }
             Err(ConfigError(problems)) => {
-                for problem in problems {
+                for problem in &problems {
                     tracing::error!(%problem, "the configuration is not taken over");
                 }
+                let told = format!(
+                    "the configuration has {} problems and is not taken over",
+                    problems.len()
+                );
+                self.manager.reloaded(&told);
             }
         }
-        self.manager.reloaded();
     }
 
     fn status(&self) -> Value {
@@ -574,6 +646,8 @@ impl Driver {
                 "boot_id": self.settings.birth.header.boot_id,
                 "uptime_ms": self.now().0,
                 "stalled": self.stalled.as_ref().map(|(_, reason)| reason),
+                "volatile": self.state.volatile(),
+                "ended": self.ended(),
             },
             "core": core.unwrap_or_default(),
             "plane": self.plane.status(),
@@ -584,7 +658,7 @@ impl Driver {
 
     /// Answers the requests at hand, and lets the last messages reach the broker.
     async fn end(mut self) {
-        self.manager.stopping();
+        self.manager.stopping(self.config.serve.drain_deadline + GOOD_BYE);
         let plane = self.plane.clone();
         let deadline = self.config.serve.drain_deadline;
         let drained = tokio::spawn(async move { plane.drain(deadline).await });
@@ -619,6 +693,16 @@ impl Driver {
 }
 
 impl Inputs {
+    fn link_woken(&mut self, event: Option<LinkEvent>) -> Woken {
+        match event {
+            Some(event) => Woken::Link(event),
+            None => {
+                self.link = None;
+                Woken::LinkEnded
+            }
+        }
+    }
+
     async fn next(&mut self) -> Woken {
         loop {
             tokio::select! {
@@ -628,7 +712,7 @@ impl Inputs {
                 _ = self.reload.recv() => return Woken::Reload,
                 Some(event) = self.events.recv() => return Woken::Event(Box::new(event)),
                 Ok(event) = self.plane.recv() => return Woken::Plane(event),
-                Some(event) = from(&mut self.link) => return Woken::Link(event),
+                event = from(&mut self.link) => return self.link_woken(event),
                 Some(question) = self.questions.recv() => return Woken::Question(question),
                 else => tokio::time::sleep(TICK).await,
             }
@@ -636,7 +720,7 @@ impl Inputs {
     }
 }
 
-/// The next event of a link, for ever none where there is no broker.
+/// The next event of a link, which ends when its task does; nothing ever comes where there is no broker.
 async fn from(link: &mut Option<mpsc::Receiver<LinkEvent>>) -> Option<LinkEvent> {
     match link {
         Some(link) => link.recv().await,
@@ -694,6 +778,7 @@ fn plane_config(config: &Config, state: &StateDir) -> Result<PlaneConfig, RunErr
         max_request_bytes: config.serve.max_request_bytes,
         max_buffered_bytes: config.serve.max_buffered_bytes,
         request_deadline: config.serve.request_deadline,
+        run_limit: config.worker.run_limit,
         drift_sample_every: config.drift_sample_every,
         run_dir: state.run(),
     })

@@ -219,6 +219,7 @@ impl Installer {
                 Some(length) => trust::check_length(folder, length),
                 None => Ok(()),
             };
+            store.check_writable()?;
             if store.has(&digest) && store.open(&digest).is_ok() {
                 return fits(&store.stored(&digest));
             }

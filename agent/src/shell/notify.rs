@@ -6,6 +6,8 @@ use sd_notify::NotifyState;
 
 /// How much longer the service manager is asked to wait for the start, each time.
 const START_PATIENCE: Duration = Duration::from_secs(30);
+/// What the end may take beside the requests at hand.
+const END_MARGIN: Duration = Duration::from_secs(10);
 /// How often it is asked.
 const START_ASK: Duration = Duration::from_secs(10);
 
@@ -58,16 +60,17 @@ impl Manager {
         }
     }
 
-    /// It was read.
-    pub fn reloaded(&self) {
-        tracing::info!("the configuration was read again");
-        tell(&[NotifyState::Ready]);
+    /// That is over, and this came of it.
+    pub fn reloaded(&self, outcome: &str) {
+        tracing::info!(outcome, "reloaded");
+        tell(&[NotifyState::Ready, NotifyState::Status(outcome)]);
     }
 
-    /// The service is ending.
-    pub fn stopping(&self) {
+    /// The service is ending, and may take so long to answer the requests at hand.
+    pub fn stopping(&self, patience: Duration) {
         tracing::info!("ending");
-        tell(&[NotifyState::Stopping]);
+        let micros = u32::try_from((patience + END_MARGIN).as_micros()).unwrap_or(u32::MAX);
+        tell(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(micros)]);
     }
 }
 

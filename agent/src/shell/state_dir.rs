@@ -11,9 +11,14 @@
 //! run/status.sock     what `espalier-agent status` asks
 //! lock                held by the running agent
 //! ```
+//!
+//! A disk that takes nothing when the agent starts must not keep it from serving what lies there. Then the *volatile*
+//! state stands in: a folder in memory with a copy of the journal, so that all goes on as usual but that nothing is
+//! installed and what is decided lasts until the agent ends. The agent starts anew once the disk takes writes again.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -57,19 +62,50 @@ fn take(lock: &File) -> io::Result<()> {
     }
 }
 
+/// What is written to find out whether a disk takes anything.
+const PROBE_BYTES: usize = 4096;
+/// Where systemd lets services keep what is gone after them; several folders are told apart by colons.
+const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
+/// Where the status socket of the packaged service is while its state is volatile.
+pub const VOLATILE_STATUS_SOCKET: &str = "/run/espalier/state/run/status.sock";
+
 /// The state directory of a running agent. Only one agent can have it at a time.
 #[derive(Debug)]
 pub struct StateDir {
+    /// Where the bundles are.
+    home: PathBuf,
+    /// Where everything else is.
     root: PathBuf,
+    volatile: Option<Volatile>,
     _lock: File,
 }
 
+/// What stands in for a state directory; it goes with this.
+#[derive(Debug)]
+struct Volatile {
+    folder: PathBuf,
+    why: String,
+}
+
+impl Drop for Volatile {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
 impl StateDir {
-    /// Makes what is missing and takes the lock.
+    /// Makes what is missing and takes the lock. On a disk that takes nothing the state is volatile.
     ///
     /// # Errors
     /// A path that cannot be made, or another agent that holds the lock.
     pub fn open(root: &Path) -> Result<Self, PathError> {
+        match Self::open_durable(root) {
+            Err(error) if takes_nothing(&error.source) => Self::open_volatile(root, error),
+            done => done,
+        }
+    }
+
+    fn open_durable(root: &Path) -> Result<Self, PathError> {
         for folder in ["store", "staging", "spool", "run"] {
             let folder = root.join(folder);
             fs::create_dir_all(&folder).map_err(PathError::at("create", &folder))?;
@@ -80,17 +116,54 @@ impl StateDir {
         let mut options = OpenOptions::new();
         let lock = options.create(true).truncate(false).write(true).open(&path);
         let lock = lock.map_err(PathError::at("open", &path))?;
-        take(&lock).map_err(|source| {
-            let doing = "lock (is another agent running?)";
-            PathError { doing, path, source }
-        })?;
-        Ok(Self { root, _lock: lock })
+        lock_for_good(&lock, path)?;
+        probe(&root)?;
+        Ok(Self { home: root.clone(), root, volatile: None, _lock: lock })
+    }
+
+    /// Serves what lies in `root`, of which nothing can be written.
+    fn open_volatile(root: &Path, why: PathError) -> Result<Self, PathError> {
+        let home = root.canonicalize().map_err(PathError::at("resolve", root))?;
+        // Without it no agent has ever had this folder.
+        let Ok(lock) = File::open(home.join("lock")) else { return Err(why) };
+        lock_for_good(&lock, home.join("lock"))?;
+        let folder = volatile_folder();
+        let make = |folder: &Path| DirBuilder::new().mode(0o700).create(folder);
+        let clear = match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => make(&folder),
+        };
+        clear.map_err(PathError::at("create", &folder))?;
+        let root = folder.clone();
+        let volatile = Volatile { folder, why: why.to_string() };
+        for name in ["staging", "spool", "run"] {
+            make(&root.join(name)).map_err(PathError::at("create", &root.join(name)))?;
+        }
+        for name in ["journal", "active.json", "trust"] {
+            copy(&home.join(name), &root.join(name))
+                .map_err(PathError::at("copy", &home.join(name)))?;
+        }
+        Ok(Self { home, root, volatile: Some(volatile), _lock: lock })
+    }
+
+    /// Why nothing can be kept, where that is so.
+    #[must_use]
+    pub fn volatile(&self) -> Option<&str> {
+        self.volatile.as_ref().map(|volatile| volatile.why.as_str())
+    }
+
+    /// Whether the disk takes writes.
+    ///
+    /// # Errors
+    /// What it says instead.
+    pub fn try_writing(&self) -> Result<(), PathError> {
+        probe(&self.home)
     }
 
     /// Bundles.
     #[must_use]
     pub fn store(&self) -> PathBuf {
-        self.root.join("store")
+        self.home.join("store")
     }
 
     /// Bundles on their way in.
@@ -128,6 +201,58 @@ impl StateDir {
     pub fn run(&self) -> PathBuf {
         self.root.join("run")
     }
+}
+
+fn lock_for_good(lock: &File, path: PathBuf) -> Result<(), PathError> {
+    let doing = "lock (is another agent running?)";
+    take(lock).map_err(|source| PathError { doing, path, source })
+}
+
+/// Whether this is what a disk says that is full, read-only or broken. Anything else is a mistake of who set it up.
+fn takes_nothing(error: &io::Error) -> bool {
+    let io_error = Errno::IO.raw_os_error();
+    error.raw_os_error() == Some(io_error)
+        || matches!(
+            error.kind(),
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem
+        )
+}
+
+fn probe(root: &Path) -> Result<(), PathError> {
+    let path = root.join(".probe");
+    let write = || {
+        let mut file = File::create(&path)?;
+        file.write_all(&[0; PROBE_BYTES])?;
+        file.sync_all()
+    };
+    let written = write().map_err(PathError::at("write", &path));
+    let removed = fs::remove_file(&path).map_err(PathError::at("remove", &path));
+    written.and(removed)
+}
+
+/// A folder in memory, where there is one.
+fn volatile_folder() -> PathBuf {
+    let given = std::env::var(RUNTIME_DIRECTORY).ok();
+    let first = given.as_deref().and_then(|given| given.split(':').find(|path| !path.is_empty()));
+    match first {
+        Some(folder) => Path::new(folder).join("state"),
+        None => std::env::temp_dir().join(format!("espalier-agent-{}", std::process::id())),
+    }
+}
+
+/// Copies a file, or a folder of files, if it is there.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let absent =
+        |error: io::Error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) };
+    if !from.is_dir() {
+        return fs::copy(from, to).map(drop).or_else(absent);
+    }
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        copy(&entry.path(), &to.join(entry.file_name()))?;
+    }
+    Ok(())
 }
 
 /// The status socket below a state directory.

@@ -15,6 +15,8 @@ pub struct Store {
     store: PathBuf,
     staging: PathBuf,
     limits: Limits,
+    /// Why nothing is to change, where that is so.
+    frozen: Option<String>,
 }
 
 impl Store {
@@ -27,13 +29,27 @@ impl Store {
             model_bytes: max_bundle_bytes.min(defaults.model_bytes),
             ..defaults
         };
-        Self { store: state.store(), staging: state.staging(), limits }
+        let frozen = state.volatile().map(str::to_owned);
+        Self { store: state.store(), staging: state.staging(), limits, frozen }
     }
 
     /// The limits that every bundle is held to.
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// Whether bundles can be stored.
+    ///
+    /// # Errors
+    /// The disk took nothing when the agent started, so that what was installed now would be lost with it.
+    pub fn check_writable(&self) -> Result<(), StepFailure> {
+        let refused = |why: &String| {
+            StepFailure::transient(format!(
+                "nothing is installed while the state is volatile: {why}"
+            ))
+        };
+        self.frozen.as_ref().map_or(Ok(()), |why| Err(refused(why)))
     }
 
     /// Where a bundle is put together.
@@ -90,6 +106,9 @@ impl Store {
     /// # Errors
     /// The system's, with the path.
     pub fn collect(&self, keep: &BTreeSet<String>) -> Result<(), PathError> {
+        if self.frozen.is_some() {
+            return Ok(());
+        }
         for folder in [&self.store, &self.staging] {
             let entries = fs::read_dir(folder).map_err(PathError::at("list", folder))?;
             for entry in entries {

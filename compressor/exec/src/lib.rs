@@ -4,6 +4,8 @@
 //! pruned, before equals after a rewrite); speed comes second, and calibration runs in the engines. Only this
 //! crate names candle. What it cannot run is refused by [`Executor::new`] with the node and the operator.
 
+#![forbid(unsafe_code)]
+
 mod error;
 mod executor;
 mod ops;

@@ -11,6 +11,8 @@
 //!   is checked before the bytes are read;
 //! - no async and no network.
 
+#![forbid(unsafe_code)]
+
 mod archive;
 mod digest;
 mod durable;

@@ -13,6 +13,8 @@
 //! What it does not do: it does not compute, download a library, schedule requests, or read
 //! configuration.
 
+#![forbid(unsafe_code)]
+
 mod engine;
 mod error;
 pub mod features;

@@ -3,6 +3,8 @@
 //! Each program writes its own through a hidden subcommand, so that what is packaged beside a binary
 //! is that binary's. The folder is laid out as `/usr/share` is. Hidden subcommands have no page.
 
+#![forbid(unsafe_code)]
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -7,6 +7,8 @@
 //! The agent and the compressor both use it. It knows no MQTT: a [`Relay`] carries any client's bytes.
 //! It writes no files, makes no certificates, and never logs a key.
 
+#![forbid(unsafe_code)]
+
 pub mod calendar;
 mod examine;
 mod explain;

@@ -12,6 +12,8 @@
 //! `docs/trust.md` says what is promised and what is not. Source: <https://theupdateframework.github.io/specification/>,
 //! version 1.0.34.
 
+#![forbid(unsafe_code)]
+
 mod client;
 mod error;
 mod fetch;

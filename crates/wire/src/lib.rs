@@ -8,6 +8,8 @@
 //! - unknown fields are accepted (a newer peer may say more), another schema version is an error;
 //! - no NaN or infinity gets into JSON: they are written as `null`.
 
+#![forbid(unsafe_code)]
+
 pub mod asyncapi;
 pub mod budget;
 pub mod drift;

@@ -68,11 +68,7 @@ const BANS: &[Ban] = &[
         &[TEST_WORKER],
         "only main ends the process, by its exit code",
     ),
-    rust(
-        concat!("uns", "afe {"),
-        &["compressor/graph/src/import/mapped.rs", "crates/runtime/src/onnxruntime/raw.rs"],
-        "unsafe is for kernels and FFI alone",
-    ),
+    rust(concat!("uns", "afe {"), UNSAFE, "unsafe is for kernels and FFI alone"),
 ];
 
 const fn text(pattern: &'static str, why: &'static str) -> Ban {
@@ -112,6 +108,21 @@ fn has_extension(name: &str, wanted: &str) -> bool {
     Path::new(name).extension().is_some_and(|extension| extension == wanted)
 }
 
+/// Where unsafe code is.
+const UNSAFE: &[&str] =
+    &["compressor/graph/src/import/mapped.rs", "crates/runtime/src/onnxruntime/raw.rs"];
+/// What the root of every other crate says.
+const FORBIDS: &str = "#![forbid(unsafe_code)]";
+
+/// Whether a crate's root leaves out that it has no unsafe code.
+fn forgets_to_forbid(name: &str, text: &str) -> bool {
+    let is_root = name.ends_with("src/lib.rs") || name.ends_with("src/main.rs");
+    let has_some = name
+        .strip_suffix("lib.rs")
+        .is_some_and(|src| UNSAFE.iter().any(|file| file.starts_with(src)));
+    is_root && !has_some && !text.lines().any(|line| line == FORBIDS)
+}
+
 /// The longest file, in lines; tables and generated files apart.
 const FILE_LINES: usize = 1_000;
 const LONG_FILES: &[&str] = &["compressor/graph/src/proto/onnx.rs"];
@@ -128,6 +139,9 @@ pub(super) fn check() -> Result<Vec<String>> {
         }
         let Ok(text) = fs::read_to_string(root.join(&file)) else { continue };
         found.extend(violations(&name, &text));
+        if forgets_to_forbid(&name, &text) {
+            found.push(format!("{name}: the root of a crate without unsafe code says `{FORBIDS}`"));
+        }
         if has_extension(&name, "md") {
             found.extend(links::broken(&root, &name, &text));
         }

@@ -268,10 +268,20 @@ impl Device {
     }
 
     fn address(&self) -> String {
-        let text = std::fs::read(self.state_dir().join("run/endpoints.json")).unwrap();
-        let endpoints: Value = serde_json::from_slice(&text).unwrap();
-        endpoints["http"].as_str().unwrap().to_owned()
+        address_in(&self.state_dir())
     }
+
+    async fn status(&self) -> Value {
+        let socket = super::super::state_dir::status_socket(&self.state_dir());
+        tokio::task::spawn_blocking(move || status::ask(&socket)).await.unwrap().unwrap()
+    }
+}
+
+/// Where an agent with this state serves.
+fn address_in(state: &Path) -> String {
+    let text = std::fs::read(state.join("run/endpoints.json")).unwrap();
+    let endpoints: Value = serde_json::from_slice(&text).unwrap();
+    endpoints["http"].as_str().unwrap().to_owned()
 }
 
 /// Waits for a condition; the deadline is for the machine, not for the test.
@@ -486,4 +496,50 @@ async fn stopped_dead_in_any_state_the_agent_comes_back_serving_and_finishes() {
         drop(late);
         device.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_configuration_read_again_is_taken_over_whole_or_not_at_all() {
+    let mut device = Device::new();
+    let file = device.dir.path().join("agent.toml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    device
+        .start_with(|driver| {
+            driver.sources = Sources { file: Some(file.clone()), ..Sources::default() };
+            let budget = |driver: &Driver| {
+                driver.settings.budgets.get("double").and_then(|budgets| budgets.latency_p95_us)
+            };
+            let reload = |driver: &mut Driver, text: &str| {
+                std::fs::write(&file, text).unwrap();
+                driver.on_reload();
+            };
+            reload(driver, &format!("{good}[budgets.double]\nlatency_p95_us = 700\n"));
+            assert_eq!(budget(driver), Some(700));
+            let before = driver.config.clone();
+            let broken = "[budgets.double]\nlatency_p95_us = 9\n[budgets.other]\npower_mw = 0\n";
+            for bad in [format!("{good}{broken}"), "half a [".to_owned(), String::new()] {
+                reload(driver, &bad);
+                assert_eq!((budget(driver), &driver.config), (Some(700), &before), "{bad}");
+            }
+        })
+        .await;
+    device.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_whose_task_has_ended_is_told_and_the_model_serves_on() {
+    let mut device = installed(1).await;
+    assert_eq!(device.status().await["agent"]["ended"], json!([]));
+    let Broker { link, .. } = device.broker.take().unwrap();
+    // The outbox holds the other end.
+    link.send(LinkEvent::Disconnected("gone".into())).await.unwrap();
+    drop(link);
+    let mut ended = Value::Null;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while ended != json!(["the connection to the broker"]) {
+        assert!(Instant::now() < deadline, "{ended}");
+        ended = device.status().await["agent"]["ended"].take();
+    }
+    assert!(infer(&device.address(), 3.0));
+    device.crash().await;
 }

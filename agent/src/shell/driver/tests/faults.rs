@@ -54,13 +54,82 @@ async fn on_a_small_disk() {
     device.stop().await;
 }
 
+/// Makes a disk take nothing, and gives what makes it take something again.
+fn shut(folder: &Path, short_of: &str) -> impl FnOnce() + use<> {
+    let (folder, read_only) = (folder.to_owned(), short_of == "writes");
+    let fillers = if read_only { Vec::new() } else { use_up(&folder, short_of) };
+    let remount = move |mode: &str| {
+        let options = format!("remount,{mode}");
+        let mounted = Program::new("mount").args(["-o", &options]).arg(&folder).status();
+        assert!(mounted.unwrap().success(), "{mode}");
+    };
+    if read_only {
+        remount("ro");
+    }
+    move || {
+        if read_only {
+            remount("rw");
+        }
+        for filler in fillers {
+            std::fs::remove_file(filler).unwrap();
+        }
+    }
+}
+
+/// The device, started on a disk that takes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "the process that another test starts on a small disk"]
+async fn started_on_a_small_disk() {
+    let Some(folder) = std::env::var_os(FOLDER).map(std::path::PathBuf::from) else { return };
+    let short_of = std::env::var(SHORT_OF).unwrap();
+    let mut device = Device::within(&folder);
+    device.start().await;
+    let first = bundle(device.dir.path(), 1, "2");
+    let second = bundle(device.dir.path(), 2, "2.0");
+    let servers = [&first, &second].map(|bundle| serve(&bundle.dir, Box::new(honest)));
+    device.offer(&first, &servers[0].url).await;
+    until("the first commit", || device.ends().len() == 1).await;
+    device.stop().await;
+    let open = shut(&folder, &short_of);
+    device.start().await;
+    let volatile = std::env::temp_dir().join(format!("espalier-agent-{}", std::process::id()));
+    let address = address_in(&volatile);
+    until("it serves", || infer(&address, 3.0)).await;
+    let told = |s: &String| s.contains("degraded") && s.contains("the disk takes nothing");
+    until("it says what is wrong", || device.states().iter().any(told)).await;
+    device.offer(&second, &servers[1].url).await;
+    device.ping("shut").await;
+    until("the answer", || device.said_on("up/rs/shut")).await;
+    assert_eq!((device.ends().len(), device.served()), (1, "1.0.1".to_owned()));
+    open();
+    device.running.take().unwrap().await.unwrap();
+    assert!(!volatile.exists(), "what was in memory goes with the agent");
+    device.start().await;
+    device.repeat_offer();
+    let busy = traffic(&device.address());
+    until("the second commit", || device.served() == "1.0.2").await;
+    drop(busy);
+    device.stop().await;
+}
+
+#[test]
+fn a_device_that_starts_on_a_disk_without_room_inodes_or_writes_serves_what_lies_there() {
+    on_a_disk_of_its_own("started_on_a_small_disk", &["bytes", "inodes", "writes"]);
+}
+
 #[test]
 fn a_disk_without_room_or_inodes_costs_no_request_no_command_and_no_install() {
-    for (short_of, size) in [("bytes", "size=24M"), ("inodes", "size=24M,nr_inodes=150")] {
+    on_a_disk_of_its_own("on_a_small_disk", &["bytes", "inodes"]);
+}
+
+/// Runs a test on a small file system of its own.
+fn on_a_disk_of_its_own(test: &str, runs_out_of: &[&str]) {
+    for &short_of in runs_out_of {
+        let size = if short_of == "inodes" { "size=24M,nr_inodes=150" } else { "size=24M" };
         let folder = tempfile::tempdir().unwrap();
         let script = format!(
             "mount -t tmpfs -o {size} tmpfs \"${FOLDER}\" && exec \"$0\" --exact \
-             shell::driver::tests::faults::on_a_small_disk --ignored --nocapture"
+             shell::driver::tests::faults::{test} --ignored --nocapture"
         );
         let output = Program::new("unshare")
             .args(["--mount", "--map-root-user", "sh", "-c", &script])
