@@ -65,6 +65,7 @@ fn settings() -> Settings {
             ..InstallRules::default()
         },
         download: DownloadRules::default(),
+        trouble: None,
     }
 }
 

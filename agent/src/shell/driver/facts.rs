@@ -44,6 +44,7 @@ pub(super) fn settings(
         drift: config.drift.clone(),
         install: config.install.clone(),
         download: config.download.rules.clone(),
+        trouble: None,
     }
 }
 
