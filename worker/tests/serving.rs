@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bundle::{Draft, Source, TensorSpec};
 use bytes::Bytes;
+use espalier_agent::plane::batch::BatchRules;
 use espalier_agent::plane::{Plane, PlaneConfig, PlaneError, PlaneEvent};
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
@@ -39,8 +40,12 @@ impl Rig {
 
     /// With workers that may take so much memory.
     async fn within(engine: EngineKind, memory_bytes: Option<u64>) -> Self {
+        Self::with(engine, |config| config.worker_memory_bytes = memory_bytes).await
+    }
+
+    async fn with(engine: EngineKind, change: impl FnOnce(&mut PlaneConfig)) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let plane = Plane::start(PlaneConfig {
+        let mut config = PlaneConfig {
             engine: EngineOptions {
                 kind: engine,
                 threads: 1,
@@ -48,19 +53,21 @@ impl Rig {
             },
             worker_program: env!("CARGO_BIN_EXE_espalier-worker").into(),
             worker_args: vec!["worker".to_owned()],
-            worker_memory_bytes: memory_bytes,
+            worker_memory_bytes: None,
             worker_groups: None,
             http: Some("127.0.0.1:0".parse().unwrap()),
             unix: None,
             queue_depth: 256,
+            batch: BatchRules::OFF,
+            run_limit: Duration::from_secs(120),
             max_request_bytes: 1 << 20,
             max_buffered_bytes: 64 << 20,
             request_deadline: PATIENCE,
             drift_sample_every: Duration::ZERO,
             run_dir: folder.path().join("run"),
-        })
-        .await
-        .unwrap();
+        };
+        change(&mut config);
+        let plane = Plane::start(config).await.unwrap();
         Self { plane, folder }
     }
 
@@ -226,6 +233,67 @@ async fn two_hundred_requests_at_once_all_succeed_across_a_switch() {
     }
 }
 
+/// A golden case of a text: what the model says of it when it is alone.
+fn case(text: &[u8], scores: &[f64]) -> bundle::Case {
+    let tensor = |name: &str, dtype: &str, dims: [usize; 2], data: Vec<u8>| bundle::NamedTensor {
+        name: name.to_owned(),
+        dtype: dtype.to_owned(),
+        dims: dims.to_vec(),
+        data,
+    };
+    let input = preprocess(text).iter().flat_map(|v| v.to_le_bytes()).collect();
+    #[allow(clippy::cast_possible_truncation)]
+    let output = scores.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
+    bundle::Case {
+        inputs: vec![tensor("bytes", "INT32", [1, 2048], input)],
+        outputs: vec![tensor("target_label", "FP32", [1, 214], output)],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_are_joined_are_answered_as_they_are_alone() {
+    let texts: [&[u8]; 4] = [b"#!/bin/sh\n", b"fn main() {}", b"<html></html>", b"{\"a\": 1}"];
+    for &engine in ENGINES {
+        let alone = Rig::start(engine).await;
+        alone.serve("one").await;
+        let mut wanted = Vec::new();
+        for text in texts {
+            let (_, answer) = infer(&alone.plane, &request(&preprocess(text), &[1, 2048])).await;
+            wanted.push(scores(&answer));
+        }
+        let rules = BatchRules { max_rows: texts.len(), max_delay: PATIENCE };
+        let rig = Rig::with(engine, |config| config.batch = rules).await;
+        let mut draft = Draft::new("magika", "one", Source::Bytes(magika()));
+        draft.inputs = vec![spec("bytes", "INT32", 2048)];
+        draft.outputs = vec![spec("target_label", "FP32", 214)];
+        let cases = texts.iter().zip(&wanted).map(|(text, scores)| case(text, scores)).collect();
+        draft.selftest = bundle::SelfTest { cases, rtol: 1e-3, atol: 1e-4 };
+        let bundle = draft.write(&rig.folder.path().join("one")).unwrap();
+        let candidate = rig.plane.load("magika", "one", &bundle).await.unwrap();
+        rig.plane.serve(candidate).await.unwrap();
+        patiently(async {
+            while rig.plane.status()["models"]["magika"]["active"]["batching"] != "on" {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        let asked = texts.map(|text| {
+            let (plane, body) = (rig.plane.clone(), request(&preprocess(text), &[1, 2048]));
+            tokio::spawn(async move { infer(&plane, &body).await })
+        });
+        for (asked, wanted) in asked.into_iter().zip(&wanted) {
+            let (status, answer) = patiently(asked).await.unwrap();
+            assert_eq!(status, 200, "{engine}: {answer}");
+            for (a, b) in scores(&answer).iter().zip(wanted) {
+                assert!((a - b).abs() < 1e-4, "{engine}: {a} and {b}");
+            }
+        }
+        let window = rig.plane.take_window().remove(0);
+        let (fastest, slowest) = (window.compute.min(), window.compute.max());
+        assert_eq!((window.requests, fastest), (4, slowest), "{engine}: all of them in one run");
+    }
+}
+
 #[tokio::test]
 async fn a_killed_worker_comes_back_with_its_model() {
     for &engine in ENGINES {
@@ -301,6 +369,8 @@ async fn an_engine_library_that_is_not_there_is_named() {
         http: None,
         unix: None,
         queue_depth: 1,
+        batch: BatchRules::OFF,
+        run_limit: Duration::from_secs(120),
         max_request_bytes: 1,
         max_buffered_bytes: 1,
         request_deadline: PATIENCE,

@@ -4,13 +4,13 @@ use std::io::{self, ErrorKind, Read};
 use std::time::{Duration, Instant};
 
 /// The least that a server has to send, in bytes a second over [`SLOW_AFTER`]. Below what any link in use carries.
-pub const MIN_BYTES_PER_S: u64 = 64;
+pub(super) const MIN_BYTES_PER_S: u64 = 64;
 /// How long it may be slower.
-pub const SLOW_AFTER: Duration = Duration::from_secs(60);
+pub(super) const SLOW_AFTER: Duration = Duration::from_secs(60);
 
 /// What came of a body in how much waiting. What the device's own limit on its speed takes does not count.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub(super) struct Progress {
     waited: Duration,
     bytes: u64,
 }
@@ -20,7 +20,7 @@ impl Progress {
     ///
     /// # Errors
     /// The reader's own, and `TimedOut` when the server has been too slow for too long.
-    pub fn read(&mut self, from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(super) fn read(&mut self, from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
         let begun = Instant::now();
         let read = from.read(buffer)?;
         self.note(read as u64, begun.elapsed())?;
