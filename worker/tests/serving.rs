@@ -289,8 +289,8 @@ async fn requests_that_are_joined_are_answered_as_they_are_alone() {
             }
         }
         let window = rig.plane.take_window().remove(0);
-        let (fastest, slowest) = (window.compute.min(), window.compute.max());
-        assert_eq!((window.requests, fastest), (4, slowest), "{engine}: all of them in one run");
+        let times = window.compute.buckets().filter(|(_, _, count)| *count > 0).count();
+        assert_eq!((window.requests, times), (4, 1), "{engine}: all took as long as one run");
     }
 }
 
