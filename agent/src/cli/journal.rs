@@ -131,10 +131,10 @@ fn describe(record: &Record) -> String {
         ),
         Record::Install { model, install, state, reason, block, .. } => {
             let blocked = if *block { ", digest blocked" } else { "" };
-            format!("{model} #{install}: {}{}{blocked}", word(state), because(reason.as_deref()))
+            format!("{model} #{install}: {}{}{blocked}", word(*state), because(reason.as_deref()))
         }
         Record::Resumed { model, install, state } => {
-            format!("{model} #{install}: starts over at {} after a restart", word(state))
+            format!("{model} #{install}: starts over at {} after a restart", word(*state))
         }
         Record::Reverted { model, from, reason, block } => {
             let blocked = if *block { ", digest blocked" } else { "" };
@@ -177,7 +177,7 @@ fn snapshot(durable: &Durable) -> String {
 }
 
 /// A state by its name in the journal.
-fn word(state: &crate::core::InstallState) -> String {
+fn word(state: crate::core::InstallState) -> String {
     serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 

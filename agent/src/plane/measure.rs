@@ -142,10 +142,8 @@ impl<'a> Bench<'a> {
         let times = self.run(self.plan.runs.max(1), &mut sampler).await?;
         let sample = sampler.sample(Instant::now(), &[], times.len() as u64);
         let cpu_share = self.cpu_share(ticks, &times);
-        let end = match times.len() == self.plan.runs.max(1) as usize {
-            true => MeasureEnd::Runs,
-            false => MeasureEnd::Time,
-        };
+        let all = times.len() == self.plan.runs.max(1) as usize;
+        let end = if all { MeasureEnd::Runs } else { MeasureEnd::Time };
         tracing::debug!(at_rest, ?sample, "measured");
         Ok(Measured {
             engine,

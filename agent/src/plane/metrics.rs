@@ -67,7 +67,7 @@ pub(super) fn render(registry: &Registry) -> String {
     text
 }
 
-/// What [`render`] tells of a served model, as numbers.
+/// What `/metrics` tells of a served model, as numbers.
 #[derive(Debug, Clone)]
 pub struct ModelCounts {
     /// The model.

@@ -325,7 +325,7 @@ fn lower_priority(pid: u32) -> bool {
             return false;
         };
         let ids = tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse::<i32>().ok());
-        let new: Vec<i32> = ids.filter(|id| !lowered.contains(id)).collect();
+        let new: Vec<i32> = ids.filter(|id| *id > 0 && !lowered.contains(id)).collect();
         if new.is_empty() {
             return !lowered.is_empty();
         }

@@ -89,7 +89,8 @@ pub async fn run(config: Config, sources: Sources) -> Result<(), RunError> {
     let fits = tokio::task::spawn_blocking(move || worker_program::probe(&program, &args));
     let mut driver = Driver::start(config, sources, connect).await?;
     let fits = fits.await.map_err(|e| RunError::System("ask the worker", e.into()))?;
-    tracing::debug!(version = fits?.version, "the worker");
+    let worker = fits?;
+    tracing::debug!(worker.version, worker.protocol, "the worker goes with this agent");
     driver.go_round().await;
     driver.end().await;
     Ok(())

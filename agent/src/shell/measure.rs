@@ -124,6 +124,12 @@ impl Measurer {
     }
 }
 
+impl Drop for Measurer {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
 impl Means {
     async fn measure(
         self: &Arc<Self>,
