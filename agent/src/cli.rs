@@ -13,9 +13,10 @@ use serde_json::json;
 use crate::config::{Checked, Config, ConfigError, Problem, Sources, TrustConfig};
 use crate::core::{ActiveEntry, Durable};
 use crate::shell::state_dir::{VOLATILE_STATUS_SOCKET, status_socket};
-use crate::shell::{driver, journal, logging, status};
+use crate::shell::{driver, logging, status};
 
 mod bench;
+mod journal;
 
 /// The configuration is wrong.
 const EXIT_CONFIGURATION: u8 = 64;
@@ -29,6 +30,7 @@ const EXIT_CONFIGURATION: u8 = 64;
   espalier-agent check --config /etc/espalier/agent.toml
   espalier-agent run --config /etc/espalier/agent.toml --set telemetry.window_ms=2000
   espalier-agent status --json
+  espalier-agent journal -n 20
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 64 wrong configuration."
 )]
@@ -47,6 +49,8 @@ enum Mode {
     Check(AskArgs),
     /// List what is installed
     Models(AskArgs),
+    /// Print what was decided, as the install journal has it; also while the agent runs
+    Journal(journal::JournalArgs),
     /// Measure an installed model, on its self-test's input, in a process of its own
     Bench(BenchArgs),
     /// Write this program's manual pages and shell completions
@@ -115,6 +119,7 @@ pub fn main() -> ExitCode {
         Mode::Status(args) => show_status(&args),
         Mode::Check(args) => check(&args),
         Mode::Models(args) => models(&args),
+        Mode::Journal(args) => journal::run(&args),
         Mode::Bench(args) => bench::run(&args),
         Mode::Manual(args) => {
             manual::write(Cli::command(), manual::Section::System, &args).map_err(failed)
@@ -202,7 +207,7 @@ fn check(args: &AskArgs) -> Result<(), Failure> {
 fn models(args: &AskArgs) -> Result<(), Failure> {
     let dir = args.state_dir()?;
     let mut durable = Durable::default();
-    let records = journal::peek(&dir.join("journal")).map_err(failed)?;
+    let records = crate::shell::journal::peek(&dir.join("journal")).map_err(failed)?;
     records.iter().for_each(|record| durable.apply(record));
     if args.json {
         let models: Vec<_> = durable

@@ -24,11 +24,13 @@ use reader::Reader;
 
 mod download;
 mod layers;
+mod otlp;
 mod reader;
 mod secure;
 mod trust;
 
 pub use download::DownloadConfig;
+pub use otlp::OtlpConfig;
 pub use secure::Checked;
 
 /// Where the configuration is looked for when no file is named.
@@ -78,6 +80,8 @@ pub struct Config {
     pub trust: Option<TrustConfig>,
     /// How bundles are fetched.
     pub download: DownloadConfig,
+    /// Where metrics are sent to, if anywhere.
+    pub otlp: Option<OtlpConfig>,
     /// How power is to be had.
     pub power: PowerConfig,
     /// The prefix of `/proc` and `/sys`.
@@ -96,6 +100,13 @@ pub struct DeviceConfig {
     pub class: String,
     /// Whether it is emulated.
     pub emulated: bool,
+}
+
+impl DeviceConfig {
+    /// Stands in for one that the configuration does not have, which is a problem already.
+    fn unset() -> Self {
+        Self { id: String::new(), class: "any".to_owned(), emulated: false }
+    }
 }
 
 /// The inference endpoints.
@@ -230,14 +241,9 @@ impl Config {
         let (layers, mut problems) = Layers::collect(sources);
         let mut reader = Reader::new(&layers);
         let config = read(&mut reader, &sources.environment);
-        if let Some(config) = &config {
-            more(&mut reader, config);
-        }
+        more(&mut reader, &config);
         problems.extend(reader.finish());
-        match config {
-            Some(config) if problems.is_empty() => Ok(config),
-            _ => Err(ConfigError(problems)),
-        }
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
     }
 
     /// The topics of this device, where there is a broker.
@@ -258,8 +264,8 @@ impl Config {
     }
 }
 
-fn read(r: &mut Reader, environment: &[(String, String)]) -> Option<Config> {
-    // Everything is read before anything is given up, so that every problem is found.
+/// What cannot be read has a stand-in, so that every problem is found; the reader knows of it.
+fn read(r: &mut Reader, environment: &[(String, String)]) -> Config {
     let device = device(r);
     let state_dir = r.path("state.dir");
     let engine = engine(r);
@@ -281,14 +287,15 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Option<Config> {
     let install = install(r);
     let trust = trust::read(r, environment);
     let download = download::read(r);
+    let otlp = otlp::read(r);
     let power = power(r);
     let sys_root = r.path("sys.root").unwrap_or_else(|| PathBuf::from("/"));
     #[cfg(debug_assertions)]
     let hold_dir = r.path("test.hold_dir");
-    Some(Config {
-        device: device?,
+    Config {
+        device: device.unwrap_or_else(DeviceConfig::unset),
         state_dir: state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/espalier")),
-        engine: engine?,
+        engine: engine.unwrap_or_else(|| EngineOptions::new(EngineKind::Tract)),
         serve,
         worker,
         mqtt,
@@ -301,11 +308,12 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Option<Config> {
         install,
         trust,
         download,
+        otlp,
         power,
         sys_root,
         #[cfg(debug_assertions)]
         hold_dir,
-    })
+    }
 }
 
 fn worker_cgroup(r: &mut Reader) -> WorkerCgroup {
@@ -331,10 +339,14 @@ fn engine(r: &mut Reader) -> Option<EngineOptions> {
     let kind = r.string("runtime.engine").unwrap_or_else(|| "tract".to_owned());
     let threads = r.integer("runtime.threads", 1, 1..=256);
     let ort_library = r.path("runtime.ort_library");
+    let arena = r.flag("runtime.ort_arena", false);
+    let spinning = r.flag("runtime.ort_spinning", false);
     let kind: EngineKind = r.check("runtime.engine", kind.parse())?;
     Some(EngineOptions {
         threads: usize::try_from(threads).unwrap_or(1),
         ort_library,
+        arena,
+        spinning,
         ..EngineOptions::new(kind)
     })
 }

@@ -26,12 +26,15 @@ pub use event::{
     BundleFacts, Event, FailureClass, InstallId, Millis, ModelFacts, ShadowFacts, StepDone,
     StepFailure, WindowFacts,
 };
+pub use measure::MeasureOrder;
 pub use record::{Baseline, Durable, DurableModel, InstallState, Installed, Record};
 pub use settings::{BreachRules, DriftRules, InstallRules, Settings};
 pub use status::{InstallStatus, ModelStatus, Status};
 pub use window::{Conditions, DownloadRules, Hold, NoWindow, Window};
 
 use live::Live;
+use log_level::LogLevel;
+use measure::Measuring;
 
 mod activate;
 mod command;
@@ -44,6 +47,8 @@ mod held;
 mod install;
 mod judge;
 mod live;
+mod log_level;
+mod measure;
 mod offer;
 mod record;
 mod report;
@@ -66,11 +71,15 @@ pub struct Core {
     offline_reason: Option<String>,
     /// Why the broker passes no offers and commands on, if it refuses to.
     deaf: Option<String>,
-    told_state: Option<(DeviceState, Option<String>)>,
+    told_state: Option<(DeviceState, Option<String>, Option<String>)>,
     throttled_since: Option<Millis>,
     /// What downloads wait for or not; none until the shell has looked.
     conditions: Option<Conditions>,
     commands: VecDeque<String>,
+    /// The measurement that a command asked for and that is under way.
+    measuring: Option<Measuring>,
+    /// What a command made of the log, until when.
+    log_level: Option<LogLevel>,
     ending: bool,
     out: Vec<Effect>,
 }
@@ -97,6 +106,8 @@ impl Core {
             throttled_since: None,
             conditions: None,
             commands: VecDeque::new(),
+            measuring: None,
+            log_level: None,
             ending: false,
             out: Vec::new(),
         };
@@ -106,6 +117,8 @@ impl Core {
             core.recover_model(now, model);
         }
         core.tell_ends_again();
+        core.tell_interrupted();
+        core.emit(Effect::SetLogLevel(None));
         core.collect();
         let effects = std::mem::take(&mut core.out);
         (core, effects)
@@ -121,6 +134,8 @@ impl Core {
             Event::Offer(offer) => self.on_offer(now, offer),
             Event::Withdrawn { model } => self.on_withdrawn(now, &model),
             Event::Command { command, unix_ms } => self.on_command(now, &command, unix_ms),
+            Event::BadCommand { kind, id, reason } => self.on_bad_command(kind, &id, &reason),
+            Event::Measured { id, outcome } => self.on_measured(now, &id, outcome),
             Event::Window(facts) => self.on_window(now, &facts),
             Event::Step { model, install, outcome } => self.on_step(now, &model, install, outcome),
             Event::ShadowProgress { model, install, facts } => {
@@ -135,8 +150,8 @@ impl Core {
             Event::WorkerRestarted { model } => self.on_worker_restarted(&model),
             Event::SpoolDropped { records, bytes } => self.report_spool_drop(records, bytes),
             Event::BudgetsConfigured(budgets) => self.on_budgets_configured(budgets),
-            Event::Conditions(conditions) => self.on_conditions(conditions),
-            Event::Shutdown => self.on_shutdown(),
+            Event::Conditions(conditions) => self.on_conditions(now, conditions),
+            Event::Shutdown => self.on_shutdown(now),
         }
         self.report_state();
         std::mem::take(&mut self.out)
@@ -244,9 +259,12 @@ impl Core {
             self.tick_install(now, model);
             self.tick_requests(now, model);
         }
+        self.tick_measuring(now);
+        self.tick_log_level(now);
     }
 
-    fn on_shutdown(&mut self) {
+    fn on_shutdown(&mut self, now: Millis) {
+        self.stop_measuring(now, "the agent is ending");
         self.ending = true;
         self.report_state();
         self.emit(Effect::Drain);

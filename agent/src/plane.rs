@@ -28,6 +28,8 @@ use crate::core::DriftFacts;
 pub use self::error::PlaneError;
 #[cfg(test)]
 pub(crate) use self::fake::ABORT;
+pub use self::measure::{MeasurePlan, Measured, Memory};
+pub use self::metrics::{BOUNDS, ModelCounts};
 use self::registry::Registry;
 use self::server::Servers;
 
@@ -40,6 +42,7 @@ mod error;
 mod fake;
 pub mod groups;
 mod instance;
+mod measure;
 mod metrics;
 pub mod oip;
 mod process;
@@ -265,6 +268,20 @@ impl Plane {
         self.registry.rollback(name)
     }
 
+    /// Measures a bundle in a worker of its own, last in line for the processor. Dropping what this gives ends
+    /// that worker.
+    ///
+    /// # Errors
+    /// As [`Plane::load`]; or an inference failed, or the worker ended.
+    pub async fn measure(
+        &self,
+        name: &str,
+        bundle: &bundle::Bundle,
+        plan: &MeasurePlan,
+    ) -> Result<Measured, PlaneError> {
+        measure::measure(&self.registry, name, bundle, plan).await
+    }
+
     /// Ends a candidate's worker. An unknown candidate is ended already.
     pub async fn discard(&self, candidate: CandidateId) {
         self.registry.discard(candidate).await;
@@ -286,6 +303,12 @@ impl Plane {
     #[must_use]
     pub fn take_window(&self) -> Vec<ModelWindow> {
         self.registry.take_window()
+    }
+
+    /// What each served model did since it was loaded, as `/metrics` has it.
+    #[must_use]
+    pub fn counts(&self) -> Vec<ModelCounts> {
+        metrics::counts(&self.registry)
     }
 
     /// What is served, standing by and loaded, for people.

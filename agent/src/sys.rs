@@ -18,6 +18,7 @@ use self::thermal::ThrottleWatch;
 
 pub mod cgroup;
 pub mod cpu;
+pub mod machine;
 pub mod memory;
 pub mod power;
 pub mod thermal;

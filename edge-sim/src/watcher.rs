@@ -14,9 +14,9 @@ use rumqttc::v5::mqttbytes::v5::{Packet, Publish};
 use rumqttc::v5::{Client, Connection, Event, MqttOptions};
 use serde::Serialize;
 use wire::{
-    Birth, BudgetBreach, Command, CommandResult, EventKind, InferWindow, InstallEvent, ModelState,
-    Offer, PowerWindow, RecompressRequest, ResourceWindow, RollbackEvent, SpoolDrop, StateReport,
-    Stream, ThrottleEvent, Topic,
+    Birth, BudgetBreach, Command, CommandEvent, CommandResult, EventKind, InferWindow,
+    InstallEvent, ModelState, Offer, PowerWindow, RecompressRequest, ResourceWindow, RollbackEvent,
+    SpoolDrop, StateReport, Stream, ThrottleEvent, Topic,
 };
 
 /// Records that are kept; the oldest go first.
@@ -42,6 +42,7 @@ pub enum Message {
     Rollback(RollbackEvent),
     Throttle(ThrottleEvent),
     SpoolDrop(SpoolDrop),
+    Audit(CommandEvent),
     Request(RecompressRequest),
     Result(CommandResult),
     Offer(Offer),
@@ -364,6 +365,7 @@ fn decode(topic: &Topic, payload: &[u8]) -> Result<Message, wire::PayloadError> 
         Topic::Event(EventKind::Install) => Message::Install(wire::decode(payload)?),
         Topic::Event(EventKind::Rollback) => Message::Rollback(wire::decode(payload)?),
         Topic::Event(EventKind::SpoolDrop) => Message::SpoolDrop(wire::decode(payload)?),
+        Topic::Event(EventKind::Command) => Message::Audit(wire::decode(payload)?),
         Topic::Event(EventKind::Throttle) => Message::Throttle(wire::decode(payload)?),
         Topic::Recompress => Message::Request(wire::decode(payload)?),
         Topic::Result(_) => Message::Result(wire::decode(payload)?),
@@ -390,6 +392,7 @@ mod tests {
             header: Header::of::<StateReport>(1, 2, "boot"),
             state: wire::DeviceState::Online,
             reason: None,
+            log_level: None,
         })
     }
 

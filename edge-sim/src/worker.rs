@@ -19,22 +19,17 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use espalier_agent::plane::protocol::{Message, read_frame};
 use espalier_agent::plane::worker::{ComputeHook, Took};
-use rustix::net::RecvFlags;
 
 use crate::fakesys::BoardFiles;
 use crate::profiles::DataType;
 
 /// Bytes of a model file that are searched for integer operators.
 const MAX_SEARCHED_BYTES: u64 = 4 << 30;
-/// The longest order to load a model that is looked into.
-const MAX_LOAD_BYTES: usize = 16 * 1024;
 /// An inference is repeated as often as the factor holds this: a quarter of the wait at most.
 const FACTOR_PER_REPEAT: f64 = 4.0;
 /// The most repeats: from the third on, a run is as fast as it is in a loop without waits.
@@ -73,24 +68,7 @@ impl Slowdown {
 /// Runs the agent's worker over standard input, slowed down. The result is the exit code.
 #[must_use]
 pub fn main(slowdown: Slowdown, board: Option<&Path>) -> i32 {
-    let mut hook = Dilation::new(slowdown, board.map(BoardFiles::new));
-    if let Some(model) = model_to_load(io::stdin().as_fd()) {
-        hook.set_model(&model);
-    }
-    espalier_worker::main(Box::new(hook))
-}
-
-/// The model that the first order on the socket names. The order stays where it is, for the worker
-/// to read; `None` when it is none, which the worker then says better.
-fn model_to_load(socket: BorrowedFd) -> Option<PathBuf> {
-    let mut bytes = vec![0; MAX_LOAD_BYTES];
-    let (_, received) = rustix::net::recv(socket, &mut bytes[..], RecvFlags::PEEK).ok()?;
-    // A short frame is sent, and hence received, in one piece.
-    let body = read_frame(&mut bytes.get(..received)?).ok()??;
-    match Message::decode(&body).ok()? {
-        Message::Load(load) => Some(load.model),
-        _ => None,
-    }
+    espalier_worker::main(Box::new(Dilation::new(slowdown, board.map(BoardFiles::new))))
 }
 
 /// How long the board takes for what took the host `took`, and how long is still to wait. The report
@@ -163,6 +141,10 @@ impl Dilation {
 }
 
 impl ComputeHook for Dilation {
+    fn loading(&mut self, model: &Path) {
+        self.set_model(model);
+    }
+
     /// None on a board that is not slow enough to hide one.
     fn repeats(&self) -> usize {
         let hidden = (self.factor() / FACTOR_PER_REPEAT) as usize;
@@ -338,33 +320,13 @@ mod tests {
     }
 
     #[test]
-    fn the_model_is_known_before_the_worker_reads_the_order_and_the_order_stays() {
-        use espalier_agent::plane::protocol::LoadRequest;
-        use std::os::unix::net::UnixStream;
-
-        let load = LoadRequest {
-            model: PathBuf::from("/store/model.onnx"),
-            engine: "tract".to_owned(),
-            threads: 1,
-            ort_library: None,
-        };
-        let (mut agent, worker) = UnixStream::pair().unwrap();
-        agent.write_all(&Message::Load(load.clone()).encode().unwrap()).unwrap();
-        assert_eq!(model_to_load(worker.as_fd()).unwrap(), load.model);
-        let body = read_frame(&mut &worker).unwrap().unwrap();
-        assert_eq!(Message::decode(&body).unwrap(), Message::Load(load));
-    }
-
-    #[test]
-    fn an_order_that_is_none_names_no_model() {
-        use std::os::unix::net::UnixStream;
-
-        let (mut agent, worker) = UnixStream::pair().unwrap();
-        agent.write_all(&[3, 0, 0, 0, 1, b'{', b'x']).unwrap();
-        assert_eq!(model_to_load(worker.as_fd()), None);
-        let (agent, worker) = UnixStream::pair().unwrap();
-        drop(agent);
-        assert_eq!(model_to_load(worker.as_fd()), None);
+    fn the_model_is_known_before_it_is_loaded() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"ConvInteger").unwrap();
+        file.flush().unwrap();
+        let mut hook = Dilation::new(SLOW, None);
+        hook.loading(file.path());
+        assert_eq!(hook.factor(), SLOW.int8);
     }
 
     #[test]

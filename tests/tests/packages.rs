@@ -12,7 +12,7 @@ use e2e::{binary, provided, root};
 
 /// Programs, the sections of their manuals, and the subcommands that have pages.
 const PROGRAMS: &[(&str, &str, &[&str])] = &[
-    ("espalier-agent", "8", &["run", "status", "check", "models", "bench"]),
+    ("espalier-agent", "8", &["run", "status", "check", "models", "journal", "bench"]),
     (
         "espalier",
         "1",

@@ -40,6 +40,12 @@ pub(crate) struct BenchArgs {
     /// The ONNX Runtime library
     #[arg(long, value_name = "FILE")]
     ort_library: Option<PathBuf>,
+    /// Let ONNX Runtime keep the memory of one inference for the next
+    #[arg(long)]
+    arena: bool,
+    /// Let ONNX Runtime's threads wait for work without sleeping
+    #[arg(long)]
+    spinning: bool,
     /// Runs that count
     #[arg(long, default_value_t = 100)]
     pub(crate) runs: usize,
@@ -53,6 +59,8 @@ impl BenchArgs {
         EngineOptions {
             threads: self.threads,
             ort_library: self.ort_library.clone(),
+            arena: self.arena,
+            spinning: self.spinning,
             ..EngineOptions::new(self.engine)
         }
     }
@@ -72,8 +80,8 @@ pub fn main() -> ExitCode {
 
 #[allow(clippy::print_stderr)]
 fn measure(args: &BenchArgs) -> ExitCode {
-    let measured = bench::measure(args).and_then(|stats| {
-        let text = serde_json::to_string(&stats).map_err(|e| e.to_string())?;
+    let measured = bench::measure(args).and_then(|report| {
+        let text = serde_json::to_string(&report).map_err(|e| e.to_string())?;
         writeln!(std::io::stdout(), "{text}").map_err(|e| format!("standard output: {e}"))
     });
     match measured {

@@ -34,6 +34,8 @@ pub fn load(request: &LoadRequest) -> Result<(Box<dyn Session>, String), LoadFai
         kind,
         threads: request.threads,
         ort_library: request.ort_library.clone(),
+        arena: request.arena,
+        spinning: request.spinning,
     })
     .map_err(|e| device(&e))?;
     // Engines report a file that cannot be read as they report a bad model.
@@ -65,6 +67,8 @@ mod tests {
             engine: engine.to_owned(),
             threads: 1,
             ort_library: ort_library.map(Into::into),
+            arena: false,
+            spinning: false,
         };
         let wrong = [
             request("none", None),

@@ -47,9 +47,8 @@ impl Rig {
         let folder = tempfile::tempdir().unwrap();
         let mut config = PlaneConfig {
             engine: EngineOptions {
-                kind: engine,
-                threads: 1,
                 ort_library: Some(environment("ORT_DYLIB_PATH")),
+                ..EngineOptions::new(engine)
             },
             worker_program: env!("CARGO_BIN_EXE_espalier-worker").into(),
             worker_args: vec!["worker".to_owned()],
@@ -358,9 +357,8 @@ async fn an_engine_library_that_is_not_there_is_named() {
     let bundle = rig.bundle("one", magika());
     let plane = Plane::start(PlaneConfig {
         engine: EngineOptions {
-            kind: EngineKind::Ort,
-            threads: 1,
             ort_library: Some("/nowhere/libonnxruntime.so".into()),
+            ..EngineOptions::new(EngineKind::Ort)
         },
         worker_program: env!("CARGO_BIN_EXE_espalier-worker").into(),
         worker_args: vec!["worker".to_owned()],

@@ -5,11 +5,14 @@
 
 use std::path::PathBuf;
 
+use engine::EngineKind;
+
 use tls::{Names, Part, Settings, Weight};
 
 use super::layers::problem;
 use super::reader::Reader;
 use super::{Config, ConfigError, MqttConfig, Problem, Sources};
+use crate::shell::worker_program;
 
 /// Where systemd puts the files of `LoadCredential=`.
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
@@ -33,13 +36,18 @@ pub struct Checked {
 }
 
 impl Config {
-    /// Reads and validates, and looks into the files of TLS. `now` is the Unix time in seconds, none
+    /// Reads and validates, looks into the files of TLS and for the engine, and asks the worker for its version. `now` is the Unix time in seconds, none
     /// where the clock was never set.
     #[must_use]
     pub fn check(sources: &Sources, now: Option<i64>) -> Checked {
         let mut warnings = Vec::new();
         let config = Self::load_with(sources, |reader, config| {
             warnings = judge(reader, config, now);
+            if config.engine.kind == EngineKind::Ort {
+                let library = engine::find_library(config.engine.ort_library.as_deref());
+                reader.check("runtime.ort_library", library);
+            }
+            reader.check("worker.program", worker_program::check(&config.worker));
         });
         Checked { config, warnings }
     }
@@ -51,7 +59,10 @@ impl Config {
             return self.download_ca().into_iter().collect();
         };
         let mut found = match &mqtt.tls {
-            Some(settings) => tls::examine(settings, &mqtt.host, Some(&self.device.id), now),
+            Some(settings) => {
+                let id = Some(self.device.id.as_str()).filter(|id| !id.is_empty());
+                tls::examine(settings, &mqtt.host, id, now)
+            }
             None => plain(mqtt).into_iter().collect(),
         };
         found.extend(self.download_ca());

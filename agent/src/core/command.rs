@@ -1,39 +1,126 @@
-//! Commands: done once, answered always, refused when late.
+//! Commands: done once, answered always, refused when late, and every one of them told as an event.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use wire::{BudgetKind, Budgets, Command, CommandKind};
+use wire::{BudgetKind, Budgets, Command, CommandEvent, CommandKind, CommandOutcome, Header};
 
+use super::effect::Report;
 use super::event::Millis;
 use super::record::Record;
+use super::report::blank;
 use super::{Core, MAX_SEEN_COMMANDS};
+
+/// The most bytes of a command's arguments, or of a text in it, that its event repeats.
+const MAX_AUDIT_BYTES: usize = 1024;
+
+/// What obeying brought.
+enum Answer {
+    /// This, at once.
+    Done(Value),
+    /// Nothing yet: the result follows.
+    Later,
+}
 
 impl Core {
     pub(super) fn on_command(&mut self, now: Millis, command: &Command, unix_ms: Option<u64>) {
-        if self.commands.contains(&command.id) {
+        if self.is_known(&command.id) {
             return;
         }
-        self.commands.push_back(command.id.clone());
+        let answer = timely(command, unix_ms).and_then(|()| self.obey(now, command, unix_ms));
+        match answer {
+            Ok(Answer::Later) => {}
+            Ok(Answer::Done(data)) => {
+                self.audit(command, CommandOutcome::Done, None, 0);
+                self.report_result(&command.id, Ok(data));
+            }
+            Err(reason) => {
+                self.audit(command, CommandOutcome::Refused, Some(reason.clone()), 0);
+                self.report_result(&command.id, Err(reason));
+            }
+        }
+    }
+
+    /// What came where a command should be is answered, too.
+    pub(super) fn on_bad_command(&mut self, kind: CommandKind, id: &str, reason: &str) {
+        if self.is_known(id) {
+            return;
+        }
+        let command = Command {
+            header: Header::of::<Command>(0, 0, ""),
+            id: id.to_owned(),
+            kind,
+            expires_ms: 0,
+            args: Value::Null,
+        };
+        let mut reason = reason.to_owned();
+        shorten(&mut reason, MAX_AUDIT_BYTES);
+        self.audit(&command, CommandOutcome::Refused, Some(reason.clone()), 0);
+        self.report_result(id, Err(reason));
+    }
+
+    /// Whether a command was seen before; from now on it was.
+    fn is_known(&mut self, id: &str) -> bool {
+        if self.commands.iter().any(|known| known == id) {
+            return true;
+        }
+        self.commands.push_back(id.to_owned());
         if self.commands.len() > MAX_SEEN_COMMANDS {
             self.commands.pop_front();
         }
-        let outcome = timely(command, unix_ms).and_then(|()| self.obey(now, command));
-        self.report_result(&command.id, outcome);
+        false
     }
 
-    fn obey(&mut self, now: Millis, command: &Command) -> Result<Value, String> {
-        match command.kind {
+    /// Tells who commanded what, and what became of it.
+    pub(super) fn audit(
+        &mut self,
+        command: &Command,
+        outcome: CommandOutcome,
+        reason: Option<String>,
+        elapsed_ms: u64,
+    ) {
+        let mut args_text = match &command.args {
+            Value::Null => String::new(),
+            args => args.to_string(),
+        };
+        shorten(&mut args_text, MAX_AUDIT_BYTES);
+        let mut sender = command.header.boot_id.clone();
+        shorten(&mut sender, MAX_AUDIT_BYTES);
+        self.publish(Report::Command(CommandEvent {
+            header: blank::<CommandEvent>(),
+            id: command.id.clone(),
+            kind: command.kind,
+            outcome,
+            reason,
+            topic: format!("dn/cmd/{}/{}", command.kind, command.id),
+            sender,
+            sent_ts: command.header.ts,
+            expires_ms: command.expires_ms,
+            args_text,
+            elapsed_ms,
+        }));
+    }
+
+    fn obey(
+        &mut self,
+        now: Millis,
+        command: &Command,
+        unix_ms: Option<u64>,
+    ) -> Result<Answer, String> {
+        let data = match command.kind {
             CommandKind::Ping => Ok(json!({ "pong": true })),
             CommandKind::Snapshot => {
                 serde_json::to_value(self.status(now)).map_err(|e| e.to_string())
             }
             CommandKind::SetBudget => self.set_budget(&command.args),
-            CommandKind::Rollback => self.command_rollback(&command.args),
+            CommandKind::Rollback => self.command_rollback(now, &command.args),
+            CommandKind::LogLevel => self.set_log_level(now, &command.args),
             CommandKind::Measure => {
-                Err("measure is not supported yet: this agent measures only what it serves".into())
+                self.measure(now, command, unix_ms)?;
+                return Ok(Answer::Later);
             }
-        }
+        };
+        data.map(Answer::Done)
     }
 
     fn set_budget(&mut self, args: &Value) -> Result<Value, String> {
@@ -74,7 +161,7 @@ impl Core {
         }
     }
 
-    fn command_rollback(&mut self, args: &Value) -> Result<Value, String> {
+    fn command_rollback(&mut self, now: Millis, args: &Value) -> Result<Value, String> {
         let model = model_of(args)?;
         let durable = self.durable.models.get(&model);
         let durable = durable.ok_or_else(|| format!("there is no model {model} on this device"))?;
@@ -85,6 +172,7 @@ impl Core {
             return Err(format!("there is no earlier bundle of {model} to go back to"));
         };
         let (from, to) = (active.digest.clone(), previous.digest.clone());
+        self.stop_measuring(now, "a rollback was commanded, which goes first");
         self.revert(&model, &from, "a rollback was commanded", true);
         Ok(json!({ "model": model, "from": from, "to": to }))
     }
@@ -92,7 +180,11 @@ impl Core {
 
 /// Refuses a command that came too late, or whose lateness cannot be known though it matters.
 fn timely(command: &Command, unix_ms: Option<u64>) -> Result<(), String> {
-    let changes = matches!(command.kind, CommandKind::Rollback | CommandKind::SetBudget);
+    let changes = match command.kind {
+        CommandKind::Rollback | CommandKind::SetBudget => true,
+        CommandKind::Measure | CommandKind::LogLevel => true,
+        CommandKind::Ping | CommandKind::Snapshot => false,
+    };
     match unix_ms {
         _ if command.expires_ms == 0 => Ok(()),
         Some(now) if now > command.expires_ms => {
@@ -103,6 +195,11 @@ fn timely(command: &Command, unix_ms: Option<u64>) -> Result<(), String> {
         }
         _ => Ok(()),
     }
+}
+
+/// Cuts a text off behind so many bytes, or up to three earlier, where a character ends.
+pub(super) fn shorten(text: &mut String, bytes: usize) {
+    text.truncate(text.floor_char_boundary(bytes));
 }
 
 fn model_of(args: &Value) -> Result<String, String> {

@@ -5,12 +5,13 @@
 //! after a crash: a core whose memory is ahead of its journal must not go on.
 
 use wire::{
-    Birth, BudgetBreach, CommandResult, InferWindow, InstallEvent, InstallOutcome, ModelState,
-    Offer, PowerWindow, RecompressRequest, ResourceWindow, RollbackEvent, SpoolDrop, StateReport,
-    ThrottleEvent,
+    Birth, BudgetBreach, CommandEvent, CommandResult, InferWindow, InstallEvent, InstallOutcome,
+    ModelState, Offer, PowerWindow, RecompressRequest, ResourceWindow, RollbackEvent, SpoolDrop,
+    StateReport, ThrottleEvent,
 };
 
 use super::event::InstallId;
+use super::measure::MeasureOrder;
 use super::record::{Installed, Record};
 
 /// One thing to do.
@@ -63,6 +64,12 @@ pub enum Effect {
         /// Digests to keep.
         keep: Vec<String>,
     },
+    /// Measure a bundle off to the side. Answered by one `Measured` event.
+    Measure(Box<MeasureOrder>),
+    /// Stop measuring, and leave nothing of it. Not answered.
+    CancelMeasure,
+    /// Log as this says, or as the agent was started to where it says nothing.
+    SetLogLevel(Option<String>),
     /// Tell the outside.
     Publish(Box<Report>),
     /// Finish the requests at hand and end.
@@ -120,6 +127,7 @@ pub enum Report {
     Rollback(RollbackEvent),
     Throttle(ThrottleEvent),
     SpoolDrop(SpoolDrop),
+    Command(CommandEvent),
     Recompress(RecompressRequest),
     Result(CommandResult),
 }
@@ -133,6 +141,7 @@ impl Report {
             Self::Infer(_) | Self::Resources(_) | Self::Power(_) => false,
             Self::Breach(_) | Self::Install(_) | Self::Rollback(_) | Self::Throttle(_) => true,
             Self::SpoolDrop(_) | Self::Recompress(_) | Self::Result(_) => true,
+            Self::Command(_) => true,
         }
     }
 

@@ -1,6 +1,8 @@
 //! What can happen to a device: everything the core is told.
 
-use wire::{Budgets, Command, Histogram, Offer, PowerWindow, ResourceWindow};
+use wire::{
+    Budgets, Command, CommandKind, Histogram, MeasureProfile, Offer, PowerWindow, ResourceWindow,
+};
 
 use super::drift::DriftFacts;
 use super::window::Conditions;
@@ -59,6 +61,22 @@ pub enum Event {
         command: Command,
         /// Unix time when it arrived, `None` when the device has no clock.
         unix_ms: Option<u64>,
+    },
+    /// Something arrived where a command should be.
+    BadCommand {
+        /// As the topic says.
+        kind: CommandKind,
+        /// As the topic says.
+        id: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A measurement ended by itself.
+    Measured {
+        /// The command that asked for it.
+        id: String,
+        /// What it brought, or why it came to nothing.
+        outcome: Result<Box<MeasureProfile>, String>,
     },
     /// One telemetry window ended.
     Window(WindowFacts),

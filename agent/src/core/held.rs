@@ -2,13 +2,15 @@
 
 use super::Core;
 use super::effect::Effect;
+use super::event::Millis;
 use super::record::InstallState;
 use super::window::{Conditions, Hold};
 
 impl Core {
     /// The world changed, or was looked at again: downloads stop and go on with it.
-    pub(super) fn on_conditions(&mut self, conditions: Conditions) {
+    pub(super) fn on_conditions(&mut self, now: Millis, conditions: Conditions) {
         self.conditions = Some(conditions);
+        self.weigh_measuring(now);
         let downloads = |(name, model): (&String, &super::DurableModel)| {
             let state = model.install.as_ref()?.state;
             let waits = self.live.get(name).is_none_or(|live| live.resume_pending);

@@ -126,6 +126,7 @@ impl Core {
 
     fn accept(&mut self, now: Millis, offer: Offer) {
         let model = offer.model.clone();
+        self.stop_measuring(now, "an offer was accepted, which goes first");
         self.supersede(now, &model, offer.sequence);
         let install = self.durable.next_install;
         self.record(Record::Offered { model: model.clone(), install, offer: Box::new(offer) });

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use wire::{BudgetKind, Budgets, Offer, RecompressRequest};
+use wire::{BudgetKind, Budgets, Command, Offer, RecompressRequest};
 
 use super::ending::End;
 use super::event::InstallId;
@@ -171,6 +171,16 @@ pub enum Record {
         /// The number of the last of them.
         through: u64,
     },
+    /// A commanded measurement begins.
+    Measuring {
+        /// What asked for it.
+        command: Box<Command>,
+    },
+    /// The result of a measurement was told.
+    Measured {
+        /// The command.
+        id: String,
+    },
     /// A command set a model's budgets.
     BudgetsSet {
         /// The model.
@@ -200,6 +210,9 @@ pub struct Durable {
     /// The number of the last end.
     #[serde(default)]
     pub last_end: u64,
+    /// The command whose measurement has begun and whose result was not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measuring: Option<Box<Command>>,
 }
 
 /// The durable part of one model.
@@ -258,6 +271,10 @@ impl Durable {
         match record {
             Record::Snapshot { durable } => *self = (**durable).clone(),
             Record::Told { through } => self.untold.retain(|end| end.number > *through),
+            Record::Measuring { command } => self.measuring = Some(command.clone()),
+            Record::Measured { id } => {
+                self.measuring = self.measuring.take().filter(|command| command.id != *id);
+            }
             Record::Offered { model, install, offer } => self.apply_offered(model, *install, offer),
             Record::Install { model, .. }
             | Record::Resumed { model, .. }
@@ -379,6 +396,7 @@ impl DurableModel {
             }
             Record::BudgetsSet { budgets, .. } => self.budgets.clone_from(budgets),
             Record::Snapshot { .. } | Record::Offered { .. } | Record::Told { .. } => {}
+            Record::Measuring { .. } | Record::Measured { .. } => {}
         }
     }
 

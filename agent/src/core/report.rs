@@ -44,13 +44,15 @@ impl Core {
 
     /// Says online, degraded or offline, when it is not what was said last.
     pub(super) fn report_state(&mut self) {
-        let told = self.device_state();
+        let (state, reason) = self.device_state();
+        let log_level = self.log_level.as_ref().map(|own| own.level.clone());
+        let told = (state, reason.clone(), log_level.clone());
         if self.told_state.as_ref() == Some(&told) || !self.connected {
             return;
         }
-        self.told_state = Some(told.clone());
-        let (state, reason) = told;
-        self.publish(Report::State(StateReport { header: blank::<StateReport>(), state, reason }));
+        self.told_state = Some(told);
+        let header = blank::<StateReport>();
+        self.publish(Report::State(StateReport { header, state, reason, log_level }));
     }
 
     /// Whether all is well, and why not.

@@ -21,8 +21,34 @@ pub struct Status {
     pub connected: bool,
     /// Why not.
     pub offline_reason: Option<String>,
+    /// The measurement under way.
+    pub measuring: Option<MeasureStatus>,
+    /// What is logged, while a command has changed it.
+    pub log_level: Option<LogStatus>,
     /// Every known model.
     pub models: Vec<ModelStatus>,
+}
+
+/// A measurement under way.
+#[derive(Clone, Debug, Serialize)]
+pub struct MeasureStatus {
+    /// The command.
+    pub id: String,
+    /// The model.
+    pub model: String,
+    /// The bundle.
+    pub digest: String,
+    /// For how long it has been under way.
+    pub elapsed_ms: u64,
+}
+
+/// A commanded log level.
+#[derive(Clone, Debug, Serialize)]
+pub struct LogStatus {
+    /// What is logged.
+    pub level: String,
+    /// For how much longer.
+    pub left_ms: u64,
 }
 
 /// What the core knows of one model.
@@ -80,6 +106,8 @@ impl Core {
             reason,
             connected: self.connected,
             offline_reason: self.offline_reason.clone(),
+            measuring: self.measuring_status(now),
+            log_level: self.log_level.as_ref().map(|own| own.status(now)),
             models: self
                 .durable
                 .models

@@ -187,6 +187,9 @@ struct World {
     slow_windows: BTreeMap<String, u32>,
     shifted_windows: BTreeMap<String, u32>,
     drained: bool,
+    /// The command whose measurement is under way.
+    measuring: Option<String>,
+    log_level: Option<String>,
 }
 
 impl World {
@@ -203,6 +206,8 @@ impl World {
             slow_windows: BTreeMap::new(),
             shifted_windows: BTreeMap::new(),
             drained: false,
+            measuring: None,
+            log_level: None,
         };
         world.execute(effects, usize::MAX);
         world
@@ -255,6 +260,15 @@ impl World {
                 let needed = self.told().referenced();
                 assert!(needed.iter().all(|digest| keep.contains(digest)));
             }
+            Effect::Measure(order) => {
+                let told = self.told();
+                assert_eq!(told.measuring.map(|own| own.id.clone()), Some(order.id.clone()));
+                let installs = told.models.values().any(|model| model.install.is_some());
+                assert!(!installs, "measures during an install");
+                assert!(self.measuring.replace(order.id).is_none(), "two at once");
+            }
+            Effect::CancelMeasure => self.measuring = None,
+            Effect::SetLogLevel(level) => self.log_level = level,
             Effect::Publish(report) => self.hear(*report),
             Effect::Drain => self.drained = true,
         }
@@ -276,6 +290,9 @@ impl World {
             };
             let slow = behind.get(model).copied().unwrap_or_default();
             assert!(slow >= settings().breach.windows_over, "no breach behind it");
+        }
+        if let Record::Offered { .. } = &record {
+            assert!(self.measuring.is_none() && before.measuring.is_none(), "both at once");
         }
         self.journal.push(record);
     }
@@ -411,6 +428,7 @@ impl World {
     fn crash(&mut self) {
         self.workers.clear();
         self.owed.clear();
+        self.measuring = None;
         self.slow_windows.clear();
         self.shifted_windows.clear();
         let (core, effects) = Core::recover(settings(), &self.journal, self.now);

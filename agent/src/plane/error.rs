@@ -79,6 +79,14 @@ pub enum PlaneError {
     /// The self-test came to no end: its worker died or took too long.
     #[error("the self-test came to no end: {0}")]
     Untested(String),
+    /// An inference that was to be timed gave nothing.
+    #[error("inference {number}: {reason}")]
+    Measure {
+        /// Which in a row, the warm-up counted.
+        number: u64,
+        /// What was in the way.
+        reason: String,
+    },
     /// The candidate's worker is gone.
     #[error("the worker of model `{model}` is not running: {reason}")]
     WorkerGone {

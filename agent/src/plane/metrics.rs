@@ -18,7 +18,7 @@ pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 
 /// Bounds of the histograms' buckets: powers of two from 64 µs to 67 s, which are bounds of the windows' buckets too, so
 /// that nothing is guessed.
-const BOUNDS: std::ops::RangeInclusive<u32> = 6..=26;
+pub const BOUNDS: std::ops::RangeInclusive<u32> = 6..=26;
 
 /// The text of a scrape.
 pub(super) fn render(registry: &Registry) -> String {
@@ -65,6 +65,58 @@ pub(super) fn render(registry: &Registry) -> String {
     }
     text.push_str("# EOF\n");
     text
+}
+
+/// What `/metrics` tells of a served model, as numbers.
+#[derive(Debug, Clone)]
+pub struct ModelCounts {
+    /// The model.
+    pub model: String,
+    /// The version that serves it.
+    pub version: String,
+    /// Its bundle.
+    pub digest: String,
+    /// The engine's name and version.
+    pub engine: String,
+    /// Whether its worker runs.
+    pub up: bool,
+    /// Requests that were accepted and have ended.
+    pub requests: u64,
+    /// Of these, without an answer and by no fault of the client.
+    pub errors: u64,
+    /// Turned away for want of room.
+    pub rejected: u64,
+    /// Time in the engine.
+    pub compute: Histogram,
+    /// Time in the queue.
+    pub queue: Histogram,
+    /// What the worker's control group holds of memory, where it has one.
+    pub memory_bytes: Option<u64>,
+    /// The most that it has held.
+    pub memory_peak_bytes: Option<u64>,
+}
+
+/// The counts of everything that is served.
+pub(super) fn counts(registry: &Registry) -> Vec<ModelCounts> {
+    let of = |instance: &std::sync::Arc<Instance>| {
+        let (identity, totals) = (&instance.identity, instance.stats.totals());
+        let usage = instance.usage();
+        ModelCounts {
+            model: identity.model.clone(),
+            version: identity.version.clone(),
+            digest: identity.digest.clone(),
+            engine: instance.interface.engine_version.clone(),
+            up: instance.down().is_none(),
+            requests: totals.requests,
+            errors: totals.errors,
+            rejected: totals.rejected,
+            compute: totals.compute,
+            queue: totals.queue,
+            memory_bytes: usage.and_then(|usage| usage.current_bytes),
+            memory_peak_bytes: usage.and_then(|usage| usage.peak_bytes),
+        }
+    };
+    registry.all_active().iter().map(of).collect()
 }
 
 type UsageOf = fn(Usage) -> Option<u64>;

@@ -1,5 +1,6 @@
 //! A worker process as the agent holds it: started, loaded, asked, and found dead.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -10,16 +11,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{IoSpec, Tensor};
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, prlimit, setpriority_process};
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
+use wire::Priority;
 
 use super::groups::{self, Groups, WorkerGroup};
 use super::protocol::{
-    Failure, FailureKind, FrameError, LoadFailure, LoadFault, LoadRequest, Message, NamedTensors,
-    encode_run, read_frame_async, specs,
+    Failure, FailureKind, FrameError, Hello, LoadFailure, LoadFault, LoadRequest, Message,
+    NamedTensors, encode_run, read_frame_async, specs,
 };
 
 /// How long a model may take to load.
@@ -37,6 +39,10 @@ pub(super) struct WorkerSpec {
     pub(super) args: Vec<String>,
     /// The most bytes of private memory that it may ask for.
     pub(super) memory_bytes: Option<u64>,
+    /// Whose limit that is.
+    pub(super) memory_limit: &'static str,
+    /// How it stands against the device's other work.
+    pub(super) priority: Priority,
     /// Makes its control group, where it has one of its own.
     pub(super) groups: Option<Arc<Groups>>,
     pub(super) working_dir: PathBuf,
@@ -84,6 +90,9 @@ pub(super) struct WorkerProcess {
     socket: BufReader<UnixStream>,
     run_limit: Duration,
     memory_bytes: Option<u64>,
+    memory_limit: &'static str,
+    /// What became of the wish in the spec.
+    priority: Priority,
     /// After the child, so that it is empty when it goes.
     group: Option<Arc<WorkerGroup>>,
     next_id: u64,
@@ -141,6 +150,11 @@ impl WorkerProcess {
 
     pub(super) fn pid(&self) -> Option<u32> {
         self.child.id()
+    }
+
+    /// How it stands against the device's other work.
+    pub(super) fn priority(&self) -> Priority {
+        self.priority
     }
 
     /// Its control group, if it has one of its own.
@@ -223,10 +237,17 @@ impl WorkerProcess {
             group = group.filter(|group| is_admitted(group, pid));
             spec.memory_bytes.map_or(Ok(()), |bytes| limit_memory(pid, bytes))?;
         }
-        let (run_limit, memory_bytes) = (spec.run_limit, spec.memory_bytes);
-        let socket = BufReader::new(socket);
-        let group = group.map(Arc::new);
-        Ok(Self { child, socket, run_limit, memory_bytes, group, next_id: 0 })
+        let lowered = spec.priority == Priority::Low && child.id().is_some_and(lower_priority);
+        Ok(Self {
+            child,
+            socket: BufReader::new(socket),
+            run_limit: spec.run_limit,
+            memory_bytes: spec.memory_bytes,
+            memory_limit: spec.memory_limit,
+            priority: if lowered { Priority::Low } else { Priority::Normal },
+            group: group.map(Arc::new),
+            next_id: 0,
+        })
     }
 
     /// How it ended.
@@ -244,21 +265,42 @@ impl WorkerProcess {
         let usage = self.group.as_ref()?.usage();
         usage.oom_kills.filter(|&kills| kills > 0)?;
         let peak = usage.peak_bytes.map(|bytes| format!(" when it had taken {bytes} bytes"));
-        let limit = self.memory_bytes.map(|bytes| format!(" (worker.memory_bytes = {bytes})"));
+        let name = self.memory_limit;
+        let limit = self.memory_bytes.map(|bytes| format!(" ({name} = {bytes})"));
         let (peak, limit) = (peak.unwrap_or_default(), limit.unwrap_or_default());
         Some(format!("was killed by the kernel, which was out of memory{peak}{limit}"))
     }
 
     /// Names the limit on its memory, if it has one.
     fn limit(&self) -> String {
-        let name = |bytes| format!(" (more memory than worker.memory_bytes = {bytes}?)");
-        self.memory_bytes.map(name).unwrap_or_default()
+        let name = self.memory_limit;
+        let tell = |bytes| format!(" (more memory than {name} = {bytes}?)");
+        self.memory_bytes.map(tell).unwrap_or_default()
+    }
+
+    /// Hears the worker say its version.
+    async fn greeted(&mut self) -> Result<(), WorkerError> {
+        let gone = || WorkerError::Died(FrameError::Truncated { missing: 4 }.to_string());
+        let body = read_frame_async(&mut self.socket).await;
+        let body = body.map_err(|error| WorkerError::Died(error.to_string()))?.ok_or_else(gone)?;
+        let hello = Hello::expect(&body).map_err(WorkerError::Unloaded)?;
+        if hello != Hello::own() {
+            let (worker, agent) = (hello.version, Hello::own().version);
+            tracing::warn!(
+                worker,
+                agent,
+                "the worker is of another version, and understands this one"
+            );
+        }
+        Ok(())
     }
 
     async fn load(&mut self, request: &LoadRequest) -> Result<Interface, WorkerError> {
         let broken = |error: FrameError| WorkerError::Died(error.to_string());
         let frame = Message::Load(request.clone()).encode().map_err(broken)?;
         self.socket.write_all(&frame).await.map_err(|e| broken(e.into()))?;
+        // The order is on its way by then, so that nobody waits for the other side's turn.
+        self.greeted().await?;
         match expect_frame(&mut self.socket).await.map_err(broken)? {
             Message::Loaded(reply) => Ok(Interface {
                 inputs: specs(reply.inputs).map_err(broken)?,
@@ -296,6 +338,32 @@ fn limit_memory(pid: u32, bytes: u64) -> io::Result<()> {
 fn prefer_for_oom_kill(pid: u32) {
     if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ) {
         tracing::debug!(pid, %error, "cannot prefer the worker for an out-of-memory kill");
+    }
+}
+
+/// The last place in line for the processor.
+const LAST_IN_LINE: i32 = 19;
+
+/// Puts all threads of a process last in line, those that it is just starting among them; says whether that worked.
+fn lower_priority(pid: u32) -> bool {
+    let mut lowered = BTreeSet::new();
+    loop {
+        let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+            return false;
+        };
+        let ids = tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse::<i32>().ok());
+        let new: Vec<i32> = ids.filter(|id| *id > 0 && !lowered.contains(id)).collect();
+        if new.is_empty() {
+            return !lowered.is_empty();
+        }
+        for id in new {
+            // A thread that a lowered one starts is lowered from its start.
+            if let Err(error) = setpriority_process(Pid::from_raw(id), LAST_IN_LINE) {
+                tracing::warn!(pid, %error, "a measurement cannot be put last in line");
+                return false;
+            }
+            lowered.insert(id);
+        }
     }
 }
 

@@ -52,6 +52,48 @@ pub enum FrameError {
     Io(#[from] io::Error),
 }
 
+/// The version of what is said here: it rises with every change that the other side would not understand.
+pub const PROTOCOL: u32 = 2;
+
+/// What a worker says first, unasked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Its [`PROTOCOL`].
+    pub protocol: u32,
+    /// The version of its program.
+    pub version: String,
+}
+
+impl Hello {
+    /// What this program says.
+    #[must_use]
+    pub fn own() -> Self {
+        Self { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned() }
+    }
+
+    /// Reads the frame that a worker must begin with.
+    ///
+    /// # Errors
+    /// It is of another version, with both told.
+    pub fn expect(body: &[u8]) -> Result<Self, String> {
+        let own = Self::own();
+        let mend = "install espalier-agent and espalier-worker of one version";
+        let Ok(Message::Hello(hello)) = Message::decode(body) else {
+            return Err(format!(
+                "the worker does not say its version, so it is of another one than this agent ({}): {mend}",
+                own.version
+            ));
+        };
+        if hello.protocol == PROTOCOL {
+            return Ok(hello);
+        }
+        Err(format!(
+            "the worker is of version {} (protocol {}), this agent of {} (protocol {PROTOCOL}): {mend}",
+            hello.version, hello.protocol, own.version
+        ))
+    }
+}
+
 /// What to load, and into which engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadRequest {
@@ -63,6 +105,25 @@ pub struct LoadRequest {
     pub threads: usize,
     /// Where ONNX Runtime's library is, where that is not left to the usual places.
     pub ort_library: Option<PathBuf>,
+    /// Whether ONNX Runtime keeps the memory of one inference for the next.
+    pub arena: bool,
+    /// Whether its threads wait for work without sleeping.
+    pub spinning: bool,
+}
+
+impl LoadRequest {
+    /// For an engine opened with such options.
+    #[must_use]
+    pub fn new(model: PathBuf, options: &engine::EngineOptions) -> Self {
+        Self {
+            model,
+            engine: options.kind.to_string(),
+            threads: options.threads,
+            ort_library: options.ort_library.clone(),
+            arena: options.arena,
+            spinning: options.spinning,
+        }
+    }
 }
 
 /// A tensor of a model's interface, as it crosses the socket.
@@ -142,6 +203,8 @@ pub enum Message {
         /// The inputs.
         tensors: NamedTensors,
     },
+    /// From the worker: of which version it is. Said first, once.
+    Hello(Hello),
     /// From the worker: the model is loaded.
     Loaded(LoadedReply),
     /// From the worker: the model cannot be loaded, and why. The worker ends.
@@ -165,6 +228,7 @@ const LOADED: u8 = 3;
 const LOAD_FAILED: u8 = 4;
 const RAN: u8 = 5;
 const FAILED: u8 = 6;
+const HELLO: u8 = 7;
 
 impl Message {
     /// The message as a frame, its length included.
@@ -175,6 +239,7 @@ impl Message {
         match self {
             Self::Load(load) => json_frame(LOAD, load),
             Self::Run { id, tensors } => encode_run(*id, tensors),
+            Self::Hello(hello) => json_frame(HELLO, hello),
             Self::Loaded(reply) => json_frame(LOADED, reply),
             Self::LoadFailed(failure) => json_frame(LOAD_FAILED, failure),
             Self::Ran { id, compute_us, tensors } => {
@@ -196,6 +261,7 @@ impl Message {
         let (&kind, payload) = body.split_first().ok_or_else(|| malformed("an empty frame"))?;
         match kind {
             LOAD => Ok(Self::Load(from_json(payload)?)),
+            HELLO => Ok(Self::Hello(from_json(payload)?)),
             LOADED => Ok(Self::Loaded(from_json(payload)?)),
             LOAD_FAILED => Ok(Self::LoadFailed(from_json(payload)?)),
             FAILED => Ok(Self::Failed(from_json(payload)?)),

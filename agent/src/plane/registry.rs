@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use engine::{ElementType, IoSpec};
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
+use wire::Priority;
 
 use super::batch::{self, Joining};
 use super::buffers::Buffers;
@@ -26,6 +27,8 @@ use super::{
     CandidateId, Endpoints, ModelWindow, PlaneConfig, PlaneError, PlaneEvent, ShadowReport,
 };
 
+/// The key that limits a worker's memory.
+pub(super) const MEMORY_LIMIT: &str = "worker.memory_bytes";
 /// The most worker processes at once: active models, those that stand by, and candidates.
 const MAX_WORKERS: usize = 32;
 /// How long one golden case may take.
@@ -111,11 +114,7 @@ impl Registry {
         if self.is_draining() {
             return Err(PlaneError::Draining);
         }
-        let permit = self
-            .workers
-            .clone()
-            .try_acquire_owned()
-            .map_err(|_| PlaneError::TooManyWorkers { limit: MAX_WORKERS })?;
+        let permit = self.room_for_worker()?;
         let spec = self.worker_spec(name, bundle)?;
         let worker =
             WorkerProcess::start(&spec).await.map_err(|error| start_error(name, &spec, error))?;
@@ -340,26 +339,32 @@ impl Registry {
         }
     }
 
-    fn worker_spec(&self, name: &str, bundle: &bundle::Bundle) -> Result<WorkerSpec, PlaneError> {
+    /// Room for one more worker, until it is dropped.
+    pub(super) fn room_for_worker(&self) -> Result<OwnedSemaphorePermit, PlaneError> {
+        let room = self.workers.clone().try_acquire_owned();
+        room.map_err(|_| PlaneError::TooManyWorkers { limit: MAX_WORKERS })
+    }
+
+    pub(super) fn worker_spec(
+        &self,
+        name: &str,
+        bundle: &bundle::Bundle,
+    ) -> Result<WorkerSpec, PlaneError> {
         let path = bundle.model_path();
         let model = std::path::absolute(&path).map_err(|error| PlaneError::Unloaded {
             model: name.to_owned(),
             reason: format!("{}: {error}", path.display()),
         })?;
-        let engine = &self.cfg.engine;
         Ok(WorkerSpec {
             program: self.cfg.worker_program.clone(),
             args: self.cfg.worker_args.clone(),
             memory_bytes: self.cfg.worker_memory_bytes,
+            memory_limit: MEMORY_LIMIT,
+            priority: Priority::Normal,
             groups: self.cfg.worker_groups.clone(),
             working_dir: self.cfg.run_dir.clone(),
             bundle: (bundle.dir.clone(), bundle.digest.clone()),
-            load: LoadRequest {
-                model,
-                engine: engine.kind.to_string(),
-                threads: engine.threads,
-                ort_library: engine.ort_library.clone(),
-            },
+            load: LoadRequest::new(model, &self.cfg.engine),
             run_limit: self.run_limit(),
         })
     }
@@ -459,7 +464,7 @@ fn retire_later(instance: Option<Arc<Instance>>) {
     }
 }
 
-fn start_error(name: &str, spec: &WorkerSpec, error: WorkerError) -> PlaneError {
+pub(super) fn start_error(name: &str, spec: &WorkerSpec, error: WorkerError) -> PlaneError {
     match error {
         WorkerError::Spawn(source) => PlaneError::Spawn { program: spec.program.clone(), source },
         WorkerError::Refused(reason) => PlaneError::Load { model: name.to_owned(), reason },
@@ -559,7 +564,7 @@ fn check_outputs(
     Ok(())
 }
 
-fn tensors(named: &[bundle::NamedTensor]) -> Result<NamedTensors, String> {
+pub(super) fn tensors(named: &[bundle::NamedTensor]) -> Result<NamedTensors, String> {
     named
         .iter()
         .map(|tensor| {
@@ -573,7 +578,11 @@ fn tensors(named: &[bundle::NamedTensor]) -> Result<NamedTensors, String> {
 
 /// The manifest and the engine must agree on names, types and ranks, and on every dimension that
 /// both fix.
-fn check_ports(what: &str, said: &[bundle::TensorSpec], found: &[IoSpec]) -> Result<(), String> {
+pub(super) fn check_ports(
+    what: &str,
+    said: &[bundle::TensorSpec],
+    found: &[IoSpec],
+) -> Result<(), String> {
     if said.len() != found.len() {
         return Err(format!("{} {what}s, the manifest says {}", found.len(), said.len()));
     }

@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 use engine::{ErrorKind, Session, Tensor};
 
 use super::protocol::{
-    Failure, FailureKind, FrameError, LoadFailure, LoadFault, LoadRequest, LoadedReply, Message,
-    NamedTensors, ports, read_frame,
+    Failure, FailureKind, FrameError, Hello, LoadFailure, LoadFault, LoadRequest, LoadedReply,
+    Message, NamedTensors, ports, read_frame,
 };
 
 /// The exit code after the agent closed the socket: the ordinary end.
@@ -102,6 +102,10 @@ pub type Loader = fn(&LoadRequest) -> Result<(Box<dyn Session>, String), LoadFai
 
 /// Serves one model over `socket` until it closes. The result is the exit code.
 pub fn serve(socket: UnixStream, hook: Box<dyn ComputeHook + Send>, loader: Loader) -> i32 {
+    if let Err(error) = send(&socket, &Message::Hello(Hello::own())) {
+        tracing::error!(%error, "the worker cannot say its version");
+        return EXIT_SOCKET;
+    }
     let reader = match socket.try_clone() {
         Ok(reader) => reader,
         Err(error) => {

@@ -15,6 +15,7 @@ use super::download::Access;
 use super::hold::Hold;
 use super::install::Installer;
 use super::journal::Journal;
+use super::measure::Measurer;
 use super::mqtt::{LinkEvent, Will};
 use super::notify::{Manager, watchdog_interval};
 use super::outbox::{Outbox, PutError, Stamp};
@@ -23,7 +24,7 @@ use super::state_dir::{PathError, StateDir, write_atomically};
 use super::status::Question;
 use super::store::Store;
 use super::trust::Trust;
-use super::{mqtt, status, worker_program};
+use super::{logging, mqtt, otlp, status, worker_program};
 use crate::config::{Config, ConfigError, Sources, TrustConfig, WorkerCgroup};
 use crate::core::StepFailure;
 use crate::core::{ActiveEntry, Core, Durable, Effect, Event, Millis, Record, Report, Settings};
@@ -69,6 +70,9 @@ pub enum RunError {
     /// The program that hosts models.
     #[error(transparent)]
     Worker(#[from] worker_program::NotFound),
+    /// That program is not of this agent's version.
+    #[error("the program that hosts models cannot be used: {0}")]
+    Version(#[from] worker_program::Unfit),
     /// The owner's root.
     #[error(transparent)]
     Trust(#[from] trust::TrustError),
@@ -85,7 +89,13 @@ pub enum RunError {
 /// # Errors
 /// It could not start. Once started it ends only when asked.
 pub async fn run(config: Config, sources: Sources) -> Result<(), RunError> {
+    let (program, args) = (hosting_program(&config)?, config.worker.args.clone());
+    // Beside everything else: it takes as long as a process takes to start.
+    let fits = tokio::task::spawn_blocking(move || worker_program::probe(&program, &args));
     let mut driver = Driver::start(config, sources, connect).await?;
+    let fits = fits.await.map_err(|e| RunError::System("ask the worker", e.into()))?;
+    let worker = fits?;
+    tracing::debug!(worker.version, worker.protocol, "the worker goes with this agent");
     driver.go_round().await;
     let anew = driver.start_anew;
     driver.end().await;
@@ -113,6 +123,7 @@ struct Driver {
     store: Store,
     plane: Plane,
     installer: Installer,
+    measurer: Measurer,
     outbox: Option<Outbox>,
     sampler: Sampler,
     roots: Roots,
@@ -173,9 +184,16 @@ impl Driver {
         status::listen(&state.run().join("status.sock"), questions_in)?;
         let store = Store::new(&state, config.install.max_bundle_bytes);
         let access = Access::new(&config.download);
-        let installer = Installer::new(plane.clone(), store.clone(), access, events_in)
-            .trusting(open_trust(&config, &state)?);
+        let installer =
+            Installer::new(plane.clone(), store.clone(), access.clone(), events_in.clone())
+                .trusting(open_trust(&config, &state)?);
+        let bundles = (plane.clone(), store.clone());
+        let from = (installer.trust(), access);
+        let measurer = Measurer::new(&config, bundles, from, state.measure(), events_in);
         let (outbox, link) = connect(&config, &state, &boot_id)?;
+        if let Some(otlp) = config.otlp.clone() {
+            tokio::spawn(otlp::run(otlp, config.device.clone(), plane.clone()));
+        }
         let clock = Instant::now();
         let (core, effects) = Core::recover(settings.clone(), &records, Millis(0));
         let inputs = Inputs {
@@ -200,6 +218,7 @@ impl Driver {
             store,
             plane,
             installer,
+            measurer,
             outbox,
             roots,
             inputs: Some(inputs),
@@ -349,6 +368,9 @@ impl Driver {
                     tracing::warn!(%error, "an unused bundle stays");
                 }
             }
+            Effect::Measure(order) => self.measurer.begin(*order),
+            Effect::CancelMeasure => self.measurer.cancel(),
+            Effect::SetLogLevel(level) => set_log_level(level.as_deref()),
             Effect::Publish(report) => self.publish(*report)?,
             Effect::Drain => self.ending = true,
         }
@@ -374,6 +396,7 @@ impl Driver {
     fn stall(&mut self, error: &PathError) {
         tracing::error!(%error, "nothing can be decided until the journal can be written");
         self.installer.abandon_all();
+        self.measurer.cancel();
         self.stalled = Some((Instant::now() + STALL, error.to_string()));
     }
 
@@ -760,14 +783,17 @@ fn open_journal(state: &StateDir) -> Result<(Journal, Vec<Record>), PathError> {
     Ok((journal, records))
 }
 
+fn hosting_program(config: &Config) -> Result<PathBuf, worker_program::NotFound> {
+    match &config.worker.program {
+        Some(program) => Ok(program.clone()),
+        None => worker_program::find(),
+    }
+}
+
 fn plane_config(config: &Config, state: &StateDir) -> Result<PlaneConfig, RunError> {
-    let worker_program: PathBuf = match &config.worker.program {
-        Some(program) => program.clone(),
-        None => worker_program::find()?,
-    };
     Ok(PlaneConfig {
         engine: config.engine.clone(),
-        worker_program,
+        worker_program: hosting_program(config)?,
         worker_args: config.worker.args.clone(),
         worker_memory_bytes: config.worker.memory_bytes,
         worker_groups: worker_groups(config),
@@ -842,6 +868,14 @@ fn warn_of_findings(config: &Config) {
     }
 }
 
+/// The log does as it did where this fails.
+fn set_log_level(level: Option<&str>) {
+    match logging::set(level) {
+        Ok(()) => tracing::debug!(level, "the log level is set"),
+        Err(error) => tracing::warn!(level, error, "the log level stays as it is"),
+    }
+}
+
 fn listen_for(kind: SignalKind) -> Result<Signal, RunError> {
     signal(kind).map_err(|e| RunError::System("listen for signals", e))
 }
@@ -882,6 +916,10 @@ fn log_report(report: &Report) {
         Report::Recompress(r) => tracing::info!(
             model = r.model, request = r.request_id, budget = %r.budget,
             "asking for a smaller model"
+        ),
+        Report::Command(c) => tracing::info!(
+            id = c.id, kind = %c.kind, outcome = %c.outcome, reason = c.reason, topic = c.topic,
+            sender = c.sender, args = c.args_text, "command"
         ),
         Report::State(s) => tracing::info!(state = %s.state, reason = s.reason, "device"),
         _ => {}

@@ -83,6 +83,12 @@ impl Installer {
         Self { trust: trust.map(Arc::new), ..self }
     }
 
+    /// The owner's word on what may be here, where one was configured.
+    #[must_use]
+    pub fn trust(&self) -> Option<Arc<Trust>> {
+        self.trust.clone()
+    }
+
     /// Where answers go.
     #[cfg(test)]
     pub(super) fn sender(&self) -> mpsc::Sender<Event> {

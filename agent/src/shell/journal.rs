@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use super::state_dir::{PathError, write_atomically};
 use crate::core::{Durable, Record};
 
+pub mod reading;
+
 /// The smallest size from which the journal is rewritten as one snapshot.
 const COMPACT_BYTES: u64 = 1 << 20;
 /// It is rewritten at this many times the size of the last snapshot: what was written since is then
@@ -187,25 +189,13 @@ fn parse(content: &[u8]) -> (Vec<Record>, usize) {
     let mut records = Vec::new();
     let mut good = 0;
     while let Some(length) = content[good..].iter().position(|byte| *byte == b'\n') {
-        let Some(record) = parse_line(&content[good..good + length]) else {
+        let Ok(noted) = reading::entry(&content[good..good + length]) else {
             break;
         };
-        records.push(record);
+        records.push(noted.record);
         good += length + 1;
     }
     (records, good)
-}
-
-fn parse_line(line: &[u8]) -> Option<Record> {
-    let line = std::str::from_utf8(line).ok()?;
-    let (sum, rest) = line.strip_prefix(BEFORE_SUM)?.split_at_checked(8)?;
-    let entry = rest.strip_prefix(BEFORE_ENTRY)?.strip_suffix('}')?;
-    let sum = u32::from_str_radix(sum, 16).ok()?;
-    if crc32c::crc32c(entry.as_bytes()) != sum {
-        return None;
-    }
-    let entry: Entry<Record> = serde_json::from_str(entry).ok()?;
-    Some(entry.record)
 }
 
 fn cut(rest: &[u8]) -> Option<Cut> {

@@ -362,6 +362,10 @@ impl Outbox {
                 let topic = t.event(EventKind::SpoolDrop);
                 letter(s, unix_ms, &mut p, |p| &mut p.header, topic, event)
             }
+            Report::Command(mut p) => {
+                let topic = t.event(EventKind::Command);
+                letter(s, unix_ms, &mut p, |p| &mut p.header, topic, event)
+            }
             Report::Recompress(mut p) => {
                 letter(s, unix_ms, &mut p, |p| &mut p.header, t.recompress(), event)
             }
@@ -437,6 +441,7 @@ mod tests {
             header: Header::of::<StateReport>(0, 0, ""),
             state: wire::DeviceState::Online,
             reason: None,
+            log_level: None,
         })
     }
 

@@ -6,6 +6,7 @@
 //! journal             what was decided, one line per decision
 //! active.json         which bundle serves which model; a copy for people, the journal is the truth
 //! spool/              messages that no broker has acknowledged yet
+//! measure/HEX/        a bundle that is measured off to the side, while it is
 //! trust/              what of the owner's signed metadata the device has seen
 //! run/endpoints.json  where inference is really served
 //! run/status.sock     what `espalier-agent status` asks
@@ -170,6 +171,12 @@ impl StateDir {
     #[must_use]
     pub fn staging(&self) -> PathBuf {
         self.root.join("staging")
+    }
+
+    /// Bundles that are only measured.
+    #[must_use]
+    pub fn measure(&self) -> PathBuf {
+        self.root.join("measure")
     }
 
     /// The journal.

@@ -97,6 +97,17 @@ pub fn render(status: &Value) -> String {
             status["spool"]["records"], status["spool"]["bytes"], status["spool"]["max_bytes"]
         ),
     ];
+    if let Some(level) = core["log_level"].as_object() {
+        let (left, level) = (&level["left_ms"], text(&level["level"]));
+        lines.push(format!("log level, by command: {level} for {left} ms more"));
+    }
+    if let Some(own) = core["measuring"].as_object() {
+        let (model, digest, ms) = (text(&own["model"]), text(&own["digest"]), &own["elapsed_ms"]);
+        lines.push(format!(
+            "measuring {model} {digest} for {ms} ms, by command {}",
+            text(&own["id"])
+        ));
+    }
     let models = core["models"].as_array().cloned().unwrap_or_default();
     if models.is_empty() {
         lines.push("no models".to_owned());

@@ -46,9 +46,9 @@ impl Common {
     /// The engine's options.
     pub fn engine(&self) -> EngineOptions {
         EngineOptions {
-            kind: self.runtime,
             threads: self.threads,
             ort_library: self.ort_library.clone(),
+            ..EngineOptions::new(self.runtime)
         }
     }
 }

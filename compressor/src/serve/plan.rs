@@ -93,9 +93,9 @@ impl JobSpec {
         seed: u64,
     ) -> CompressJob {
         let engine = EngineOptions {
-            kind: engine_kind(self.runtime),
             threads: self.threads as usize,
             ort_library,
+            ..EngineOptions::new(engine_kind(self.runtime))
         };
         CompressJob {
             name: self.model.clone(),

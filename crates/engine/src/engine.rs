@@ -68,12 +68,17 @@ pub struct EngineOptions {
     pub threads: usize,
     /// The ONNX Runtime library; without it, [`crate::find_library`] looks for one.
     pub ort_library: Option<PathBuf>,
+    /// Whether ONNX Runtime keeps the memory of one run for the next, as [`LoadOptions::keep_memory`] asks for a single
+    /// model. tract has no such memory.
+    pub arena: bool,
+    /// Whether ONNX Runtime's threads wait for work without sleeping. tract has no threads of its own.
+    pub spinning: bool,
 }
 
 impl EngineOptions {
-    /// `kind` on one thread, its library searched for.
+    /// `kind` on one thread, its library searched for, as small devices want it.
     pub fn new(kind: EngineKind) -> Self {
-        Self { kind, threads: 1, ort_library: None }
+        Self { kind, threads: 1, ort_library: None, arena: false, spinning: false }
     }
 }
 

@@ -1,8 +1,8 @@
 //! ONNX Runtime: a shared library, loaded at run time.
 //!
 //! The process has one environment, for ever, and so one library: [`loaded`] keeps both. What a
-//! device cannot afford is off: telemetry, spinning threads, the memory arena (which keeps the peak
-//! of all requests), the parallel executor. Optimization is at `All`, the one level that every
+//! device cannot afford is off: telemetry, the parallel executor, and unless asked for spinning threads and the memory
+//! arena (which keeps the peak of all requests). Optimization is at `All`, the one level that every
 //! version takes.
 
 mod environment;
@@ -30,6 +30,8 @@ const MAX_THREADS: usize = 1024;
 pub(crate) struct OrtEngine {
     loaded: Loaded,
     threads: usize,
+    arena: bool,
+    spinning: bool,
 }
 
 impl OrtEngine {
@@ -43,7 +45,27 @@ impl OrtEngine {
         Ok(Self {
             loaded: environment::loaded(options.ort_library.as_deref())?,
             threads: options.threads.max(1),
+            arena: options.arena,
+            spinning: options.spinning,
         })
+    }
+
+    fn builder(&self, options: &LoadOptions) -> ort::Result<SessionBuilder> {
+        let builder = SessionBuilder::new(&self.loaded.environment)?
+            .with_log_level(LogLevel::Warning)?
+            .with_optimization_level(GraphOptimizationLevel::All)?
+            .with_parallel_execution(false)?
+            .with_intra_threads(self.threads)?
+            .with_inter_threads(1)?
+            .with_intra_op_spinning(self.spinning)?
+            .with_inter_op_spinning(false)?
+            .with_execution_providers([CPU::default()
+                .with_arena_allocator(self.arena || options.keep_memory)
+                .build()])?;
+        match &options.optimized_model_path {
+            Some(path) => Ok(builder.with_optimized_model_path(path)?),
+            None => Ok(builder),
+        }
     }
 
     fn commit(
@@ -54,7 +76,8 @@ impl OrtEngine {
     ) -> Result<Box<dyn Session>, EngineError> {
         check_options(options)?;
         guard(ErrorKind::Load, what, || {
-            let session = builder(&self.loaded, self.threads, options)
+            let session = self
+                .builder(options)
                 .and_then(|mut builder| commit(&mut builder))
                 .map_err(|e| {
                     EngineError::new(
@@ -104,23 +127,5 @@ fn load_error_kind(error: &ort::Error) -> ErrorKind {
         ErrorKind::Unsupported
     } else {
         ErrorKind::Load
-    }
-}
-
-fn builder(loaded: &Loaded, threads: usize, options: &LoadOptions) -> ort::Result<SessionBuilder> {
-    let builder = SessionBuilder::new(&loaded.environment)?
-        .with_log_level(LogLevel::Warning)?
-        .with_optimization_level(GraphOptimizationLevel::All)?
-        .with_parallel_execution(false)?
-        .with_intra_threads(threads)?
-        .with_inter_threads(1)?
-        .with_intra_op_spinning(false)?
-        .with_inter_op_spinning(false)?
-        .with_execution_providers([CPU::default()
-            .with_arena_allocator(options.keep_memory)
-            .build()])?;
-    match &options.optimized_model_path {
-        Some(path) => Ok(builder.with_optimized_model_path(path)?),
-        None => Ok(builder),
     }
 }

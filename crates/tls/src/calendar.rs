@@ -12,6 +12,15 @@ pub fn date(unix_s: i64) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02} UTC")
 }
 
+/// Unix time in seconds as `2026-11-28T07:46:05Z`.
+#[must_use]
+pub fn date_time(unix_s: i64) -> String {
+    let (days, rest) = (unix_s.div_euclid(DAY), unix_s.rem_euclid(DAY));
+    let (year, month, day) = civil(days);
+    let (hour, minute, second) = (rest / 3600, rest % 3600 / 60, rest % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
 /// Unix time in seconds of a moment in UTC; none where there is no such moment.
 #[must_use]
 pub fn unix(year: i64, month: i64, day: i64, hour: i64, minute: i64, second: i64) -> Option<i64> {

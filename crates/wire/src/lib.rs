@@ -12,6 +12,7 @@
 
 pub mod asyncapi;
 pub mod budget;
+pub mod command;
 pub mod drift;
 pub mod histogram;
 pub mod payload;
@@ -19,13 +20,15 @@ pub mod schema;
 pub mod topic;
 
 pub use budget::{BudgetKind, Budgets, Cause, Quality, Runtime, UnknownName, finite};
+pub use command::{InputSource, LogLevelArgs, MeasureArgs, MeasureEnd, MeasureProfile, Priority};
 pub use drift::{DriftFeature, DriftTest, Feature, MAX_DRIFT_FEATURES, Side, Statistic};
 pub use histogram::{Histogram, HistogramError};
 pub use payload::{
-    Birth, BudgetBreach, Command, CommandKind, CommandResult, Comparison, DeviceState, Header,
-    InferWindow, InstallEvent, InstallOutcome, MAX_PAYLOAD_BYTES, ModelPhase, ModelState, Offer,
-    Payload, PayloadError, PowerWindow, RecompressRequest, ResourceWindow, RollbackEvent,
-    SpoolDrop, StateReport, ThrottleEvent, decode, encode, try_encode,
+    Birth, BudgetBreach, Command, CommandEvent, CommandKind, CommandOutcome, CommandResult,
+    Comparison, DeviceState, Header, InferWindow, InstallEvent, InstallOutcome, MAX_PAYLOAD_BYTES,
+    ModelPhase, ModelState, Offer, Payload, PayloadError, PowerWindow, RecompressRequest,
+    ResourceWindow, RollbackEvent, SpoolDrop, StateReport, ThrottleEvent, decode, encode,
+    try_encode,
 };
 pub use topic::{
     DEFAULT_ROOT, EventKind, MAX_NAME_BYTES, MAX_ROOT_BYTES, Stream, Topic, TopicError, Topics,

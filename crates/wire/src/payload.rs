@@ -156,7 +156,7 @@ vocabulary! {
 vocabulary! {
     /// One-shot commands to a device.
     CommandKind {
-        /// Measure a candidate.
+        /// Measure a bundle off to the side.
         Measure = "measure",
         /// Go back to the previous model.
         Rollback = "rollback",
@@ -164,8 +164,24 @@ vocabulary! {
         SetBudget = "set_budget",
         /// Send the state of everything.
         Snapshot = "snapshot",
+        /// Log more, or less, for a while.
+        LogLevel = "log_level",
         /// Answer.
         Ping = "ping",
+    }
+}
+
+vocabulary! {
+    /// What became of a command.
+    CommandOutcome {
+        /// It was begun; its result follows.
+        Accepted = "accepted",
+        /// It was done.
+        Done = "done",
+        /// It was not begun.
+        Refused = "refused",
+        /// It was begun and came to nothing.
+        Failed = "failed",
     }
 }
 
@@ -210,6 +226,9 @@ pub struct StateReport {
     /// Why, when it is not online.
     #[serde(default)]
     pub reason: Option<String>,
+    /// What is logged, while a command has changed it.
+    #[serde(default)]
+    pub log_level: Option<String>,
 }
 
 /// The actual model.
@@ -475,6 +494,35 @@ pub struct SpoolDrop {
     pub dropped_bytes: u64,
 }
 
+/// Somebody commanded something: who, what, when, and what became of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CommandEvent {
+    /// Schema, time, sequence.
+    #[serde(flatten)]
+    pub header: Header,
+    /// The command; its result is under the same name.
+    pub id: String,
+    /// What it asks for.
+    pub kind: CommandKind,
+    /// What became of it.
+    pub outcome: CommandOutcome,
+    /// Why, where it was not done.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Where it came in, below the device: who may write there is the broker's to say.
+    pub topic: String,
+    /// The boot of its sender, as that says.
+    pub sender: String,
+    /// When it was sent, as its sender says, Unix time in milliseconds.
+    pub sent_ts: u64,
+    /// Unix time after which it must not be done any more, milliseconds; 0 for no end.
+    pub expires_ms: u64,
+    /// Its arguments as JSON, at most the first 1024 bytes.
+    pub args_text: String,
+    /// From its arrival to this outcome.
+    pub elapsed_ms: u64,
+}
+
 /// A device asks for a smaller model, or for one that fits what it is asked now, with its evidence.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RecompressRequest {
@@ -722,6 +770,9 @@ payload!(RollbackEvent, "espalier.rollback.v1", "up/e/rollback", false, |it| {
 });
 payload!(ThrottleEvent, "espalier.throttle.v1", "up/e/throttle", false);
 payload!(SpoolDrop, "espalier.spool_drop.v1", "up/e/spool_drop", false);
+payload!(CommandEvent, "espalier.command_event.v1", "up/e/command", false, |it| {
+    name("id", &it.id)
+});
 payload!(RecompressRequest, "espalier.recompress.v1", "up/rq/recompress", false, |it| {
     name("request_id", &it.request_id)?;
     name("device", &it.device)?;

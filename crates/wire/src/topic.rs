@@ -25,6 +25,8 @@ vocabulary! {
         Throttle = "throttle",
         /// Telemetry was dropped for lack of space.
         SpoolDrop = "spool_drop",
+        /// Somebody commanded something.
+        Command = "command",
     }
 }
 

@@ -7,11 +7,12 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use wire::{
-    Birth, BudgetBreach, BudgetKind, Budgets, Cause, Command, CommandKind, CommandResult,
-    Comparison, DeviceState, DriftFeature, DriftTest, Feature, Header, Histogram, InferWindow,
-    InstallEvent, InstallOutcome, MAX_PAYLOAD_BYTES, ModelPhase, ModelState, Offer, Payload,
-    PayloadError, PowerWindow, Quality, RecompressRequest, ResourceWindow, RollbackEvent, Runtime,
-    Side, SpoolDrop, StateReport, Statistic, ThrottleEvent, decode, encode, try_encode,
+    Birth, BudgetBreach, BudgetKind, Budgets, Cause, Command, CommandEvent, CommandKind,
+    CommandOutcome, CommandResult, Comparison, DeviceState, DriftFeature, DriftTest, Feature,
+    Header, Histogram, InferWindow, InstallEvent, InstallOutcome, MAX_PAYLOAD_BYTES, ModelPhase,
+    ModelState, Offer, Payload, PayloadError, PowerWindow, Quality, RecompressRequest,
+    ResourceWindow, RollbackEvent, Runtime, Side, SpoolDrop, StateReport, Statistic, ThrottleEvent,
+    decode, encode, try_encode,
 };
 
 const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -42,6 +43,7 @@ fn state() -> StateReport {
         header: header::<StateReport>(),
         state: DeviceState::Degraded,
         reason: Some("disk".into()),
+        log_level: Some("debug".into()),
     }
 }
 
@@ -253,6 +255,22 @@ fn command() -> Command {
     }
 }
 
+fn audit() -> CommandEvent {
+    CommandEvent {
+        header: header::<CommandEvent>(),
+        id: "c-1".into(),
+        kind: CommandKind::LogLevel,
+        outcome: CommandOutcome::Refused,
+        reason: Some("expired".into()),
+        topic: "dn/cmd/log_level/c-1".into(),
+        sender: "b00".into(),
+        sent_ts: 1_795_000_000_000,
+        expires_ms: 1_795_000_000_100,
+        args_text: "{}".into(),
+        elapsed_ms: 0,
+    }
+}
+
 fn result() -> CommandResult {
     CommandResult {
         header: header::<CommandResult>(),
@@ -282,6 +300,7 @@ fn all() -> Vec<(&'static str, Value)> {
         survives(&rollback()),
         survives(&throttle()),
         survives(&drop_report()),
+        survives(&audit()),
         survives(&request()),
         survives(&result()),
         survives(&offer()),
@@ -313,7 +332,7 @@ fn the_checked_in_schemas_are_those_of_the_types() {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("schemas");
     let bless = std::env::var_os("ESPALIER_BLESS").is_some();
     let mut expected = BTreeSet::new();
-    for (name, schema) in wire::schema::all() {
+    for (name, schema) in wire::schema::all().into_iter().chain(wire::schema::parts()) {
         let path = dir.join(format!("{name}.json"));
         let text = format!("{}\n", serde_json::to_string_pretty(&schema).unwrap());
         if bless {

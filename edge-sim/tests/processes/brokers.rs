@@ -28,6 +28,7 @@ fn publish(watcher: &Watcher, reason: &str) {
         header: Header::of::<StateReport>(1, 1, "boot"),
         state: DeviceState::Degraded,
         reason: Some(reason.to_owned()),
+        log_level: None,
     });
     let topic = Topics::new(ROOT, "board-1").unwrap().state();
     watcher.publish(&topic, true, payload, PATIENCE).unwrap();

@@ -273,7 +273,12 @@ impl Device {
     }
 
     fn state(&self, state: DeviceState) {
-        let report = StateReport { header: self.header::<StateReport>(), state, reason: None };
+        let report = StateReport {
+            header: self.header::<StateReport>(),
+            state,
+            reason: None,
+            log_level: None,
+        };
         self.publish(&self.topics.state(), &report);
     }
 

@@ -13,6 +13,7 @@ enum Op {
     Died(usize),
     Restarted(usize, bool),
     Command(usize, u8, u64),
+    Measured,
     Link(bool),
     Withdraw(usize),
     Crash,
@@ -34,7 +35,8 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (1..4_000_u64).prop_map(Op::Tick),
         1 => (0..2_usize).prop_map(Op::Died),
         2 => (0..2_usize, any::<bool>()).prop_map(|(m, up)| Op::Restarted(m, up)),
-        2 => (0..2_usize, 0..4_u8, any::<u64>()).prop_map(|(m, k, id)| Op::Command(m, k, id)),
+        2 => (0..2_usize, 0..6_u8, any::<u64>()).prop_map(|(m, k, id)| Op::Command(m, k, id)),
+        1 => Just(Op::Measured),
         1 => any::<bool>().prop_map(Op::Link),
         1 => (0..3_usize).prop_map(Op::Withdraw),
         1 => Just(Op::Crash),
@@ -53,9 +55,14 @@ fn class(chance: u8) -> Option<FailureClass> {
 }
 
 fn command(model: &str, kind: u8, id: u64) -> Event {
-    let kind =
-        [CommandKind::Ping, CommandKind::Rollback, CommandKind::SetBudget, CommandKind::Snapshot]
-            [usize::from(kind) % 4];
+    let kind = [
+        CommandKind::Ping,
+        CommandKind::Rollback,
+        CommandKind::SetBudget,
+        CommandKind::Snapshot,
+        CommandKind::Measure,
+        CommandKind::LogLevel,
+    ][usize::from(kind) % 6];
     let command = Command {
         header: header::<Command>(),
         id: id.to_string(),
@@ -65,6 +72,15 @@ fn command(model: &str, kind: u8, id: u64) -> Event {
     };
     let command = match kind {
         CommandKind::SetBudget => command,
+        CommandKind::Measure => {
+            let args = serde_json::json!({
+                "model": model, "digest": digest(id % 100), "url": "http://h/b", "size_bytes": 1,
+            });
+            Command { args, ..command }
+        }
+        CommandKind::LogLevel => {
+            Command { args: serde_json::json!({ "level": "debug", "for_ms": 2000 }), ..command }
+        }
         _ => Command { args: serde_json::json!({ "model": model }), ..command },
     };
     Event::Command { command, unix_ms: None }
@@ -94,6 +110,11 @@ fn play(world: &mut World, op: Op) {
         Op::Restarted(m, true) => world.feed(Event::WorkerRestarted { model: MODELS[m].into() }),
         Op::Restarted(m, false) => world.feed(restart_failed(MODELS[m])),
         Op::Command(m, kind, id) => world.feed(command(MODELS[m], kind, id)),
+        Op::Measured => {
+            if let Some(id) = world.measuring.take() {
+                world.feed(Event::Measured { id, outcome: Err("by chance".into()) });
+            }
+        }
         Op::Withdraw(m) => world.feed(Event::Withdrawn { model: MODELS[m].into() }),
         Op::Link(true) => world.feed(Event::Connected),
         Op::Link(false) => world.feed(Event::Disconnected { reason: "refused".into() }),

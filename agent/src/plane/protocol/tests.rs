@@ -18,8 +18,11 @@ fn example() -> Vec<Message> {
             engine: "ort".to_owned(),
             threads: 2,
             ort_library: Some("/lib/ort.so".into()),
+            arena: true,
+            spinning: false,
         }),
         Message::Run { id: 9, tensors: tensors.clone() },
+        Message::Hello(Hello::own()),
         Message::Loaded(LoadedReply {
             inputs: vec![port.clone()],
             outputs: vec![port],
@@ -29,6 +32,21 @@ fn example() -> Vec<Message> {
         Message::Ran { id: 9, compute_us: 1234, tensors },
         Message::Failed(Failure { id: 9, kind: FailureKind::Engine, error: "no".to_owned() }),
     ]
+}
+
+#[test]
+fn a_worker_of_another_version_is_told_by_what_it_says_first_or_does_not() {
+    let body = |message: &Message| message.encode().unwrap().split_off(4);
+    assert_eq!(Hello::expect(&body(&Message::Hello(Hello::own()))), Ok(Hello::own()));
+    let newer = Hello { protocol: PROTOCOL + 1, version: "9.9.9".to_owned() };
+    let error = Hello::expect(&body(&Message::Hello(newer))).unwrap_err();
+    assert!(error.contains("the worker is of version 9.9.9 (protocol 3)"), "{error}");
+    assert!(error.contains("of one version"), "{error}");
+    for other in example().iter().filter(|message| !matches!(message, Message::Hello(_))) {
+        let error = Hello::expect(&body(other)).unwrap_err();
+        assert!(error.contains("does not say its version"), "{error}");
+    }
+    assert!(Hello::expect(&[]).is_err());
 }
 
 #[test]

@@ -18,11 +18,19 @@ struct Rig {
 impl Rig {
     fn start(hook: impl ComputeHook + Send + 'static) -> Self {
         let (socket, theirs) = UnixStream::pair().unwrap();
-        Self {
+        let rig = Self {
             socket,
             worker: thread::spawn(move || serve(theirs, Box::new(hook), fake::load)),
             folder: tempfile::tempdir().unwrap(),
-        }
+        };
+        rig.greeted();
+        rig
+    }
+
+    /// Hears the worker out that says its version.
+    fn greeted(&self) {
+        let body = read_frame(&mut &self.socket).unwrap().unwrap();
+        assert_eq!(Hello::expect(&body), Ok(Hello::own()));
     }
 
     fn loaded(hook: impl ComputeHook + Send + 'static) -> Self {
@@ -35,8 +43,8 @@ impl Rig {
     fn load(&mut self, model: &str) -> Message {
         let path = self.folder.path().join("model");
         std::fs::write(&path, model).unwrap();
-        let load =
-            LoadRequest { model: path, engine: "fake".to_owned(), threads: 1, ort_library: None };
+        let options = engine::EngineOptions::new(engine::EngineKind::Tract);
+        let load = LoadRequest { engine: "fake".to_owned(), ..LoadRequest::new(path, &options) };
         self.ask(&Message::Load(load).encode().unwrap()).unwrap()
     }
 
@@ -177,6 +185,7 @@ fn a_worker_in_the_middle_of_an_inference_ends_with_its_socket() {
         .spawn()
         .unwrap();
     let mut rig = Rig { socket, worker: thread::spawn(|| 0), folder };
+    rig.greeted();
     assert!(matches!(rig.load("2"), Message::Loaded(_)));
     rig.socket.write_all(&encode_run(5, &fake::row(fake::GATE, 1.0)).unwrap()).unwrap();
     let _inside = gate.accept().unwrap();

@@ -111,6 +111,7 @@ pub(super) fn will(boot_id: &str, unix_ms: Option<u64>) -> Vec<u8> {
         header: Header::of::<StateReport>(unix_ms.unwrap_or(0), 0, boot_id),
         state: DeviceState::Offline,
         reason: Some("the connection was lost".to_owned()),
+        log_level: None,
     })
 }
 
@@ -142,11 +143,16 @@ pub(super) fn message(
             Ok(Some(Event::Offer(offer)))
         }
         Topic::Command(kind, id) => {
-            let command: Command = wire::decode(payload).map_err(|e| e.to_string())?;
-            if command.kind != kind || command.id != id {
-                return Err("the topic and the command name different commands".to_owned());
-            }
-            Ok(Some(Event::Command { command, unix_ms }))
+            let command = wire::decode::<Command>(payload).map_err(|e| e.to_string());
+            let command = command.and_then(|command| {
+                let same = command.kind == kind && command.id == id;
+                let other = || "the topic and the command name different commands".to_owned();
+                same.then_some(command).ok_or_else(other)
+            });
+            Ok(Some(match command {
+                Ok(command) => Event::Command { command, unix_ms },
+                Err(reason) => Event::BadCommand { kind, id, reason },
+            }))
         }
         _ => Ok(None),
     }

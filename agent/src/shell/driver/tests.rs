@@ -20,6 +20,7 @@ use crate::core::InstallState;
 mod crashes;
 mod disk;
 mod faults;
+mod measure;
 mod trace;
 mod trust;
 
