@@ -13,7 +13,7 @@ use std::time::Duration;
 use engine::{EngineKind, EngineOptions};
 use wire::{Budgets, Topics};
 
-use crate::core::{BreachRules, DriftRules, InstallRules, check_budgets};
+use crate::core::{BreachRules, DriftRules, InstallRules, ProbationRules, check_budgets};
 use crate::plane::batch::BatchRules;
 use crate::sys::PowerConfig;
 
@@ -25,6 +25,7 @@ use reader::Reader;
 mod download;
 mod layers;
 mod otlp;
+mod probation;
 mod reader;
 mod secure;
 mod trust;
@@ -76,6 +77,8 @@ pub struct Config {
     pub drift_sample_every: Duration,
     /// How an install is judged.
     pub install: InstallRules,
+    /// When a new model counts as worse than it may be.
+    pub probation: ProbationRules,
     /// Whose keys must have signed what is installed; without them a digest is enough.
     pub trust: Option<TrustConfig>,
     /// How bundles are fetched.
@@ -285,6 +288,7 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Config {
     let drift = drift(r);
     let drift_sample_every = r.millis("drift.sample_every_ms", 0, 0..=3_600_000);
     let install = install(r);
+    let probation = probation::read(r);
     let trust = trust::read(r, environment);
     let download = download::read(r);
     let otlp = otlp::read(r);
@@ -306,6 +310,7 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Config {
         drift,
         drift_sample_every,
         install,
+        probation,
         trust,
         download,
         otlp,

@@ -30,6 +30,7 @@ pub use measure::MeasureOrder;
 pub use record::{Baseline, Durable, DurableModel, InstallState, Installed, Record};
 pub use settings::{BreachRules, DriftRules, InstallRules, Settings};
 pub use status::{InstallStatus, ModelStatus, Status};
+pub use trial::{Prediction, Predictions, ProbationRules, Trial};
 pub use window::{Conditions, DownloadRules, Hold, NoWindow, Window};
 
 use live::Live;
@@ -56,6 +57,7 @@ mod request;
 mod settings;
 mod status;
 mod telemetry;
+mod trial;
 mod window;
 
 /// How many command numbers are remembered to recognise a repetition.

@@ -44,7 +44,8 @@ pub use jobs::{Compressor, Pipeline};
 pub use service::{ServeError, Service};
 pub use store::{
     FAILURE_KEPT, MAX_ATTEMPTS, MAX_BUNDLES, MAX_DEVICES, MAX_FINISHED_JOBS, MAX_OUTBOX,
-    MAX_QUEUED_JOBS, MAX_REQUESTS, MAX_STORE_BYTES, MAX_TAKEN_BACK, MAX_WAITING, StoreError,
+    MAX_QUEUED_JOBS, MAX_REQUESTS, MAX_RESULTS, MAX_STORE_BYTES, MAX_TAKEN_BACK, MAX_WAITING,
+    StoreError,
 };
 
 /// Runs the service until it is told to stop by SIGTERM or SIGINT. One JSON line on standard output

@@ -40,6 +40,9 @@ pub struct End {
     /// The model before it, where it was held against one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub baseline: Option<Baseline>,
+    /// What its probation found, where it had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<Box<wire::Trial>>,
 }
 
 impl End {
@@ -58,6 +61,7 @@ impl End {
             before: None,
             blocked: block || model.blocked.contains(digest),
             baseline: None,
+            trial: None,
         };
         match record {
             Record::Install { model: name, install, state, reason, block, .. } => {
@@ -69,7 +73,11 @@ impl End {
                     _ => return None,
                 };
                 let end = end(name, &own.offer.digest, *state, reason, *block);
-                Some(Self { before, baseline: own.baseline, ..end })
+                let told = |trial: &super::Trial| {
+                    Box::new(trial.report(&own.baseline.unwrap_or_default(), &own.predicted))
+                };
+                let trial = own.trial.as_deref().map(told);
+                Some(Self { before, baseline: own.baseline, trial, ..end })
             }
             Record::Reverted { model: name, from, reason, block } => {
                 let taken_back = active.as_ref() == Some(from);
@@ -148,6 +156,7 @@ impl Core {
             elapsed_ms,
             comparison,
             blocked: end.blocked,
+            trial: end.trial.as_deref().cloned(),
         }));
     }
 }

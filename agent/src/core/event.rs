@@ -5,6 +5,7 @@ use wire::{
 };
 
 use super::drift::DriftFacts;
+use super::trial::Predictions;
 use super::window::Conditions;
 
 /// Milliseconds of a clock that only moves forward. The shell reads it; the core only compares it.
@@ -202,7 +203,7 @@ pub enum StepDone {
 }
 
 /// What the manifest of a verified bundle says, to be held against the offer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct BundleFacts {
     /// The model's name.
     pub name: String,
@@ -216,6 +217,8 @@ pub struct BundleFacts {
     pub device_class: String,
     /// Bytes of all its files.
     pub size_bytes: u64,
+    /// What it says the model will cost.
+    pub predicted: Box<Predictions>,
 }
 
 /// A step that went wrong.

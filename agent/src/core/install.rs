@@ -4,12 +4,12 @@ use super::effect::{Effect, Step};
 use super::event::{
     BundleFacts, FailureClass, InstallId, Millis, ShadowFacts, StepDone, StepFailure,
 };
-use super::live::{LiveInstall, Probation};
+use super::judge::Shadow;
+use super::live::LiveInstall;
 use super::record::{DurableInstall, InstallState, Record};
+use super::trial::{CRASHES, Trial};
 use super::{Core, judge};
 
-/// Deaths of the worker during probation from which the model is taken back.
-const MAX_PROBATION_DEATHS: u32 = 2;
 /// The first wait before a failed step is tried again.
 const RETRY_FIRST_MS: u64 = 1_000;
 /// The longest wait before a failed step is tried again.
@@ -109,8 +109,9 @@ impl Core {
             return;
         }
         self.advance_with(now, &own.offer.model, InstallState::Loading, |record| {
-            if let Record::Install { size_bytes, .. } = record {
+            if let Record::Install { size_bytes, predicted, .. } = record {
                 *size_bytes = Some(facts.size_bytes);
+                *predicted = Some(Box::new(facts.predicted.for_class(&facts.device_class)));
             }
         });
         self.perform(&own.offer.model);
@@ -138,17 +139,18 @@ impl Core {
             return;
         }
         self.live(model).install.shadow = facts;
-        if facts.shown() >= self.settings.install.shadow_requests {
-            self.conclude_shadow(now, model);
-        }
+        self.judge_shadow(now, model, false);
     }
 
-    fn conclude_shadow(&mut self, now: Millis, model: &str) {
+    /// Goes on from a shadow that has seen enough, or has no more time.
+    fn judge_shadow(&mut self, now: Millis, model: &str, timed_out: bool) {
         let facts = self.live(model).install.shadow;
         let floor = self.budgets(model).agreement_min;
-        match judge::shadow(&facts, floor, &self.settings.install) {
-            Ok(()) => self.switch(now, model),
-            Err(reason) => self.reject(now, model, &reason, true),
+        let restarts = self.install(model).map_or(0, |own| own.restarts);
+        match judge::shadow(&facts, floor, restarts, &self.settings) {
+            Shadow::Refuse(reason) => self.reject(now, model, &reason, true),
+            Shadow::Watch if !timed_out => {}
+            Shadow::Watch | Shadow::Pass => self.switch(now, model),
         }
     }
 
@@ -167,12 +169,25 @@ impl Core {
         let model = own.offer.model.as_str();
         let live = self.live(model);
         live.serves(&own.offer.digest);
-        live.install.probation = Probation::default();
         live.gauges.values_mut().for_each(super::gauge::Gauge::reset);
         live.recent.clear();
         live.pending = super::live::Evidence::default();
-        self.advance(now, model, InstallState::Probation);
+        live.install.windows = 0;
+        let trial = self.begin_trial(own);
+        self.advance_with(now, model, InstallState::Probation, |record| {
+            if let Record::Install { trial: slot, .. } = record {
+                *slot = Some(Box::new(trial));
+            }
+        });
         self.emit(Effect::WriteActive(self.durable.active()));
+    }
+
+    /// What a model is held against on probation: as things are when it is switched to.
+    pub(super) fn begin_trial(&self, own: &DurableInstall) -> Trial {
+        let before = own.baseline.unwrap_or_default();
+        let budgets = self.budgets(&own.offer.model);
+        let rules = &self.settings;
+        Trial::begin(&before, &own.predicted, &budgets, &rules.probation, &rules.install)
     }
 
     /// Moves on, tells so, and performs the new state's step.
@@ -348,7 +363,7 @@ impl Core {
                 self.perform(model);
             }
         } else if shadow && in_state >= rules.shadow_timeout_ms {
-            self.conclude_shadow(now, model);
+            self.judge_shadow(now, model, true);
         } else if has_deadline(own.state) && in_state >= rules.step_timeout_ms {
             let limit = rules.step_timeout_ms;
             let step = own.state.phase();
@@ -359,13 +374,13 @@ impl Core {
 
     /// A death of the worker is held against a bundle on probation.
     pub(super) fn count_death(&mut self, now: Millis, model: &str, reason: &str) {
-        let state = self.install(model).map(|own| own.state);
-        if state != Some(InstallState::Probation) {
+        let Some((install, mut trial)) = self.trial(model) else {
             return;
-        }
-        let probation = &mut self.live(model).install.probation;
-        probation.deaths += 1;
-        if probation.deaths >= MAX_PROBATION_DEATHS {
+        };
+        trial.count_death();
+        let again = trial.deaths() >= CRASHES;
+        self.watched(model, install, trial);
+        if again {
             let reason = format!("its worker died again during probation: {reason}");
             self.roll_back(now, model, &reason, true);
         }
@@ -392,5 +407,7 @@ fn moved(own: &DurableInstall, state: InstallState, reason: Option<String>, bloc
         block,
         size_bytes: None,
         baseline: None,
+        predicted: None,
+        trial: None,
     }
 }

@@ -110,25 +110,8 @@ pub(super) struct LiveInstall {
     pub held: Option<Hold>,
     /// What shadowing has seen.
     pub shadow: ShadowFacts,
-    /// What probation has seen.
-    pub probation: Probation,
-}
-
-/// What probation has seen.
-#[derive(Debug, Default)]
-pub(super) struct Probation {
-    /// Windows of any kind.
+    /// Windows of probation of any kind since the agent started.
     pub windows: u32,
-    /// Windows with enough requests and no outside cause.
-    pub evidence: u32,
-    /// Times in the latter.
-    pub times: Histogram,
-    /// Requests in all of them.
-    pub requests: u64,
-    /// Errors in all of them.
-    pub errors: u64,
-    /// Deaths of the worker.
-    pub deaths: u32,
 }
 
 /// One or more windows added together until they are evidence.
@@ -146,6 +129,12 @@ pub(super) struct Evidence {
     pub rejected: u64,
     /// Whom slowness in them is attributed to.
     pub cause: Cause,
+    /// What each request counts as an observation of latency, at least.
+    pub weight: f64,
+    /// The highest memory reading.
+    pub memory_bytes: Option<u64>,
+    /// The highest measured energy per inference, millijoules.
+    pub energy_mj: Option<f64>,
 }
 
 impl Default for Evidence {
@@ -157,6 +146,9 @@ impl Default for Evidence {
             errors: 0,
             rejected: 0,
             cause: Cause::Model,
+            weight: 1.0,
+            memory_bytes: None,
+            energy_mj: None,
         }
     }
 }

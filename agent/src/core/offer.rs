@@ -170,6 +170,7 @@ impl Core {
             elapsed_ms: 0,
             comparison: None,
             blocked: self.is_blocked(&offer.model, &offer.digest),
+            trial: None,
         }));
     }
 

@@ -10,6 +10,7 @@ use wire::{BudgetKind, Budgets, Command, Offer, RecompressRequest};
 
 use super::ending::End;
 use super::event::InstallId;
+use super::trial::{Predictions, Trial};
 
 /// How many digests a device remembers as never to be installed again, per model.
 pub(super) const MAX_BLOCKED: usize = 4096;
@@ -81,6 +82,21 @@ pub struct Baseline {
     pub shadow_before_p95_us: Option<u64>,
     /// The candidate's p95 while shadowing.
     pub shadow_after_p95_us: Option<u64>,
+    /// The upper edge of the bucket that holds `p95_us`.
+    #[serde(default)]
+    pub p95_edge_us: Option<u64>,
+    /// Requests behind the p95, as independent ones.
+    #[serde(default)]
+    pub requests: f64,
+    /// Of these, in buckets above the edge.
+    #[serde(default)]
+    pub over: f64,
+    /// The highest memory reading in the last windows.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+    /// The highest measured energy per inference in the last windows, millijoules.
+    #[serde(default)]
+    pub energy_mj: Option<f64>,
 }
 
 /// One entry of the journal.
@@ -121,6 +137,21 @@ pub enum Record {
         /// The model before it, from `probation` on.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         baseline: Option<Baseline>,
+        /// What its bundle says it will cost, once known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        predicted: Option<Box<Predictions>>,
+        /// What it is held against on probation.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trial: Option<Box<Trial>>,
+    },
+    /// A probation has seen more.
+    Watched {
+        /// The model.
+        model: String,
+        /// Which install.
+        install: InstallId,
+        /// All that it has seen.
+        trial: Box<Trial>,
     },
     /// The install starts over from its stored or staged files after the agent stopped.
     Resumed {
@@ -250,6 +281,12 @@ pub struct DurableInstall {
     pub size_bytes: u64,
     /// The model before it, from `probation` on.
     pub baseline: Option<Baseline>,
+    /// What its bundle says it will cost, from `loading` on.
+    #[serde(default)]
+    pub predicted: Box<Predictions>,
+    /// What its probation has seen.
+    #[serde(default)]
+    pub trial: Option<Box<Trial>>,
 }
 
 /// A request nobody has answered yet.
@@ -277,6 +314,7 @@ impl Durable {
             }
             Record::Offered { model, install, offer } => self.apply_offered(model, *install, offer),
             Record::Install { model, .. }
+            | Record::Watched { model, .. }
             | Record::Resumed { model, .. }
             | Record::Reverted { model, .. }
             | Record::RequestClosed { model, .. } => {
@@ -350,6 +388,8 @@ impl Durable {
             restarts: 0,
             size_bytes: offer.size_bytes,
             baseline: None,
+            predicted: Box::default(),
+            trial: None,
         });
     }
 }
@@ -369,6 +409,11 @@ impl DurableModel {
     fn apply(&mut self, record: &Record) {
         match record {
             Record::Install { .. } => self.apply_install(record),
+            Record::Watched { install, trial, .. } => {
+                if let Some(own) = self.install.as_mut().filter(|own| own.id == *install) {
+                    own.trial = Some(trial.clone());
+                }
+            }
             Record::Resumed { install, state, .. } => {
                 if let Some(own) = self.install.as_mut().filter(|own| own.id == *install) {
                     own.state = *state;
@@ -401,7 +446,10 @@ impl DurableModel {
     }
 
     fn apply_install(&mut self, record: &Record) {
-        let Record::Install { install, state, block, size_bytes, baseline, .. } = record else {
+        let Record::Install {
+            install, state, block, size_bytes, baseline, predicted, trial, ..
+        } = record
+        else {
             return;
         };
         let Some(own) = self.install.as_mut().filter(|own| own.id == *install) else {
@@ -410,6 +458,10 @@ impl DurableModel {
         own.state = *state;
         own.size_bytes = size_bytes.unwrap_or(own.size_bytes);
         own.baseline = baseline.or(own.baseline);
+        if let Some(predicted) = predicted {
+            own.predicted.clone_from(predicted);
+        }
+        own.trial = trial.clone().or(own.trial.take());
         if *block {
             self.blocked.insert(own.offer.digest.clone());
         }

@@ -139,6 +139,7 @@ impl Core {
             elapsed_ms,
             comparison,
             blocked: self.is_blocked(&model, &install.offer.digest),
+            trial: None,
         }));
         self.report_model(&model);
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use wire::{Birth, Budgets};
 
+use super::trial::ProbationRules;
 use super::window::DownloadRules;
 
 /// Everything the core is configured with. It never changes while it runs, but for the budgets.
@@ -21,6 +22,8 @@ pub struct Settings {
     pub drift: DriftRules,
     /// How an install is judged.
     pub install: InstallRules,
+    /// When a new model counts as worse than it may be.
+    pub probation: ProbationRules,
     /// When downloads may move.
     pub download: DownloadRules,
     /// What is wrong with the device for as long as the agent runs.
@@ -116,7 +119,8 @@ pub struct InstallRules {
     pub max_bundle_bytes: u64,
     /// The most models on the device.
     pub max_models: usize,
-    /// How much slower than the model before it a new one may be that misses its budget, or has none.
+    /// How much slower than the model before it, or than predicted, a new one may be; likewise for memory
+    /// and energy.
     pub regress_ratio: f64,
     /// The share of failing requests from which a new model is taken back.
     pub max_error_rate: f64,

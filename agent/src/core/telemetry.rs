@@ -1,19 +1,23 @@
 //! Windows: told outside, and held against the budgets and against probation.
 
-use wire::{BudgetKind, Cause, DriftTest, Histogram, InferWindow, ResourceWindow};
+use wire::{
+    BudgetKind, Cause, DriftTest, Histogram, InferWindow, PowerWindow, Quality, ResourceWindow,
+};
 
 use super::Core;
 use super::effect::Report;
-use super::event::{Millis, ModelFacts, WindowFacts};
+use super::event::{InstallId, Millis, ModelFacts, WindowFacts};
 use super::gauge::Seen;
-use super::judge::{self, Verdict};
 use super::live::Evidence;
-use super::record::InstallState;
+use super::record::{InstallState, Record};
 use super::report::blank;
 use super::settings::BreachRules;
+use super::trial::{Observation, Trial, Verdict};
 
 /// The share of the processor time in use from which a model among others draws the power.
 const POWER_SHARE: f64 = 0.5;
+/// A probation without evidence, or with a suspicion, ends after this many times its windows.
+const PATIENCE: u32 = 4;
 
 impl Core {
     pub(super) fn on_window(&mut self, now: Millis, facts: &WindowFacts) {
@@ -45,19 +49,27 @@ impl Core {
         let model = facts.model.as_str();
         self.live(model).pss_bytes = facts.pss_bytes;
         let cause = attribute(facts, window.resources.as_ref(), &self.settings.breach);
-        let evidence = self.gather(facts, cause);
+        let evidence = self.gather(facts, window, cause);
         match self.install(model).map(|own| own.state) {
             None | Some(InstallState::Offered | InstallState::Downloading) => {
                 self.hold_against_budgets(now, facts, window, evidence, cause);
             }
-            Some(InstallState::Probation) => self.on_probation(now, facts, evidence),
+            Some(InstallState::Probation) => {
+                self.on_probation(now, facts, window, cause, evidence.as_ref());
+            }
             // Our own loading, testing and shadowing disturb the model: no evidence.
             Some(_) => self.live(model).pending = Evidence::default(),
         }
     }
 
     /// Adds a window to those too small to be evidence, until together they are large enough.
-    fn gather(&mut self, facts: &ModelFacts, cause: Cause) -> Option<Evidence> {
+    fn gather(
+        &mut self,
+        facts: &ModelFacts,
+        window: &WindowFacts,
+        cause: Cause,
+    ) -> Option<Evidence> {
+        let weight = self.settings.probation.weight(facts.compute.count(), window.window_ms);
         let enough = self.settings.breach.min_requests.max(1);
         let pending = &mut self.live(&facts.model).pending;
         pending.compute.merge(&facts.compute);
@@ -65,6 +77,13 @@ impl Core {
         pending.requests += facts.requests;
         pending.errors += facts.errors;
         pending.rejected += facts.rejected;
+        pending.weight = pending.weight.min(weight);
+        pending.memory_bytes = pending.memory_bytes.max(loaded_memory(facts, cause));
+        let energy = measured_energy(facts, window, cause);
+        pending.energy_mj = match (pending.energy_mj, energy) {
+            (Some(most), Some(energy)) => Some(most.max(energy)),
+            (most, energy) => most.or(energy),
+        };
         if pending.cause == Cause::Model {
             pending.cause = cause;
         }
@@ -141,34 +160,86 @@ impl Core {
         }
     }
 
-    fn on_probation(&mut self, now: Millis, facts: &ModelFacts, evidence: Option<Evidence>) {
+    fn on_probation(
+        &mut self,
+        now: Millis,
+        facts: &ModelFacts,
+        window: &WindowFacts,
+        cause: Cause,
+        evidence: Option<&Evidence>,
+    ) {
         let model = facts.model.as_str();
-        let limit = self.budgets(model).latency_p95_us;
-        let before = self.install(model).and_then(|own| own.baseline);
-        let replaces = self.durable.models.get(model).is_some_and(|m| m.previous.is_some());
-        let rules = self.settings.install.clone();
-        let seen = &mut self.live(model).install.probation;
-        seen.windows += 1;
-        let windows = seen.windows;
-        seen.requests += facts.requests;
-        seen.errors += facts.errors;
-        if let Some(evidence) = evidence.filter(|evidence| evidence.cause == Cause::Model) {
-            seen.evidence += 1;
-            seen.times.merge(&evidence.compute);
+        let Some((install, mut trial)) = self.trial(model) else {
+            return;
+        };
+        let counts = evidence.is_some_and(|evidence| evidence.cause == Cause::Model);
+        if counts {
+            trial.count_window();
         }
-        let verdict = judge::probation(seen, &before.unwrap_or_default(), limit, &rules);
-        let down = self.live(model).down.is_some();
-        match verdict {
-            Verdict::Watch => {}
-            // Silence from a dead worker is no sign of health.
-            Verdict::Keep if down => {}
+        // What nobody asks anything is neither fast nor small.
+        if facts.requests > 0 {
+            trial.observe(&Observation {
+                window_ms: window.window_ms,
+                times: (cause == Cause::Model).then_some(&facts.compute),
+                requests: facts.requests,
+                errors: facts.errors,
+                memory_bytes: loaded_memory(facts, cause),
+                energy_mj: measured_energy(facts, window, cause),
+            });
+        }
+        if counts || facts.requests > 0 {
+            self.watched(model, install, trial.clone());
+        }
+        let windows = &mut self.live(model).install.windows;
+        *windows = windows.saturating_add(1);
+        self.judge_trial(now, model, &trial);
+    }
+
+    /// Ends a probation that has seen enough: at once where it is against the model, else after its
+    /// windows; later where there is a suspicion, or no traffic.
+    fn judge_trial(&mut self, now: Millis, model: &str, trial: &Trial) {
+        let live = self.live(model);
+        let (down, windows) = (live.down.is_some(), live.install.windows);
+        let wanted = self.settings.install.probation_windows;
+        let replaces = self.durable.models.get(model).is_some_and(|m| m.previous.is_some());
+        let late = windows >= wanted.saturating_mul(PATIENCE);
+        let enough = trial.windows() >= wanted;
+        match trial.verdict() {
             Verdict::Back(reason) if replaces => self.roll_back(now, model, &reason, true),
-            Verdict::Keep => self.commit(now, model),
+            // Silence from a dead worker is no sign of health.
+            _ if down => {}
             // With nothing to go back to, it stays once its time is over.
-            Verdict::Back(_) if windows >= rules.probation_windows => self.commit(now, model),
-            Verdict::Back(_) => {}
+            Verdict::Back(_) | Verdict::Clean if enough || late => self.commit(now, model),
+            Verdict::Suspect if late => self.commit(now, model),
+            Verdict::Back(_) | Verdict::Clean | Verdict::Suspect => {}
         }
     }
+
+    /// The trial of the model that is on probation, and its install.
+    pub(super) fn trial(&self, model: &str) -> Option<(InstallId, Trial)> {
+        let own = self.install(model).filter(|own| own.state == InstallState::Probation)?;
+        // Journals of earlier versions do not have it.
+        let trial = own.trial.as_deref().cloned();
+        Some((own.id, trial.unwrap_or_else(|| self.begin_trial(own))))
+    }
+
+    pub(super) fn watched(&mut self, model: &str, install: InstallId, trial: Trial) {
+        let (model, trial) = (model.to_owned(), Box::new(trial));
+        self.record(Record::Watched { model, install, trial });
+    }
+}
+
+/// The memory of a worker that is not loading.
+fn loaded_memory(facts: &ModelFacts, cause: Cause) -> Option<u64> {
+    facts.pss_bytes.filter(|_| scalar_cause(BudgetKind::Memory, cause, false) == Cause::Model)
+}
+
+/// The energy of the model's inferences, where it was measured and nothing else made it dearer.
+fn measured_energy(facts: &ModelFacts, window: &WindowFacts, cause: Cause) -> Option<f64> {
+    let measured = |power: &&PowerWindow| power.quality == Quality::Measured;
+    window.power.as_ref().filter(measured)?;
+    let [.., (_, energy)] = scalars(facts, window);
+    energy.filter(|_| cause == Cause::Model)
 }
 
 /// Whom a window's slowness is to be attributed to, before the model itself.

@@ -40,7 +40,7 @@ fn birth() -> Birth {
     }
 }
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     let budget = Budgets { latency_p95_us: Some(1000), drift_psi: Some(0.2), ..Budgets::default() };
     Settings {
         birth: birth(),
@@ -64,6 +64,7 @@ fn settings() -> Settings {
             max_restarts: 4,
             ..InstallRules::default()
         },
+        probation: ProbationRules { correlation_ms: 50, ..ProbationRules::default() },
         download: DownloadRules::default(),
         trouble: None,
     }
@@ -186,6 +187,8 @@ struct World {
     served_once: BTreeSet<String>,
     slow_windows: BTreeMap<String, u32>,
     shifted_windows: BTreeMap<String, u32>,
+    /// What every bundle says its model will cost.
+    predicted: Predictions,
     drained: bool,
     /// The command whose measurement is under way.
     measuring: Option<String>,
@@ -205,6 +208,7 @@ impl World {
             served_once: BTreeSet::new(),
             slow_windows: BTreeMap::new(),
             shifted_windows: BTreeMap::new(),
+            predicted: Predictions::default(),
             drained: false,
             measuring: None,
             log_level: None,
@@ -368,6 +372,7 @@ impl World {
                     runtime: "tract".into(),
                     device_class: "any".into(),
                     size_bytes: 900,
+                    predicted: Box::new(self.predicted),
                 })
             }
             Step::Load { digest } => {

@@ -77,8 +77,17 @@ mod tests {
 
     fn record(state: InstallState) -> Record {
         let (model, reason) = ("m".to_owned(), None);
-        let (size_bytes, baseline) = (None, None);
-        Record::Install { model, install: 1, state, reason, block: false, size_bytes, baseline }
+        Record::Install {
+            model,
+            install: 1,
+            state,
+            reason,
+            block: false,
+            size_bytes: None,
+            baseline: None,
+            predicted: None,
+            trial: None,
+        }
     }
 
     fn hold(dir: &Path) -> Hold {

@@ -12,7 +12,10 @@ use wire::Offer;
 use super::download::{self, Access};
 use super::store::{self, Store};
 use super::trust::{self, Trust};
-use crate::core::{BundleFacts, Event, InstallId, ShadowFacts, Step, StepDone, StepFailure};
+use crate::core::{
+    BundleFacts, Event, InstallId, Prediction, Predictions, ShadowFacts, Step, StepDone,
+    StepFailure,
+};
 use crate::plane::{CandidateId, Plane, PlaneError};
 
 /// Downloads at the same time, those included that were given up and still wait for their server.
@@ -261,6 +264,7 @@ impl Installer {
                 runtime: manifest.runtime,
                 device_class: manifest.device_class,
                 size_bytes,
+                predicted: Box::new(predictions(&manifest.predicted)),
             }))
         })
         .await
@@ -393,6 +397,26 @@ async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(outcome) => outcome,
         Err(error) => Err(StepFailure::attempt(format!("the step was ended: {error}"))),
+    }
+}
+
+/// What a manifest predicts, in the core's words.
+fn predictions(predicted: &bundle::Predicted) -> Predictions {
+    let of = |estimate: Option<bundle::Estimate>| {
+        estimate.map(|estimate| Prediction {
+            value: estimate.value,
+            high: estimate.high,
+            quality: match estimate.quality {
+                bundle::Quality::Measured => wire::Quality::Measured,
+                bundle::Quality::Modelled => wire::Quality::Modelled,
+            },
+        })
+    };
+    Predictions {
+        latency_p95_us: of(predicted.latency_p95_us),
+        memory_bytes: of(predicted.memory_bytes),
+        energy_mj: of(predicted.energy_mj),
+        agreement: of(predicted.agreement),
     }
 }
 

@@ -17,6 +17,8 @@ pub(super) const MAX_THREADS: u32 = 64;
 
 /// What is left of a latency or memory budget each time a bundle made for it was taken back.
 const STRICTER: f64 = 0.85;
+/// What is left of it at least, however far the prediction was off.
+const STRICTEST: f64 = 0.25;
 /// Least that is added to the agreement asked for when a device saw less than that.
 const AGREEMENT_STEP: f64 = 0.02;
 /// Most agreement that is asked for because devices saw less than was promised.
@@ -140,17 +142,21 @@ pub(super) fn stricter(goal: &Goal, lessons: &[Lesson]) -> Goal {
                 stricter.agreement_min = percent_up(wanted.max(goal.agreement_min));
             }
             None => {
-                stricter.latency_p95_us = stricter.latency_p95_us.map(shrink);
-                stricter.memory_bytes = stricter.memory_bytes.map(shrink);
+                let by = |error| move |budget| shrink(budget, error);
+                stricter.latency_p95_us = stricter.latency_p95_us.map(by(lesson.latency_error));
+                stricter.memory_bytes = stricter.memory_bytes.map(by(lesson.memory_error));
             }
         }
     }
     stricter
 }
 
-/// A budget of zero cannot be met.
-fn shrink(budget: u64) -> u64 {
-    ((budget as f64 * STRICTER) as u64).max(1)
+/// What is left of a budget after a bundle that cost so much more than was predicted. A budget of zero
+/// cannot be met.
+fn shrink(budget: u64, prediction_error: Option<f64>) -> u64 {
+    let over = prediction_error.filter(|error| *error > 0.0).unwrap_or(0.0);
+    let kept = (1.0 / (1.0 + over)).clamp(STRICTEST, STRICTER);
+    ((budget as f64 * kept) as u64).max(1)
 }
 
 /// The engine of a device, as the runtime crate names it.
@@ -382,11 +388,18 @@ mod tests {
             device: "pi".into(),
             reason: "r".into(),
             agreement,
+            latency_error: None,
+            memory_error: None,
         };
         assert_eq!(stricter(&goal, &[]), goal);
         let slow = stricter(&goal, &[lesson(None), lesson(Some(0.95))]);
         assert_eq!((slow.latency_p95_us, slow.memory_bytes), (Some(14_450), Some(722)));
         assert_eq!((slow.agreement_min, slow.size_bytes), (0.9, Some(7)));
+        let far = Lesson { latency_error: Some(1.0), memory_error: Some(0.1), ..lesson(None) };
+        let off = stricter(&goal, &[far]);
+        assert_eq!((off.latency_p95_us, off.memory_bytes), (Some(10_000), Some(850)));
+        let absurd = Lesson { latency_error: Some(1e9), ..lesson(None) };
+        assert_eq!(stricter(&goal, &[absurd]).latency_p95_us, Some(5000));
         let wrong = stricter(&goal, &[lesson(Some(0.85))]);
         assert_eq!((wrong.latency_p95_us, wrong.agreement_min), (Some(20_000), 0.95));
         assert_eq!(stricter(&goal, &[lesson(Some(0.1))]).agreement_min, 0.99);

@@ -15,6 +15,7 @@ mod devices;
 mod jobs;
 mod list;
 mod outbox;
+mod results;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,7 @@ pub use jobs::{
 pub(super) use list::Listing;
 pub use outbox::MAX_OUTBOX;
 pub(super) use outbox::Waiting;
+pub use results::MAX_RESULTS;
 
 const VERSION: i64 = 2;
 const SCHEMA: &str = "
@@ -140,6 +142,8 @@ impl Store {
             VERSION => {}
             got => return Err(StoreError::Version { path: path.to_owned(), got }),
         }
+        // Beside the version: a program from before it takes no notice.
+        tx.execute_batch(results::SCHEMA)?;
         jobs::recover(&tx)?;
         tx.commit()?;
         Ok(Self { connection: Mutex::new(connection), offers, bundles: bundles.to_owned() })

@@ -169,6 +169,7 @@ impl Listener {
             elapsed_ms: 1,
             comparison: None,
             blocked: outcome != InstallOutcome::Committed,
+            trial: None,
         };
         self.client
             .publish(

@@ -18,6 +18,7 @@ pub mod histogram;
 pub mod payload;
 pub mod schema;
 pub mod topic;
+pub mod trial;
 
 pub use budget::{BudgetKind, Budgets, Cause, Quality, Runtime, UnknownName, finite};
 pub use command::{InputSource, LogLevelArgs, MeasureArgs, MeasureEnd, MeasureProfile, Priority};
@@ -34,3 +35,4 @@ pub use topic::{
     DEFAULT_ROOT, EventKind, MAX_NAME_BYTES, MAX_ROOT_BYTES, Stream, Topic, TopicError, Topics,
     check_name, events_filter, everything_filter, parse, requests_filter,
 };
+pub use trial::{MAX_TRIAL_METRICS, Metric, Reference, Trial, TrialMetric};

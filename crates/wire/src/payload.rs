@@ -9,6 +9,7 @@ use crate::budget::{BudgetKind, Budgets, Cause, Quality, Runtime, number, vocabu
 use crate::drift::DriftTest;
 use crate::histogram::Histogram;
 use crate::topic::{TopicError, check_name};
+use crate::trial::Trial;
 
 /// Largest payload that is read or written, bytes.
 pub const MAX_PAYLOAD_BYTES: usize = 256 * 1024;
@@ -425,6 +426,9 @@ pub struct InstallEvent {
     /// Whether the device will never take this digest again: it failed there or was taken back.
     #[serde(default)]
     pub blocked: bool,
+    /// What its probation found, when that is over.
+    #[serde(default)]
+    pub trial: Option<Trial>,
 }
 
 /// Old and new model on the same traffic.
@@ -720,6 +724,12 @@ fn drift(test: Option<&DriftTest>) -> Result<(), PayloadError> {
     })
 }
 
+fn trial(trial: Option<&Trial>) -> Result<(), PayloadError> {
+    trial.map_or(Ok(()), |trial| {
+        trial.check().map_err(|why| PayloadError::Field { field: "trial", why })
+    })
+}
+
 macro_rules! payload {
     ($type:ident, $schema:literal, $topic:literal, $retained:literal $(, |$self:ident| $check:block)?) => {
         impl Payload for $type {
@@ -761,6 +771,7 @@ payload!(BudgetBreach, "espalier.budget_breach.v1", "up/e/budget_breach", false,
 payload!(InstallEvent, "espalier.install.v1", "up/e/install", false, |it| {
     name("model", &it.model)?;
     digest("digest", &it.digest)?;
+    trial(it.trial.as_ref())?;
     it.from_digest.as_deref().map_or(Ok(()), |value| digest("from_digest", value))
 });
 payload!(RollbackEvent, "espalier.rollback.v1", "up/e/rollback", false, |it| {

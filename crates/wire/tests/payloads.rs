@@ -172,6 +172,30 @@ fn install() -> InstallEvent {
             after_p95_us: Some(15_000),
         }),
         blocked: false,
+        trial: Some(trial()),
+    }
+}
+
+fn trial() -> wire::Trial {
+    let metric = |metric: &wire::Metric| wire::TrialMetric {
+        metric: *metric,
+        predicted: Some(12_000.0),
+        measured: Some(15_000.0),
+        before: Some(31_000.0),
+        prediction_error: Some(0.25),
+        reference: Some(wire::Reference::Previous),
+        limit: Some(38_750.0),
+        allowed: Some(0.05),
+        observations: 30.0,
+        over: 0.5,
+        e_value: 0.25,
+        e_needed: 1200.0,
+    };
+    wire::Trial {
+        false_rollback_rate: 0.01,
+        windows: 3,
+        requests: 600,
+        metrics: wire::Metric::ALL.iter().map(metric).collect(),
     }
 }
 
@@ -317,7 +341,7 @@ fn every_payload_reads_back_as_it_was_written_and_its_fields_are_those_of_its_sc
         let fields =
             |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
         assert_eq!(fields(&value), fields(&schemas[name]["properties"]), "{name}");
-        let nested = ["compute", "budgets", "comparison", "args", "drift"];
+        let nested = ["compute", "budgets", "comparison", "args", "drift", "trial"];
         for (field, value) in value.as_object().unwrap() {
             assert!(
                 !value.is_object() || nested.contains(&field.as_str()),
@@ -508,6 +532,19 @@ fn a_message_from_before_drift_was_watched_reads_as_one_without() {
     old["budgets"].as_object_mut().unwrap().remove("drift_psi");
     let read: RecompressRequest = decode(old.to_string().as_bytes()).unwrap();
     assert_eq!(read, RecompressRequest { drift: None, ..request() });
+}
+
+#[test]
+fn a_trial_of_too_many_metrics_is_refused_and_an_install_from_before_trials_reads_as_one_without() {
+    let mut event = install();
+    let metrics = &mut event.trial.as_mut().unwrap().metrics;
+    *metrics = vec![metrics[0].clone(); wire::MAX_TRIAL_METRICS + 1];
+    let error = try_encode(&event).unwrap_err().to_string();
+    assert!(error.contains("MAX_TRIAL_METRICS"), "{error}");
+    let mut old = serde_json::to_value(install()).unwrap();
+    old.as_object_mut().unwrap().remove("trial");
+    let read: InstallEvent = decode(old.to_string().as_bytes()).unwrap();
+    assert_eq!(read, InstallEvent { trial: None, ..install() });
 }
 
 #[test]

@@ -182,6 +182,7 @@ mod tests {
             elapsed_ms: 0,
             comparison: None,
             blocked: false,
+            trial: None,
         });
         let (topic, device) = (String::new(), String::new());
         Record { at_ms: 0, topic, device, retained: false, message }

@@ -323,6 +323,7 @@ impl Device {
             from_digest: (digest == B).then(|| A.to_owned()),
             elapsed_ms: 1234,
             blocked: false,
+            trial: None,
             comparison: Some(Comparison {
                 shadow_requests: 20,
                 agreement: 0.95,

@@ -173,6 +173,26 @@ proptest! {
     }
 
     #[test]
+    fn noise_within_the_tolerance_takes_no_model_back_however_often_one_is_installed(
+        rounds in prop::collection::vec(prop::collection::vec(1000..1200_u64, 1..12), 1..6),
+    ) {
+        let mut world = World::new();
+        stories::install(&mut world, 1);
+        world.feed(command("m", 2, 999));
+        for (n, times) in (2..).zip(rounds) {
+            (0..3).for_each(|_| world.window("m", Shape { us: 1000, ..FAST }));
+            world.feed(Event::Offer(offer("m", n, n)));
+            stories::reach_probation(&mut world);
+            for us in times.into_iter().chain([1000; 12]) {
+                world.window("m", Shape { us, ..FAST });
+            }
+            world.check();
+            prop_assert_eq!(&world.core.durable().models["m"].active.as_ref().unwrap().digest, &digest(n));
+        }
+        prop_assert!(world.core.durable().models["m"].blocked.is_empty());
+    }
+
+    #[test]
     fn every_prefix_of_a_journal_recovers_to_something_servable(
         ops in prop::collection::vec(op(), 1..160),
     ) {

@@ -7,6 +7,7 @@ mod commands;
 mod drift;
 mod evidence;
 mod held;
+mod trial;
 mod trouble;
 
 /// Installs bundle `n` of model `m` as sequence `n`, up to its commit.
@@ -18,7 +19,7 @@ pub(super) fn install(world: &mut World, n: u64) {
     assert_eq!(active(world), digest(n));
 }
 
-fn reach_probation(world: &mut World) {
+pub(super) fn reach_probation(world: &mut World) {
     for _ in 0..10 {
         world.answer(0, None);
         world.shadow(10, 1.0);
@@ -117,7 +118,7 @@ fn a_model_that_fails_in_probation_is_taken_back_and_never_taken_again() {
     world.feed(Event::Offer(offer("m", 2, 2)));
     reach_probation(&mut world);
     assert_eq!(active(&world), digest(2));
-    world.window("m", Shape { errors: 10, ..FAST });
+    world.window("m", Shape { errors: 20, ..FAST });
     assert_eq!(active(&world), digest(1));
     world.answer(0, None);
     assert_eq!(world.workers["m"].active.as_deref(), Some(digest(1).as_str()));
@@ -216,6 +217,8 @@ fn of_ends_that_are_never_told_the_oldest_are_forgotten_first() {
             block: false,
             size_bytes: None,
             baseline: None,
+            predicted: None,
+            trial: None,
         });
     }
     let numbers =

@@ -43,6 +43,7 @@ pub(super) fn settings(
         breach: config.breach.clone(),
         drift: config.drift.clone(),
         install: config.install.clone(),
+        probation: config.probation.clone(),
         download: config.download.rules.clone(),
         trouble: None,
     }

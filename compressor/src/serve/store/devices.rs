@@ -2,9 +2,9 @@
 
 use rusqlite::{OptionalExtension as _, Transaction, params};
 use serde::{Deserialize, Serialize};
-use wire::{InstallEvent, InstallOutcome};
+use wire::{InstallEvent, InstallOutcome, Metric};
 
-use super::{Result, Store, count, now, parse, signed, unsigned, write};
+use super::{Result, Store, count, now, parse, results, signed, unsigned, write};
 use crate::serve::offers::OfferFacts;
 
 /// Pairs of model and device remembered; those not heard of for longest are forgotten first.
@@ -23,6 +23,12 @@ pub(in crate::serve) struct Lesson {
     pub(in crate::serve) reason: String,
     /// Share of equal answers in its shadow, where it got that far.
     pub(in crate::serve) agreement: Option<f64>,
+    /// By what share its p95 was over what the bundle predicts, where its probation measured it.
+    #[serde(default)]
+    pub(in crate::serve) latency_error: Option<f64>,
+    /// Likewise its memory.
+    #[serde(default)]
+    pub(in crate::serve) memory_error: Option<f64>,
 }
 
 /// What an install event was good for.
@@ -47,6 +53,7 @@ impl Store {
                 return Ok(Heard::Nothing);
             }
             note_running(tx, device, event)?;
+            results::keep(tx, device, event)?;
             let back = event.blocked || event.outcome == InstallOutcome::RolledBack;
             if back && take_back(tx, device, event)? {
                 return Ok(Heard::TakenBack);
@@ -115,6 +122,8 @@ fn take_back(tx: &Transaction<'_>, device: &str, event: &InstallEvent) -> Result
         device: device.to_owned(),
         reason: event.reason.clone().unwrap_or_else(|| "without a reason".to_owned()),
         agreement: event.comparison.as_ref().map(|comparison| comparison.agreement),
+        latency_error: results::prediction_error(event, Metric::LatencyP95),
+        memory_error: results::prediction_error(event, Metric::Memory),
     });
     tx.execute("UPDATE jobs SET lessons = ?2 WHERE id = ?1", params![job, write(&lessons)?])?;
     Ok(true)

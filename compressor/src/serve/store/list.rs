@@ -3,7 +3,7 @@
 use rusqlite::{Row, Transaction};
 use serde::Serialize;
 
-use super::{Result, Store};
+use super::{Result, Store, results};
 
 /// A job as it is listed.
 #[derive(Debug, Clone, Serialize)]
@@ -15,6 +15,8 @@ pub(in crate::serve) struct JobRow {
     spec: serde_json::Value,
     bundle: Option<serde_json::Value>,
     taken_back: serde_json::Value,
+    /// What devices measured of its bundles.
+    results: Vec<serde_json::Value>,
     queued_ms: i64,
     started_ms: Option<i64>,
     finished_ms: Option<i64>,
@@ -55,6 +57,10 @@ impl JobRow {
     pub(super) fn taken_back(&self) -> &serde_json::Value {
         &self.taken_back
     }
+
+    pub(super) fn results(&self) -> &[serde_json::Value] {
+        &self.results
+    }
 }
 
 impl Store {
@@ -62,8 +68,13 @@ impl Store {
     /// `limit` of each.
     pub(in crate::serve) fn list(&self, limit: u32) -> Result<Listing> {
         self.transaction(|tx| {
+            let mut jobs =
+                rows(tx, "SELECT * FROM jobs ORDER BY id DESC LIMIT ?1", limit, job_row)?;
+            for job in &mut jobs {
+                job.results = results::of_job(tx, job.id)?;
+            }
             Ok(Listing {
-                jobs: rows(tx, "SELECT * FROM jobs ORDER BY id DESC LIMIT ?1", limit, job_row)?,
+                jobs,
                 requests: rows(
                     tx,
                     "SELECT * FROM requests ORDER BY id DESC LIMIT ?1",
@@ -101,6 +112,7 @@ fn job_row(row: &Row<'_>) -> rusqlite::Result<JobRow> {
         spec: json(row.get("spec")?),
         bundle: row.get::<_, Option<String>>("facts")?.map(json),
         taken_back: json(row.get("lessons")?),
+        results: Vec::new(),
         queued_ms: row.get("queued_ms")?,
         started_ms: row.get("started_ms")?,
         finished_ms: row.get("finished_ms")?,

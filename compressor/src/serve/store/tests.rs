@@ -301,6 +301,7 @@ fn event(facts: &OfferFacts, outcome: InstallOutcome) -> InstallEvent {
         elapsed_ms: 1,
         comparison: None,
         blocked: outcome == InstallOutcome::Rejected,
+        trial: None,
     }
 }
 
@@ -359,6 +360,58 @@ fn a_bundle_that_a_device_took_back_is_made_anew_a_bounded_number_of_times() {
     assert_eq!(f.store.retry(1).unwrap(), Ok(()));
     assert!(f.store.next().unwrap().unwrap().lessons.is_empty());
     assert_eq!(f.number("SELECT count(*) FROM requests WHERE state = 'waiting'"), 1);
+}
+
+/// A probation that measured twice the latency that was predicted.
+fn trial() -> wire::Trial {
+    let latency = wire::TrialMetric {
+        metric: wire::Metric::LatencyP95,
+        predicted: Some(10_000.0),
+        measured: Some(20_000.0),
+        before: None,
+        prediction_error: Some(1.0),
+        reference: Some(wire::Reference::Previous),
+        limit: Some(12_500.0),
+        allowed: Some(0.05),
+        observations: 30.0,
+        over: 30.0,
+        e_value: 1e6,
+        e_needed: 1200.0,
+    };
+    wire::Trial { false_rollback_rate: 0.01, windows: 3, requests: 60, metrics: vec![latency] }
+}
+
+#[test]
+fn what_a_probation_measured_stays_with_the_job_and_teaches_the_next_round() {
+    let f = Fixture::new();
+    f.ask("a", "1");
+    let facts = f.made();
+    let mut committed = event(&facts, InstallOutcome::Committed);
+    committed.trial = Some(trial());
+    assert_eq!(f.hear("a", &committed), Heard::Noted);
+    let results = f.store.list(1).unwrap().jobs[0].results().to_vec();
+    assert_eq!(results.len(), 1);
+    assert_eq!((&results[0]["device"], &results[0]["outcome"]), (&"a".into(), &"committed".into()));
+    assert_eq!(results[0]["trial"]["metrics"][0]["prediction_error"], 1.0);
+    let mut back = event(&facts, InstallOutcome::RolledBack);
+    back.trial = Some(trial());
+    assert_eq!(f.hear("a", &back), Heard::TakenBack);
+    assert_eq!(
+        f.store.list(1).unwrap().jobs[0].results().len(),
+        1,
+        "one for each device and bundle"
+    );
+    assert_eq!(f.ask("a", "2"), Accepted::Queued);
+    let job = f.store.next().unwrap().unwrap();
+    assert_eq!((job.lessons[0].latency_error, job.lessons[0].memory_error), (Some(1.0), None));
+}
+
+#[test]
+fn a_store_from_before_results_were_kept_is_read() {
+    let f = Fixture::new();
+    f.sql("DROP TABLE results");
+    let f = f.crash();
+    assert_eq!(f.number("SELECT count(*) FROM results"), 0);
 }
 
 #[test]

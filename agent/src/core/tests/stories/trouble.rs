@@ -15,7 +15,7 @@ fn every_way_back_is_told_as_a_rollback() {
     install(&mut world, 1);
     world.feed(Event::Offer(offer("m", 2, 2)));
     reach_probation(&mut world);
-    world.window("m", Shape { errors: 10, ..FAST });
+    world.window("m", Shape { errors: 20, ..FAST });
     assert_eq!(rollbacks(&world), [(digest(2), Some(digest(1)), true)]);
     let mut world = World::new();
     install(&mut world, 1);
