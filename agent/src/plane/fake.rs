@@ -96,7 +96,7 @@ impl Bench {
     }
 }
 
-pub(super) fn config(folder: &Path) -> PlaneConfig {
+pub(crate) fn config(folder: &Path) -> PlaneConfig {
     PlaneConfig {
         engine: engine::EngineOptions::new(engine::EngineKind::Tract),
         worker_program: std::env::current_exe().unwrap(),

@@ -383,6 +383,22 @@ async fn however_a_worker_ends_the_reason_is_told() {
 }
 
 #[tokio::test]
+async fn a_model_named_stats_has_its_metadata_and_its_statistics() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let all = send(&bench.plane, get("/v2/models/stats")).await.json();
+    assert_eq!(all["model_stats"][0]["name"], "double");
+    let candidate = bench.plane.load("stats", "3", &bench.bundle("3")).await.unwrap();
+    bench.plane.serve(candidate).await.unwrap();
+    for path in ["/v2/models/stats", "/v2/models/stats/versions/3"] {
+        let answer = send(&bench.plane, get(path)).await.json();
+        assert_eq!((&answer["name"], &answer["inputs"][0]["name"]), (&json!("stats"), &json!("x")));
+    }
+    let own = send(&bench.plane, get("/v2/models/stats/stats")).await.json();
+    assert_eq!(own["model_stats"][0]["name"], "stats");
+}
+
+#[tokio::test]
 async fn a_worker_that_asks_for_more_memory_than_it_may_ends_alone_and_comes_back() {
     let bench =
         Bench::with(|config| config.worker_memory_bytes = Some(fake::HOGGED as u64 / 2)).await;
