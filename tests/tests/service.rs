@@ -310,7 +310,7 @@ fn an_upgrade_starts_an_agent_that_failed_or_was_about_to_start_and_no_other() {
     assert!(machine.infers(), "{told}");
 
     // Failed, for a reason that is mended meanwhile.
-    machine.configure("wrong.toml", "[nonsense]\n");
+    machine.configure("wrong.toml", "nonsense = 1\n");
     let _ = container.run(&["systemctl", "restart", UNIT]);
     let failed = || (container.property(UNIT, "ActiveState") == "failed").then_some(());
     until("the agent to fail", PATIENCE, failed);
@@ -324,7 +324,7 @@ fn an_upgrade_starts_an_agent_that_failed_or_was_about_to_start_and_no_other() {
     assert_eq!(container.property(UNIT, "ActiveState"), "active", "{told}");
 
     // Disabled: Debian starts what is enabled.
-    machine.configure("wrong.toml", "[nonsense]\n");
+    machine.configure("wrong.toml", "nonsense = 1\n");
     let _ = container.run(&["systemctl", "restart", UNIT]);
     until("the agent to fail once more", PATIENCE, failed);
     container.shell("rm /etc/espalier/conf.d/wrong.toml; systemctl disable espalier-agent");

@@ -34,16 +34,16 @@ struct Rig {
 
 impl Rig {
     async fn start(engine: EngineKind) -> Self {
-        Self::within(engine, 1, None).await
+        Self::within(engine, None).await
     }
 
     /// With workers that may take so much memory.
-    async fn within(engine: EngineKind, threads: usize, memory_bytes: Option<u64>) -> Self {
+    async fn within(engine: EngineKind, memory_bytes: Option<u64>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let plane = Plane::start(PlaneConfig {
             engine: EngineOptions {
                 kind: engine,
-                threads,
+                threads: 1,
                 ort_library: Some(environment("ORT_DYLIB_PATH")),
             },
             worker_program: env!("CARGO_BIN_EXE_espalier-worker").into(),
@@ -273,36 +273,13 @@ async fn a_request_that_does_not_fit_is_refused_before_the_engine_sees_it() {
 #[tokio::test]
 async fn a_model_that_needs_more_memory_than_workers_may_have_is_not_taken_for_a_bad_one() {
     for engine in ENGINES {
-        let tight = Rig::within(*engine, 1, Some(8 << 20)).await;
+        let tight = Rig::within(*engine, Some(8 << 20)).await;
         let bundle = tight.bundle("one", magika());
         let error = tight.plane.load("magika", "one", &bundle).await.unwrap_err();
         assert!(matches!(error, PlaneError::Unloaded { .. }), "{engine}: {error:?}");
         assert!(error.to_string().contains("worker.memory_bytes = 8388608"), "{engine}: {error}");
-        let roomy = Rig::within(*engine, 1, Some(512 << 20)).await;
+        let roomy = Rig::within(*engine, Some(512 << 20)).await;
         roomy.plane.load("magika", "one", &roomy.bundle("one", magika())).await.unwrap();
-    }
-}
-
-#[tokio::test]
-async fn a_thread_that_gets_no_stack_is_a_lack_of_memory_and_a_bad_model_is_one_under_any_name() {
-    let mut told = Vec::new();
-    // From where nothing loads to where all eight threads have their stacks.
-    for mebibytes in (16..=144).step_by(16) {
-        let rig = Rig::within(EngineKind::Ort, 8, Some(mebibytes << 20)).await;
-        match rig.plane.load("magika", "one", &rig.bundle("one", magika())).await {
-            Ok(_) => {}
-            Err(error @ PlaneError::Unloaded { .. }) => told.push(error.to_string()),
-            Err(error) => panic!("taken for a bad model with {mebibytes} MiB: {error}"),
-        }
-    }
-    assert!(told.iter().any(|error| !error.contains("alloc")), "no thread failed: {told:?}");
-    for engine in ENGINES {
-        let roomy = Rig::within(*engine, 1, Some(512 << 20)).await;
-        let whole = magika();
-        // Engines name the path of what they refuse.
-        let half = roomy.bundle("bad_alloc", whole[..whole.len() / 2].to_vec());
-        let error = roomy.plane.load("magika", "bad_alloc", &half).await.unwrap_err();
-        assert!(matches!(error, PlaneError::Load { .. }), "{engine}: {error:?}");
     }
 }
 

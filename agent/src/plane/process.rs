@@ -55,6 +55,9 @@ pub(super) enum WorkerError {
     /// The engine refuses the model.
     #[error("{0}")]
     Refused(String),
+    /// The engine cannot be used, or the file not be read.
+    #[error("{0}")]
+    Unable(String),
     /// Loading did not get as far as a judgement of the model.
     #[error("{0}")]
     Unloaded(String),
@@ -96,7 +99,7 @@ impl WorkerProcess {
         let loaded = timeout(LOAD_DEADLINE, worker.load(&spec.load)).await;
         match loaded {
             Ok(Ok(interface)) => Ok((worker, interface)),
-            Ok(Err(error @ (WorkerError::Refused(_) | WorkerError::Unloaded(_)))) => {
+            Ok(Err(error @ (WorkerError::Refused(_) | WorkerError::Unable(_)))) => {
                 worker.end().await;
                 Err(error)
             }
@@ -115,16 +118,20 @@ impl WorkerProcess {
     }
 
     /// The same, with a judgement of the model. Engines report memory that they do not get as they report a bad model,
-    /// each in its own words, and a thread that cannot be started likewise. So what is refused under a limit is loaded once
-    /// more without: where that goes well it was the limit.
+    /// each in its own words, and a thread that cannot be started likewise. So what fails under a limit is loaded once
+    /// more without: where that goes well it was the limit, and what is said otherwise is said of the model.
     pub(super) async fn start_judged(spec: &WorkerSpec) -> Result<(Self, Interface), WorkerError> {
         let reason = match Self::start(spec).await {
-            Err(WorkerError::Refused(reason)) if spec.memory_bytes.is_some() => reason,
+            Err(WorkerError::Refused(reason) | WorkerError::Unable(reason))
+                if spec.memory_bytes.is_some() =>
+            {
+                reason
+            }
             outcome => return outcome,
         };
         let limit = spec.limit();
         match Self::start(&WorkerSpec { on_trial: true, ..spec.clone() }).await {
-            Err(WorkerError::Refused(reason)) => Err(WorkerError::Refused(reason)),
+            Err(error @ (WorkerError::Refused(_) | WorkerError::Unable(_))) => Err(error),
             Ok((mut worker, _)) => {
                 worker.end().await;
                 Err(WorkerError::Unloaded(format!("{reason}{limit}")))
@@ -258,7 +265,7 @@ impl WorkerProcess {
             }),
             Message::LoadFailed(LoadFailure { fault, error }) => Err(match fault {
                 LoadFault::Model => WorkerError::Refused(error),
-                LoadFault::Device => WorkerError::Unloaded(error),
+                LoadFault::Device => WorkerError::Unable(error),
             }),
             _ => Err(broken(FrameError::Malformed("not an answer to loading".to_owned()))),
         }

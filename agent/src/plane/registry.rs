@@ -463,7 +463,7 @@ fn start_error(name: &str, spec: &WorkerSpec, error: WorkerError) -> PlaneError 
     match error {
         WorkerError::Spawn(source) => PlaneError::Spawn { program: spec.program.clone(), source },
         WorkerError::Refused(reason) => PlaneError::Load { model: name.to_owned(), reason },
-        WorkerError::Unloaded(reason) | WorkerError::Died(reason) => {
+        WorkerError::Unable(reason) | WorkerError::Unloaded(reason) | WorkerError::Died(reason) => {
             PlaneError::Unloaded { model: name.to_owned(), reason }
         }
     }

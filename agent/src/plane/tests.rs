@@ -413,6 +413,24 @@ async fn a_worker_that_asks_for_more_memory_than_it_may_ends_alone_and_comes_bac
 }
 
 #[tokio::test]
+async fn a_thread_that_gets_no_stack_is_a_lack_of_memory_and_a_bad_model_is_one_under_any_name() {
+    let limit = fake::HOGGED as u64 / 2;
+    let tight = Bench::with(|config| config.worker_memory_bytes = Some(limit)).await;
+    let load = async |bench: &Bench, model: &str| {
+        bench.plane.load("double", model, &bench.bundle(model)).await
+    };
+    let error = load(&tight, "thread").await.unwrap_err();
+    assert!(matches!(error, PlaneError::Unloaded { .. }), "{error:?}");
+    let told = error.to_string();
+    assert!(told.contains("os error 11") && !told.contains("alloc"), "{told}");
+    assert!(told.contains("worker.memory_bytes = 536870912"), "{told}");
+    let error = load(&tight, "bad_alloc").await.unwrap_err();
+    assert!(matches!(error, PlaneError::Load { .. }), "{error:?}");
+    assert!(tight.plane.worker_pids().is_empty());
+    load(&Bench::start().await, "thread").await.unwrap();
+}
+
+#[tokio::test]
 async fn an_idle_worker_that_dies_is_noticed_and_requests_meanwhile_are_told() {
     let bench = Bench::start().await;
     bench.serve("2").await;
