@@ -227,20 +227,18 @@ fn of_ends_that_are_never_told_the_oldest_are_forgotten_first() {
 
 /// What an agent wrote that did not record which ends it had told.
 fn old_journal(ends: u64) -> Vec<Record> {
-    let header = r#""schema":1,"ts":1,"seq":1,"boot_id":"b""#;
-    let lines = (1..=ends).flat_map(|n| {
-        let (digest, rejected) = (digest(n), r#""state":"rejected","reason":"slow""#);
-        [
-            format!(
-                r#"{{"kind":"offered","model":"m","install":{n},"offer":{{{header},"model":"m","version":"1.0.{n}",
-                "sequence":{n},"digest":"{digest}","url":"http://h/b","size_bytes":9,"runtime":"tract",
-                "device_class":"pi4"}}}}"#
-            ),
-            format!(r#"{{"kind":"install","model":"m","install":{n},"state":"downloading","block":false}}"#),
-            format!(r#"{{"kind":"install","model":"m","install":{n},{rejected},"block":true}}"#),
-        ]
+    let installs = (1..=ends).flat_map(|n| {
+        let moved = |state: &str, block: bool| {
+            serde_json::json!({
+                "kind": "install", "model": "m", "install": n, "state": state, "block": block,
+            })
+        };
+        let offer = offer("m", n, n);
+        let offered =
+            serde_json::json!({ "kind": "offered", "model": "m", "install": n, "offer": offer });
+        [offered, moved("downloading", false), moved("rejected", true)]
     });
-    lines.map(|line| serde_json::from_str(&line).unwrap()).collect()
+    installs.map(|record| serde_json::from_value(record).unwrap()).collect()
 }
 
 #[test]
