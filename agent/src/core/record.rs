@@ -197,7 +197,7 @@ pub enum Record {
         /// Why.
         reason: String,
     },
-    /// Ends of installs reached the spool.
+    /// Ends of installs reached the spool. The first one stands before any end of a version that writes it.
     Told {
         /// The number of the last of them.
         through: u64,
@@ -244,6 +244,9 @@ pub struct Durable {
     /// The command whose measurement has begun and whose result was not told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measuring: Option<Box<Command>>,
+    /// Whether it is recorded which ends were told. Agents of earlier versions did not, and told each as it came.
+    #[serde(default)]
+    pub tells: bool,
 }
 
 /// The durable part of one model.
@@ -306,8 +309,15 @@ impl Durable {
     pub fn apply(&mut self, record: &Record) {
         self.note_end(record);
         match record {
-            Record::Snapshot { durable } => *self = (**durable).clone(),
-            Record::Told { through } => self.untold.retain(|end| end.number > *through),
+            Record::Snapshot { durable } => {
+                *self = (**durable).clone();
+                // Numbers of ends came together with the record of those that were told.
+                self.tells |= self.last_end > 0;
+            }
+            Record::Told { through } => {
+                self.tells = true;
+                self.untold.retain(|end| end.number > *through);
+            }
             Record::Measuring { command } => self.measuring = Some(command.clone()),
             Record::Measured { id } => {
                 self.measuring = self.measuring.take().filter(|command| command.id != *id);
