@@ -23,8 +23,8 @@ pub use drift::{DriftFacts, FeatureFacts, examine};
 pub use effect::{ActiveEntry, Effect, Report, Step};
 pub use ending::End;
 pub use event::{
-    BundleFacts, Event, FailureClass, InstallId, Millis, ModelFacts, ShadowFacts, StepDone,
-    StepFailure, WindowFacts,
+    BundleFacts, Event, FailureClass, GroupUsage, InstallId, Millis, ModelFacts, ShadowFacts,
+    StepDone, StepFailure, WindowFacts,
 };
 pub use record::{Baseline, Durable, DurableModel, InstallState, Installed, Record};
 pub use settings::{BreachRules, DriftRules, InstallRules, Settings};
@@ -34,11 +34,13 @@ pub use window::{Conditions, DownloadRules, Hold, NoWindow, Window};
 use live::Live;
 
 mod activate;
+mod attribution;
 mod command;
 mod drift;
 mod effect;
 mod ending;
 mod event;
+mod floor;
 mod gauge;
 mod held;
 mod install;

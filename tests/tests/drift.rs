@@ -130,6 +130,7 @@ impl Served {
             request_deadline: PATIENCE,
             drift_sample_every: Duration::ZERO,
             run_dir: folder.path().join("run"),
+            roots: espalier_agent::sys::Roots::default(),
         };
         let plane = runtime.block_on(async {
             let plane = Plane::start(config).await.unwrap();

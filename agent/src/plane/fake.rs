@@ -113,6 +113,7 @@ pub(super) fn config(folder: &Path) -> PlaneConfig {
         request_deadline: Duration::from_secs(30),
         drift_sample_every: Duration::ZERO,
         run_dir: folder.join("run"),
+        roots: crate::sys::Roots::default(),
     }
 }
 

@@ -11,10 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::sys::Roots;
-use crate::sys::cgroup::{MemoryGroup, Usage, Version};
+use crate::sys::cgroup::{MemoryGroup, SUPERVISOR, Usage, Version};
 
-/// The agent's own place.
-const SUPERVISOR: &str = "supervisor";
 /// What workers' groups begin with.
 const WORKER: &str = "worker-";
 

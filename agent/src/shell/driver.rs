@@ -24,7 +24,7 @@ use super::status::Question;
 use super::store::Store;
 use super::trust::Trust;
 use super::{mqtt, status, worker_program};
-use crate::config::{Config, ConfigError, Sources, TrustConfig, WorkerCgroup};
+use crate::config::{Config, ConfigError, Doubt, Sources, TrustConfig, WorkerCgroup};
 use crate::core::StepFailure;
 use crate::core::{ActiveEntry, Core, Durable, Effect, Event, Millis, Record, Report, Settings};
 use crate::plane::groups::Groups;
@@ -146,6 +146,9 @@ impl Driver {
         connect: impl FnOnce(&Config, &StateDir, &str) -> Result<Connection, PathError>,
     ) -> Result<Self, RunError> {
         let library = facts::check_engine(&config.engine)?;
+        for Doubt { key, what } in config.doubts() {
+            tracing::warn!(key, what, "a budget has less effect than it seems");
+        }
         let state = StateDir::open(&config.state_dir)?;
         let (journal, records) = open_journal(&state)?;
         let plane = Plane::start(plane_config(&config, &state)?).await?;
@@ -173,7 +176,7 @@ impl Driver {
             reload: listen_for(SignalKind::hangup())?,
         };
         let mut driver = Self {
-            sampler: Sampler::new(roots.clone(), config.power, clock),
+            sampler: sampler(&config, &roots, clock),
             #[cfg(debug_assertions)]
             hold: Hold::new(config.hold_dir.clone()),
             config,
@@ -676,6 +679,11 @@ fn open_journal(state: &StateDir) -> Result<(Journal, Vec<Record>), PathError> {
     Ok((journal, records))
 }
 
+fn sampler(config: &Config, roots: &Roots, now: Instant) -> Sampler {
+    let sampler = Sampler::new(roots.clone(), config.power, now);
+    if config.device.emulated { sampler.of_an_emulated_board() } else { sampler }
+}
+
 fn plane_config(config: &Config, state: &StateDir) -> Result<PlaneConfig, RunError> {
     let worker_program: PathBuf = match &config.worker.program {
         Some(program) => program.clone(),
@@ -695,6 +703,7 @@ fn plane_config(config: &Config, state: &StateDir) -> Result<PlaneConfig, RunErr
         request_deadline: config.serve.request_deadline,
         drift_sample_every: config.drift_sample_every,
         run_dir: state.run(),
+        roots: Roots::under(&config.sys_root),
     })
 }
 

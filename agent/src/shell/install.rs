@@ -254,6 +254,7 @@ impl Installer {
                 runtime: manifest.runtime,
                 device_class: manifest.device_class,
                 size_bytes,
+                agreement_high: manifest.predicted.agreement.map(|stated| stated.high),
             }))
         })
         .await

@@ -3,6 +3,7 @@
 use super::*;
 use wire::{Cause, InstallOutcome, ModelPhase};
 
+mod attribution;
 mod drift;
 mod evidence;
 mod held;
