@@ -22,6 +22,7 @@ pub use trust::TrustConfig;
 use layers::Layers;
 use reader::Reader;
 
+mod doubts;
 mod download;
 mod layers;
 mod otlp;
@@ -30,6 +31,7 @@ mod reader;
 mod secure;
 mod trust;
 
+pub use doubts::Doubt;
 pub use download::DownloadConfig;
 pub use otlp::OtlpConfig;
 pub use secure::Checked;
@@ -503,6 +505,9 @@ fn power(r: &mut Reader) -> PowerConfig {
         source: r.check("power.source", source.parse()).unwrap_or_default(),
         idle_mw: r.optional_number("power.idle_mw"),
         load_mw: r.optional_number("power.load_mw"),
+        profile: r
+            .strings("power.profile")
+            .and_then(|points| r.check("power.profile", crate::sys::power::profile(&points))),
     };
     for (key, value) in [("power.idle_mw", config.idle_mw), ("power.load_mw", config.load_mw)] {
         if value.is_some_and(|mw| !mw.is_finite() || mw < 0.0) {

@@ -23,8 +23,8 @@ pub use drift::{DriftFacts, FeatureFacts, examine};
 pub use effect::{ActiveEntry, Effect, Report, Step};
 pub use ending::End;
 pub use event::{
-    BundleFacts, Event, FailureClass, InstallId, Millis, ModelFacts, ShadowFacts, StepDone,
-    StepFailure, WindowFacts,
+    BundleFacts, Event, FailureClass, GroupUsage, InstallId, Millis, ModelFacts, ShadowFacts,
+    StepDone, StepFailure, WindowFacts,
 };
 pub use measure::MeasureOrder;
 pub use record::{Baseline, Durable, DurableModel, InstallState, Installed, Record};
@@ -38,11 +38,13 @@ use log_level::LogLevel;
 use measure::Measuring;
 
 mod activate;
+mod attribution;
 mod command;
 mod drift;
 mod effect;
 mod ending;
 mod event;
+mod floor;
 mod gauge;
 mod held;
 mod install;

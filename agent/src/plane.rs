@@ -24,6 +24,8 @@ use tokio::time::Instant;
 use wire::Histogram;
 
 use crate::core::DriftFacts;
+use crate::sys::Roots;
+use crate::sys::cgroup::Usage;
 
 pub use self::error::PlaneError;
 #[cfg(test)]
@@ -88,6 +90,8 @@ pub struct PlaneConfig {
     pub drift_sample_every: Duration,
     /// The folder for sockets, and the workers' working folder; made when missing.
     pub run_dir: PathBuf,
+    /// Where the machine and the workers are read for `/metrics`.
+    pub roots: Roots,
 }
 
 /// Names a loaded model that is not active yet.
@@ -145,6 +149,8 @@ pub struct ModelWindow {
     pub rejected: u64,
     /// Whether a worker was started or became active within the window.
     pub cold: bool,
+    /// What its worker's control group has used, where it has one of its own.
+    pub group: Option<Usage>,
     /// What its requests looked like, in the cells of its reference; `None` for a bundle without one.
     pub drift: Option<DriftFacts>,
 }

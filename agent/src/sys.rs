@@ -5,15 +5,19 @@
 //! its value `None`; nothing here fails, and nothing here takes a guess without saying so
 //! ([`wire::Quality`]).
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Instant;
 
+use self::cgroup::{MemoryGroup, Usage, Version};
 use self::cpu::CpuTimes;
 use self::power::PowerMeter;
 pub use self::power::{PowerConfig, PowerReading, PowerSource};
+use self::pressure::{Pressure, PressureShares};
+use self::process::{ProcessWatch, Spent};
 use self::thermal::ThrottleWatch;
 
 pub mod cgroup;
@@ -21,6 +25,8 @@ pub mod cpu;
 pub mod machine;
 pub mod memory;
 pub mod power;
+pub mod pressure;
+pub mod process;
 pub mod thermal;
 
 /// The most that is read of one file.
@@ -35,6 +41,8 @@ pub struct Roots {
     pub proc: PathBuf,
     /// The folder that is `/sys` on a real machine.
     pub sys: PathBuf,
+    /// The folder that is `/usr/bin` on a real machine: one board tells its power through a program.
+    pub programs: PathBuf,
 }
 
 impl Default for Roots {
@@ -53,7 +61,12 @@ impl Roots {
     /// Each below a prefix of its own: an emulated board has real processes and a made-up sysfs.
     #[must_use]
     pub fn split(proc_prefix: impl AsRef<Path>, sys_prefix: impl AsRef<Path>) -> Self {
-        Self { proc: proc_prefix.as_ref().join("proc"), sys: sys_prefix.as_ref().join("sys") }
+        let (proc, board) = (proc_prefix.as_ref(), sys_prefix.as_ref());
+        Self {
+            proc: proc.join("proc"),
+            sys: board.join("sys"),
+            programs: board.join("usr/bin"),
+        }
     }
 }
 
@@ -70,8 +83,12 @@ pub struct Sample {
     pub memory_available_bytes: Option<u64>,
     /// Pages read back from swap within the window.
     pub swap_in_pages: Option<u64>,
+    /// Times that any process waited for a page from the storage within the window.
+    pub major_faults: Option<u64>,
     /// Processor time in use within the window, over all processors, 0 to 100.
     pub cpu_percent: Option<f64>,
+    /// Of that, what neither the agent nor its workers took, 0 to 100.
+    pub others_percent: Option<f64>,
     /// Processor time that the hypervisor gave to others within the window, 0 to 100.
     pub steal_percent: Option<f64>,
     /// The one-minute load average.
@@ -86,6 +103,14 @@ pub struct Sample {
     pub throttle_cause: Option<&'static str>,
     /// The power drawn within the window.
     pub power: PowerReading,
+    /// The machine's pressure within the window.
+    pub pressure: PressureShares,
+    /// That of the service's control group, the agent's and its workers'.
+    pub group_pressure: PressureShares,
+    /// What the service's control group has used of memory.
+    pub group: Option<Usage>,
+    /// What the agent and each worker took within the window, by process number.
+    pub processes: BTreeMap<u32, Spent>,
 }
 
 /// Reads the machine window by window; the differences are between one sample and the next.
@@ -94,20 +119,41 @@ pub struct Sampler {
     roots: Roots,
     power: PowerMeter,
     throttle: ThrottleWatch,
+    /// `None` where processes are not of the machine that the rest of the files tell of.
+    processes: Option<ProcessWatch>,
     window: Counters,
+    began: Instant,
     last_tick: Option<CpuTimes>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Counters {
     cpu: Option<CpuTimes>,
     swap_in: Option<u64>,
+    major_faults: Option<u64>,
+    pressure: Pressure,
+    group_pressure: Pressure,
+    group: Option<Usage>,
 }
 
 impl Counters {
     fn read(roots: &Roots) -> Self {
-        Self { cpu: cpu::times(roots), swap_in: memory::swap_in_pages(roots) }
+        let group = MemoryGroup::service(roots);
+        let two = group.as_ref().filter(|group| group.version == Version::Two);
+        Self {
+            cpu: cpu::times(roots),
+            swap_in: memory::swap_in_pages(roots),
+            major_faults: memory::major_faults(roots),
+            pressure: Pressure::of_machine(roots),
+            group_pressure: two.map(|group| Pressure::of_group(&group.folder)).unwrap_or_default(),
+            group: group.map(|group| group.usage()),
+        }
     }
+}
+
+/// What a counter rose by.
+fn rise(before: Option<u64>, now: Option<u64>) -> Option<u64> {
+    now?.checked_sub(before?)
 }
 
 impl Sampler {
@@ -118,13 +164,24 @@ impl Sampler {
         let mut sampler = Self {
             power: PowerMeter::new(power),
             throttle: ThrottleWatch::default(),
+            processes: Some(ProcessWatch::default()),
+            began: now,
             last_tick: window.cpu,
             window,
             roots,
         };
         sampler.throttle.changed(&sampler.roots);
+        sampler.spent(&[]);
         sampler.tick(now);
         sampler
+    }
+
+    /// The board is emulated: its processor's time is made up and its processes are the host's, so that
+    /// the one says nothing about the other. What processes took is not told then.
+    #[must_use]
+    pub fn of_an_emulated_board(mut self) -> Self {
+        self.processes = None;
+        self
     }
 
     /// Reads the power gauges. Calling it several times within a window makes the window's power a
@@ -140,15 +197,14 @@ impl Sampler {
     pub fn sample(&mut self, now: Instant, workers: &[u32], inferences: u64) -> Sample {
         self.tick(now);
         let before = std::mem::replace(&mut self.window, Counters::read(&self.roots));
+        let elapsed = now.saturating_duration_since(std::mem::replace(&mut self.began, now));
         let usage = cpu::usage(before.cpu, self.window.cpu);
         let busy = usage.map(|u| u.busy_percent);
         let info = memory::info(&self.roots);
         let temperature_mc = thermal::temperature_mc(&self.roots);
         let throttle_cause = self.throttle.cause(&self.roots, temperature_mc, busy);
-        let swap_in_pages = match (before.swap_in, self.window.swap_in) {
-            (Some(then), Some(now)) => now.checked_sub(then),
-            _ => None,
-        };
+        let processes = self.spent(workers);
+        let window = &self.window;
         Sample {
             agent_pss_bytes: memory::pss_bytes(&self.roots, std::process::id()),
             workers_pss_bytes: workers
@@ -157,17 +213,46 @@ impl Sampler {
                 .reduce(u64::saturating_add),
             memory_total_bytes: info.total_bytes,
             memory_available_bytes: info.available_bytes,
-            swap_in_pages,
+            swap_in_pages: rise(before.swap_in, window.swap_in),
+            major_faults: rise(before.major_faults, window.major_faults),
             cpu_percent: busy,
+            others_percent: others_percent(before.cpu, window.cpu, &processes),
             steal_percent: usage.map(|u| u.steal_percent),
             load1: cpu::load1(&self.roots),
             temperature_mc,
             freq_khz: cpu::freq_khz(&self.roots),
             throttled: throttle_cause.is_some(),
             throttle_cause,
-            power: self.power.take(inferences),
+            power: self.power.take(inferences, workers),
+            pressure: window.pressure.since(&before.pressure, elapsed),
+            group_pressure: window.group_pressure.since(&before.group_pressure, elapsed),
+            group: window.group,
+            processes,
         }
     }
+
+    fn spent(&mut self, workers: &[u32]) -> BTreeMap<u32, Spent> {
+        let Some(processes) = &mut self.processes else {
+            return BTreeMap::new();
+        };
+        let own = std::process::id();
+        processes.take(&self.roots, workers.iter().copied().chain([own]))
+    }
+}
+
+/// What of the processor's time neither the agent nor its workers took. `None` where the agent's own is
+/// not known.
+#[allow(clippy::cast_precision_loss)]
+fn others_percent(
+    before: Option<CpuTimes>,
+    after: Option<CpuTimes>,
+    processes: &BTreeMap<u32, Spent>,
+) -> Option<f64> {
+    processes.get(&std::process::id())?;
+    let total = after?.total.checked_sub(before?.total).filter(|&ticks| ticks > 0)?;
+    let busy = cpu::usage(before, after)?.busy_percent;
+    let own = processes.values().fold(0_u64, |sum, spent| sum.saturating_add(spent.ticks));
+    Some((busy - 100.0 * own as f64 / total as f64).clamp(0.0, 100.0))
 }
 
 /// A file's text, cut at [`MAX_FILE_BYTES`].

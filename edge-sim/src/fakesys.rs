@@ -423,8 +423,12 @@ mod tests {
     /// The agent's reader, started on an idle board.
     fn agent_reader(files: &BoardFiles, start: Instant) -> espalier_agent::sys::Sampler {
         use espalier_agent::sys::{PowerConfig, PowerSource, Roots, Sampler};
-        let config =
-            PowerConfig { source: PowerSource::Auto, idle_mw: Some(1600.0), load_mw: Some(5000.0) };
+        let config = PowerConfig {
+            source: PowerSource::Auto,
+            idle_mw: Some(1600.0),
+            load_mw: Some(5000.0),
+            ..PowerConfig::default()
+        };
         Sampler::new(Roots::under(files.root()), config, start)
     }
 

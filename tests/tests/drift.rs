@@ -132,6 +132,7 @@ impl Served {
             run_limit: Duration::from_secs(120),
             drift_sample_every: Duration::ZERO,
             run_dir: folder.path().join("run"),
+            roots: espalier_agent::sys::Roots::default(),
         };
         let plane = runtime.block_on(async {
             let plane = Plane::start(config).await.unwrap();

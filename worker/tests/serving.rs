@@ -64,6 +64,7 @@ impl Rig {
             request_deadline: PATIENCE,
             drift_sample_every: Duration::ZERO,
             run_dir: folder.path().join("run"),
+            roots: espalier_agent::sys::Roots::default(),
         };
         change(&mut config);
         let plane = Plane::start(config).await.unwrap();
@@ -374,6 +375,7 @@ async fn an_engine_library_that_is_not_there_is_named() {
         request_deadline: PATIENCE,
         drift_sample_every: Duration::ZERO,
         run_dir: folder.path().to_owned(),
+        roots: espalier_agent::sys::Roots::default(),
     })
     .await
     .unwrap();

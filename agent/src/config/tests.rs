@@ -165,3 +165,39 @@ fn a_root_among_the_credentials_is_taken_where_none_is_named() {
     sources.environment[0].1 = "/nowhere".into();
     assert_eq!(Config::load(&sources).unwrap().trust, None);
 }
+
+#[test]
+fn a_profile_of_power_is_read_and_a_wrong_one_is_named() {
+    let files = Files::new(MINIMAL);
+    let mut sources = files.sources();
+    sources.overrides = vec!["power.profile=[\"0:1000\", \"100:3000\"]".into()];
+    let line = Config::load(&sources).unwrap().power.line().unwrap();
+    assert!((line.at(0.5) - 2000.0).abs() < 1e-6);
+    sources.overrides = vec!["power.profile=[\"0:1000\", \"101:3000\"]".into()];
+    let told = problems(&sources);
+    assert!(told.len() == 1 && told[0].contains("power.profile: \"101:3000\""), "{told:?}");
+}
+
+#[test]
+fn budgets_that_are_held_against_nothing_are_warned_about() {
+    let board = tempfile::tempdir().unwrap();
+    let files = Files::new(
+        "[device]\nid = \"dev\"\n[budgets.m]\nagreement_min = 0.9\npower_mw = 4000\nlatency_p95_us = 9\n",
+    );
+    let doubts = |overrides: &[&str]| {
+        let mut sources = files.sources();
+        sources.overrides = overrides.iter().map(|o| (*o).to_owned()).collect();
+        sources.overrides.push(format!("sys.root={}", board.path().display()));
+        let checked = Config::check(&sources, None);
+        assert!(checked.config.is_ok(), "{:?}", checked.config);
+        checked.warnings.into_iter().map(|w| (w.key, w.what)).collect::<Vec<_>>()
+    };
+    let told = doubts(&["install.shadow_requests=0"]);
+    let keys: Vec<&str> = told.iter().map(|(key, _)| key.as_str()).collect();
+    assert_eq!(keys, ["budgets.m.agreement_min", "budgets.m.power_mw"]);
+    assert!(told[0].1.contains("install.shadow_requests = 0"), "{told:?}");
+    assert!(told[1].1.contains("nothing tells"), "{told:?}");
+    let two = doubts(&["power.idle_mw=1000", "power.load_mw=2000"]);
+    assert!(two.len() == 1 && two[0].1.contains("power.profile three points"), "{two:?}");
+    assert!(doubts(&["power.profile=[\"0:1000\", \"50:1600\", \"100:2000\"]"]).is_empty());
+}

@@ -171,18 +171,40 @@ pub struct ModelFacts {
     pub compute: Histogram,
     /// Time in the queue, per request.
     pub queue: Histogram,
-    /// Requests answered, with an error or without.
+    /// Requests that were accepted and have ended, with an answer or without.
     pub requests: u64,
-    /// Requests answered with an error of the model or the worker.
+    /// Of these, without an answer and by no fault of the client: a failure of the model or the worker,
+    /// or too late.
     pub errors: u64,
-    /// Requests refused because the queue was full.
+    /// Requests turned away because the queue was full; none of the others.
     pub rejected: u64,
     /// Whether the worker started in this window.
     pub cold: bool,
     /// Proportional set size of the worker that serves it.
     pub pss_bytes: Option<u64>,
+    /// How long the threads of the model's workers waited for a processor, together, microseconds.
+    pub wait_us: Option<u64>,
+    /// Times that its workers waited for a page from the storage.
+    pub major_faults: Option<u64>,
+    /// What its worker's control group has used, where it has one of its own.
+    pub group: Option<GroupUsage>,
     /// What its requests looked like. `None` for a bundle without a reference.
     pub drift: Option<DriftFacts>,
+}
+
+/// What a worker's control group has used of memory; what the kernel does not tell is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupUsage {
+    /// Memory in use now, cached file pages included.
+    pub current_bytes: Option<u64>,
+    /// The most that was in use.
+    pub peak_bytes: Option<u64>,
+    /// How often the group was slowed down because it was over its soft bound.
+    pub high_events: Option<u64>,
+    /// How often it reached its hard bound.
+    pub max_events: Option<u64>,
+    /// Workers that the kernel killed for want of memory.
+    pub oom_kills: Option<u64>,
 }
 
 /// A step that went well.
@@ -202,7 +224,7 @@ pub enum StepDone {
     Switched,
 }
 
-/// What the manifest of a verified bundle says, to be held against the offer.
+/// What the manifest of a verified bundle says, to be held against the offer and the device.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BundleFacts {
     /// The model's name.
@@ -219,6 +241,8 @@ pub struct BundleFacts {
     pub size_bytes: u64,
     /// What it says the model will cost.
     pub predicted: Box<Predictions>,
+    /// The most that it may agree with the original model, 0 to 1: the upper end of the stated interval.
+    pub agreement_high: Option<f64>,
 }
 
 /// A step that went wrong.

@@ -92,7 +92,10 @@ impl Core {
     fn on_verified(&mut self, now: Millis, own: &DurableInstall, facts: &BundleFacts) {
         let runtime = self.settings.birth.runtime.as_str();
         let class = self.settings.birth.device_class.as_str();
-        if let Err(failure) = judge::manifest(&own.offer, facts, runtime, class) {
+        let floor = self.budgets(&own.offer.model).agreement_min;
+        let fits = judge::manifest(&own.offer, facts, runtime, class)
+            .and_then(|()| super::floor::stated(facts.agreement_high, floor));
+        if let Err(failure) = fits {
             self.on_step_failed(now, own, &failure);
             return;
         }

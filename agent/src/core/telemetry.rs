@@ -1,23 +1,24 @@
 //! Windows: told outside, and held against the budgets and against probation.
 
-use wire::{
-    BudgetKind, Cause, DriftTest, Histogram, InferWindow, PowerWindow, Quality, ResourceWindow,
-};
+use wire::{BudgetKind, Cause, DriftTest, Histogram, InferWindow, PowerWindow, Quality};
 
 use super::Core;
+use super::attribution::{Machine, attribute, scalar_cause};
 use super::effect::Report;
 use super::event::{InstallId, Millis, ModelFacts, WindowFacts};
 use super::gauge::Seen;
 use super::live::Evidence;
 use super::record::{InstallState, Record};
 use super::report::blank;
-use super::settings::BreachRules;
 use super::trial::{Observation, Trial, Verdict};
 
 /// The share of the processor time in use from which a model among others draws the power.
 const POWER_SHARE: f64 = 0.5;
 /// A probation without evidence, or with a suspicion, ends after this many times its windows.
 const PATIENCE: u32 = 4;
+/// One-sided 95 % quantile of the normal distribution: a figure with an error is over a limit only where
+/// it would be so in 19 of 20 cases.
+const Z: f64 = 1.645;
 
 impl Core {
     pub(super) fn on_window(&mut self, now: Millis, facts: &WindowFacts) {
@@ -48,7 +49,9 @@ impl Core {
     fn on_model_window(&mut self, now: Millis, facts: &ModelFacts, window: &WindowFacts) {
         let model = facts.model.as_str();
         self.live(model).pss_bytes = facts.pss_bytes;
-        let cause = attribute(facts, window.resources.as_ref(), &self.settings.breach);
+        let birth = &self.settings.birth;
+        let machine = Machine { cpus: birth.cpus, threads: self.settings.threads };
+        let cause = attribute(facts, window, machine, &self.settings.breach);
         let evidence = self.gather(facts, window, cause);
         match self.install(model).map(|own| own.state) {
             None | Some(InstallState::Offered | InstallState::Downloading) => {
@@ -113,11 +116,11 @@ impl Core {
             }
         }
         let draws = self.draws_the_power(facts, window);
-        for (budget, observed) in scalars(facts, window) {
-            if let (Some(limit), Some(observed)) = (budgets.limit(budget), observed) {
+        for (budget, figure) in scalars(facts, window) {
+            if let (Some(limit), Some(figure)) = (budgets.limit(budget), figure) {
                 let seen = Seen {
-                    observed,
-                    over: observed > limit,
+                    observed: figure.value,
+                    over: figure.value - Z * figure.error > limit,
                     cause: scalar_cause(budget, cause, draws),
                     times: Histogram::default(),
                 };
@@ -242,29 +245,6 @@ fn measured_energy(facts: &ModelFacts, window: &WindowFacts, cause: Cause) -> Op
     energy.filter(|_| cause == Cause::Model)
 }
 
-/// Whom a window's slowness is to be attributed to, before the model itself.
-fn attribute(facts: &ModelFacts, resources: Option<&ResourceWindow>, rules: &BreachRules) -> Cause {
-    let over = |limit: f64| move |value: f64| value >= limit;
-    match resources {
-        Some(r) if r.throttled => Cause::Thermal,
-        Some(r) if r.steal_percent.is_some_and(over(rules.steal_percent)) => Cause::Steal,
-        Some(r) if r.swap_in_pages.is_some_and(|n| n >= rules.swap_in_pages) => Cause::Swap,
-        _ if facts.cold => Cause::ColdStart,
-        _ => Cause::Model,
-    }
-}
-
-/// Whom a budget that is one number per window is held against. A worker's memory is its own whatever
-/// the device is going through, but for the moments of loading; power belongs to whoever draws it.
-fn scalar_cause(budget: BudgetKind, cause: Cause, draws_the_power: bool) -> Cause {
-    match (budget, cause) {
-        (BudgetKind::Memory, Cause::ColdStart) => Cause::ColdStart,
-        (BudgetKind::Memory, _) => Cause::Model,
-        (BudgetKind::Power, Cause::Model) if !draws_the_power => Cause::Steal,
-        (_, cause) => cause,
-    }
-}
-
 /// Holds a window against a latency budget. The budget is on the time in the engine; a request that
 /// waits too long for a fast engine is overload, which no smaller model was asked to mend.
 #[allow(clippy::cast_precision_loss)]
@@ -280,9 +260,16 @@ fn latency(evidence: &Evidence, limit: f64) -> Seen {
     }
 }
 
-/// The budgets that are one number per window.
+/// A number and its standard error.
+#[derive(Clone, Copy, Debug)]
+struct Figure {
+    value: f64,
+    error: f64,
+}
+
+/// The budgets that are one number per window. One whose error is unknown is held against nothing.
 #[allow(clippy::cast_precision_loss)]
-fn scalars(facts: &ModelFacts, window: &WindowFacts) -> [(BudgetKind, Option<f64>); 3] {
+fn scalars(facts: &ModelFacts, window: &WindowFacts) -> [(BudgetKind, Option<Figure>); 3] {
     let busy = facts.requests > 0;
     let power = window.power.as_ref().filter(|_| busy);
     let alone = window.models.len() == 1;
@@ -290,16 +277,33 @@ fn scalars(facts: &ModelFacts, window: &WindowFacts) -> [(BudgetKind, Option<f64
         Some(name) => *name == facts.model,
         None => alone,
     };
+    let memory = facts.pss_bytes.map(|bytes| Figure { value: bytes as f64, error: 0.0 });
     let energy = power.filter(|power| own(&power.model));
     [
-        (BudgetKind::Memory, facts.pss_bytes.map(|bytes| bytes as f64)),
-        (BudgetKind::Power, power.and_then(|power| power.power_mw)),
-        (BudgetKind::Energy, energy.and_then(|power| power.energy_per_inference_mj)),
+        (BudgetKind::Memory, memory),
+        (BudgetKind::Power, power.and_then(power_figure)),
+        (BudgetKind::Energy, energy.and_then(energy_figure)),
     ]
+}
+
+/// What a gauge says is taken as it is; a modelled power is as good as the model's fit.
+fn power_figure(power: &PowerWindow) -> Option<Figure> {
+    let error = match power.quality {
+        Quality::Measured => 0.0,
+        Quality::Modelled => power.power_error_mw?,
+        Quality::None => return None,
+    };
+    Some(Figure { value: power.power_mw?, error })
+}
+
+fn energy_figure(power: &PowerWindow) -> Option<Figure> {
+    let (value, error) = (power.energy_per_inference_mj?, power.energy_error_mj?);
+    Some(Figure { value, error })
 }
 
 fn infer_window(facts: &ModelFacts, window_ms: u64, drift: Option<DriftTest>) -> InferWindow {
     let times = &facts.compute;
+    let group = facts.group.unwrap_or_default();
     InferWindow {
         header: blank::<InferWindow>(),
         model: facts.model.clone(),
@@ -309,12 +313,22 @@ fn infer_window(facts: &ModelFacts, window_ms: u64, drift: Option<DriftTest>) ->
         errors: facts.errors,
         rejected: facts.rejected,
         p50_us: times.quantile(0.5),
+        p90_us: times.quantile(0.9),
         p95_us: times.quantile(0.95),
         p99_us: times.quantile(0.99),
         max_us: times.max(),
         mean_us: times.mean(),
         queue_p95_us: facts.queue.quantile(0.95),
+        wait_us: facts.wait_us,
+        major_faults: facts.major_faults,
+        pss_bytes: facts.pss_bytes,
+        group_memory_bytes: group.current_bytes,
+        group_memory_peak_bytes: group.peak_bytes,
+        group_memory_high_events: group.high_events,
+        group_memory_max_events: group.max_events,
+        group_oom_kills: group.oom_kills,
         compute: times.clone(),
+        queue: facts.queue.clone(),
         drift,
     }
 }

@@ -11,8 +11,11 @@ use wire::{
 
 use super::*;
 
+mod oracle;
 mod properties;
 mod stories;
+
+use oracle::Oracle;
 
 /// The digest of bundle `n`.
 fn digest(n: u64) -> String {
@@ -99,10 +102,9 @@ const SLOW: Shape = Shape { us: 5000, requests: 20, errors: 0, throttled: false,
 
 const FAST: Shape = Shape { us: 100, ..SLOW };
 
-fn window(model: &str, digest: &str, shape: Shape) -> Event {
-    let mut compute = Histogram::default();
-    (0..shape.requests).for_each(|_| compute.record(shape.us));
-    let resources = ResourceWindow {
+/// A device with nothing to tell.
+fn quiet() -> ResourceWindow {
+    ResourceWindow {
         header: header::<ResourceWindow>(),
         window_ms: 1000,
         agent_pss_bytes: None,
@@ -110,13 +112,34 @@ fn window(model: &str, digest: &str, shape: Shape) -> Event {
         memory_total_bytes: 0,
         memory_available_bytes: 0,
         swap_in_pages: None,
+        major_faults: None,
         cpu_percent: None,
+        others_percent: None,
         steal_percent: None,
         load1: None,
         temperature_mc: None,
         freq_khz: None,
-        throttled: shape.throttled,
-    };
+        throttled: false,
+        cpu_pressure_percent: None,
+        memory_pressure_percent: None,
+        memory_stall_percent: None,
+        io_pressure_percent: None,
+        io_stall_percent: None,
+        group_cpu_pressure_percent: None,
+        group_memory_pressure_percent: None,
+        group_io_pressure_percent: None,
+        group_memory_bytes: None,
+        group_memory_peak_bytes: None,
+        group_memory_high_events: None,
+        group_memory_max_events: None,
+        group_oom_kills: None,
+    }
+}
+
+fn window(model: &str, digest: &str, shape: Shape) -> Event {
+    let mut compute = Histogram::default();
+    (0..shape.requests).for_each(|_| compute.record(shape.us));
+    let resources = ResourceWindow { throttled: shape.throttled, ..quiet() };
     Event::Window(WindowFacts {
         window_ms: 1000,
         models: vec![ModelFacts {
@@ -185,8 +208,9 @@ struct World {
     owed: Vec<Owed>,
     reports: Vec<Report>,
     served_once: BTreeSet<String>,
-    slow_windows: BTreeMap<String, u32>,
-    shifted_windows: BTreeMap<String, u32>,
+    oracle: Oracle,
+    /// What the manifests of bundles state of themselves.
+    stated_agreement: Option<f64>,
     /// What every bundle says its model will cost.
     predicted: Predictions,
     drained: bool,
@@ -197,7 +221,11 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let (core, effects) = Core::recover(settings(), [], Millis(0));
+        Self::with(settings())
+    }
+
+    fn with(settings: Settings) -> Self {
+        let (core, effects) = Core::recover(settings, [], Millis(0));
         let mut world = Self {
             core,
             now: Millis(0),
@@ -206,8 +234,8 @@ impl World {
             owed: Vec::new(),
             reports: Vec::new(),
             served_once: BTreeSet::new(),
-            slow_windows: BTreeMap::new(),
-            shifted_windows: BTreeMap::new(),
+            oracle: Oracle::default(),
+            stated_agreement: None,
             predicted: Predictions::default(),
             drained: false,
             measuring: None,
@@ -229,6 +257,9 @@ impl World {
 
     /// Feeds an event and performs only the first `limit` effects: the power goes after them.
     fn feed_until(&mut self, event: Event, limit: usize) {
+        if let Event::Window(facts) = &event {
+            self.oracle.see(&self.core, facts);
+        }
         let effects = self.core.step(self.now, event);
         self.execute(effects, limit);
     }
@@ -288,12 +319,9 @@ impl World {
             let open = before.models.get(model).map(|m| m.requests.clone());
             let open = open.unwrap_or_default();
             assert!(!open.contains_key(budget.as_str()), "a second open request");
-            let behind = match budget {
-                wire::BudgetKind::Drift => &self.shifted_windows,
-                _ => &self.slow_windows,
-            };
-            let slow = behind.get(model).copied().unwrap_or_default();
-            assert!(slow >= settings().breach.windows_over, "no breach behind it");
+            let over = self.oracle.over(model, *budget);
+            let needed = self.core.settings.breach.windows_over;
+            assert!(over >= needed, "{over} windows over {budget} of {model} behind a request");
         }
         if let Record::Offered { .. } = &record {
             assert!(self.measuring.is_none() && before.measuring.is_none(), "both at once");
@@ -324,6 +352,11 @@ impl World {
             let told = self.told();
             let open = &told.models[&request.model].requests;
             assert!(open.values().any(|r| r.request_id == request.request_id));
+        }
+        if let Report::Infer(window) = &report
+            && let Some(test) = &window.drift
+        {
+            self.oracle.tested(&window.model, test);
         }
         self.reports.push(report);
     }
@@ -373,6 +406,7 @@ impl World {
                     device_class: "any".into(),
                     size_bytes: 900,
                     predicted: Box::new(self.predicted),
+                    agreement_high: self.stated_agreement,
                 })
             }
             Step::Load { digest } => {
@@ -392,12 +426,6 @@ impl World {
     fn window(&mut self, model: &str, shape: Shape) {
         let active = self.told().models.get(model).and_then(|m| m.active.clone());
         let Some(active) = active else { return };
-        let limit = self.core.budgets(model).latency_p95_us.unwrap_or(u64::MAX);
-        // A histogram may place a time up to 1.6 % above itself.
-        let slow = shape.us + shape.us / 50 > limit;
-        if slow && !shape.throttled && !shape.cold {
-            *self.slow_windows.entry(model.into()).or_default() += 1;
-        }
         self.feed(window(model, &active.digest, shape));
     }
 
@@ -405,9 +433,7 @@ impl World {
     fn look(&mut self, model: &str, requests: u64, shifted: bool) {
         let active = self.told().models.get(model).and_then(|m| m.active.clone());
         let Some(active) = active else { return };
-        if shifted {
-            *self.shifted_windows.entry(model.into()).or_default() += 1;
-        }
+        self.oracle.looks(model, shifted);
         self.now = self.now.plus(1000);
         let Event::Window(mut facts) = window(model, &active.digest, FAST) else { return };
         facts.models[0].drift = Some(drift_facts(requests, shifted));
@@ -434,9 +460,9 @@ impl World {
         self.workers.clear();
         self.owed.clear();
         self.measuring = None;
-        self.slow_windows.clear();
-        self.shifted_windows.clear();
-        let (core, effects) = Core::recover(settings(), &self.journal, self.now);
+        self.oracle = Oracle::default();
+        let settings = self.core.settings.clone();
+        let (core, effects) = Core::recover(settings, &self.journal, self.now);
         self.core = core;
         self.execute(effects, usize::MAX);
     }

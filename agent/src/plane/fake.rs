@@ -119,6 +119,7 @@ pub(crate) fn config(folder: &Path) -> PlaneConfig {
         run_limit: Duration::from_secs(120),
         drift_sample_every: Duration::ZERO,
         run_dir: folder.join("run"),
+        roots: crate::sys::Roots::default(),
     }
 }
 

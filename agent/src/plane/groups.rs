@@ -11,10 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::sys::Roots;
-use crate::sys::cgroup::{MemoryGroup, Usage, Version};
+use crate::sys::cgroup::{MemoryGroup, SUPERVISOR, Usage, Version};
 
-/// The agent's own place.
-const SUPERVISOR: &str = "supervisor";
 /// What workers' groups begin with.
 const WORKER: &str = "worker-";
 /// Groups that wait for the last of their processes to end; more are left for the next start.

@@ -12,6 +12,8 @@ use super::instance::Instance;
 use super::registry::Registry;
 use super::window::Totals;
 use crate::sys::cgroup::Usage;
+use crate::sys::pressure::{Pressure, Stalls};
+use crate::sys::{Roots, memory};
 
 /// The media type of [`render`]'s text.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -22,18 +24,13 @@ pub const BOUNDS: std::ops::RangeInclusive<u32> = 6..=26;
 
 /// The text of a scrape.
 pub(super) fn render(registry: &Registry) -> String {
+    let roots = &registry.config().roots;
     let served = registry.all_active();
-    let served: Vec<Served> = served.iter().map(|instance| Served::of(instance)).collect();
-    let mut text = String::with_capacity(1024 + 4096 * served.len());
-    let family = |text: &mut String, name: &str, kind: &str, unit: &str, help: &str| {
-        let _ = writeln!(text, "# TYPE {name} {kind}");
-        if !unit.is_empty() {
-            let _ = writeln!(text, "# UNIT {name} {unit}");
-        }
-        let _ = writeln!(text, "# HELP {name} {help}");
-    };
+    let served: Vec<Served> = served.iter().map(|instance| Served::of(instance, roots)).collect();
+    let mut text = String::with_capacity(2048 + 4096 * served.len());
     family(&mut text, "espalier_agent", "info", "", "The agent.");
     let _ = writeln!(text, "espalier_agent_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
+    machine(&mut text, roots);
     family(&mut text, "espalier_model", "info", "", "What is served.");
     for served in &served {
         let _ = writeln!(text, "espalier_model_info{{{}}} 1", served.info);
@@ -52,6 +49,13 @@ pub(super) fn render(registry: &Registry) -> String {
         family(&mut text, name, "histogram", "seconds", help);
         for served in &served {
             histogram(&mut text, name, &served.labels, of(&served.totals));
+        }
+    }
+    let pss = "espalier_worker_pss_bytes";
+    family(&mut text, pss, "gauge", "bytes", "Proportional set size of the worker.");
+    for served in &served {
+        if let Some(bytes) = served.pss_bytes {
+            let _ = writeln!(text, "{pss}{{{}}} {bytes}", served.labels);
         }
     }
     for (name, kind, unit, help, of) in USAGES {
@@ -119,10 +123,50 @@ pub(super) fn counts(registry: &Registry) -> Vec<ModelCounts> {
     registry.all_active().iter().map(of).collect()
 }
 
+fn family(text: &mut String, name: &str, kind: &str, unit: &str, help: &str) {
+    let _ = writeln!(text, "# TYPE {name} {kind}");
+    if !unit.is_empty() {
+        let _ = writeln!(text, "# UNIT {name} {unit}");
+    }
+    let _ = writeln!(text, "# HELP {name} {help}");
+}
+
+/// The agent's own memory, and for how long there was pressure on the machine's resources.
+fn machine(text: &mut String, roots: &Roots) {
+    let name = "espalier_agent_pss_bytes";
+    family(text, name, "gauge", "bytes", "Proportional set size of the agent.");
+    if let Some(bytes) = memory::pss_bytes(roots, std::process::id()) {
+        let _ = writeln!(text, "{name} {bytes}");
+    }
+    let pressure = Pressure::of_machine(roots);
+    let of = [("cpu", pressure.cpu), ("memory", pressure.memory), ("io", pressure.io)];
+    let families: [(&str, &str, fn(Stalls) -> Option<u64>); 2] = [
+        (
+            "espalier_pressure_waiting_seconds",
+            "Time in which something on the machine waited for the resource.",
+            |stalls| Some(stalls.some_us),
+        ),
+        (
+            "espalier_pressure_stalled_seconds",
+            "Time in which everything on the machine waited for the resource.",
+            |stalls| stalls.full_us,
+        ),
+    ];
+    for (name, help, us) in families {
+        family(text, name, "counter", "seconds", help);
+        for (resource, stalls) in of {
+            if let Some(us) = stalls.and_then(us) {
+                let time = seconds(us);
+                let _ = writeln!(text, "{name}_total{{resource=\"{resource}\"}} {time}");
+            }
+        }
+    }
+}
+
 type UsageOf = fn(Usage) -> Option<u64>;
 
 /// Of workers that have a control group of their own.
-const USAGES: [(&str, &str, &str, &str, UsageOf); 3] = [
+const USAGES: [(&str, &str, &str, &str, UsageOf); 5] = [
     (
         "espalier_worker_memory_bytes",
         "gauge",
@@ -136,6 +180,20 @@ const USAGES: [(&str, &str, &str, &str, UsageOf); 3] = [
         "bytes",
         "The most that it has held since the worker was started.",
         |usage| usage.peak_bytes,
+    ),
+    (
+        "espalier_worker_memory_high_events",
+        "counter",
+        "",
+        "How often the group was slowed down at its soft bound, since the worker was started.",
+        |usage| usage.high_events,
+    ),
+    (
+        "espalier_worker_memory_max_events",
+        "counter",
+        "",
+        "How often the group reached its hard bound, since the worker was started.",
+        |usage| usage.max_events,
     ),
     (
         "espalier_worker_oom_kills",
@@ -178,11 +236,12 @@ struct Served {
     info: String,
     up: bool,
     totals: Totals,
+    pss_bytes: Option<u64>,
     usage: Option<Usage>,
 }
 
 impl Served {
-    fn of(instance: &Instance) -> Self {
+    fn of(instance: &Instance, roots: &Roots) -> Self {
         let identity = &instance.identity;
         let labels = format!(
             "model=\"{}\",version=\"{}\"",
@@ -196,7 +255,8 @@ impl Served {
         );
         let up = instance.down().is_none();
         let totals = instance.stats.totals();
-        Self { labels, info, up, totals, usage: instance.usage() }
+        let pss_bytes = instance.pid().and_then(|pid| memory::pss_bytes(roots, pid));
+        Self { labels, info, up, totals, pss_bytes, usage: instance.usage() }
     }
 }
 
@@ -228,6 +288,7 @@ fn escaped(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::fixture::Machine;
 
     #[test]
     fn buckets_count_all_that_is_below_their_bound() {
@@ -246,6 +307,24 @@ mod tests {
         assert_eq!(found.map(Option::unwrap_or_default), ["2", "4", "5", "6", "6", "7"]);
         assert!(text.contains("t_sum{model=\"m\"} 201.000382\n"), "{text}");
         assert!(text.ends_with("t_count{model=\"m\"} 7\n"));
+    }
+
+    #[test]
+    fn pressure_is_told_in_seconds_and_left_out_where_the_kernel_has_none() {
+        let machine = Machine::with(&[
+            ("proc/pressure/memory", "some avg10=0.00 total=2500000\nfull avg10=0.00 total=1\n"),
+            ("proc/pressure/cpu", "some avg10=0.00 total=7\n"),
+        ]);
+        let mut text = String::new();
+        super::machine(&mut text, &machine.roots());
+        for line in [
+            "espalier_pressure_waiting_seconds_total{resource=\"memory\"} 2.500000\n",
+            "espalier_pressure_stalled_seconds_total{resource=\"memory\"} 0.000001\n",
+            "espalier_pressure_waiting_seconds_total{resource=\"cpu\"} 0.000007\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        assert!(!text.contains("resource=\"io\"") && !text.contains("pss_bytes 0"), "{text}");
     }
 
     #[test]

@@ -244,14 +244,17 @@ impl Registry {
         if let Some(groups) = &self.cfg.worker_groups {
             groups.tidy();
         }
-        let active: Vec<CandidateId> = self.all_active().iter().map(|i| i.identity.id).collect();
+        let active = self.all_active();
+        let active_by = |id: CandidateId| active.iter().find(|own| own.identity.id == id);
         let mut ledger = lock(&self.ledger);
         let windows = ledger
             .iter()
             .map(|account| {
                 let mut window = account.stats.take(&account.model, &account.digest);
                 window.drift = account.lens.as_ref().map(|lens| lens.take());
-                (active.contains(&account.id), window)
+                let own = active_by(account.id);
+                window.group = own.and_then(|instance| instance.usage());
+                (own.is_some(), window)
             })
             .filter(|(active, window)| *active || window.requests + window.rejected > 0)
             .map(|(_, window)| window)

@@ -99,6 +99,7 @@ impl Stats {
             errors: counts.errors,
             rejected: counts.rejected,
             cold: counts.cold,
+            group: None,
             drift: None,
         }
     }

@@ -25,7 +25,7 @@ use super::status::Question;
 use super::store::Store;
 use super::trust::Trust;
 use super::{logging, mqtt, otlp, status, worker_program};
-use crate::config::{Config, ConfigError, Sources, TrustConfig, WorkerCgroup};
+use crate::config::{Config, ConfigError, Doubt, Sources, TrustConfig, WorkerCgroup};
 use crate::core::StepFailure;
 use crate::core::{ActiveEntry, Core, Durable, Effect, Event, Millis, Record, Report, Settings};
 use crate::plane::groups::Groups;
@@ -171,6 +171,9 @@ impl Driver {
         connect: impl FnOnce(&Config, &StateDir, &str) -> Result<Connection, PathError>,
     ) -> Result<Self, RunError> {
         let library = facts::check_engine(&config.engine)?;
+        for Doubt { key, what } in config.doubts() {
+            tracing::warn!(key, what, "a budget has less effect than it seems");
+        }
         let state = StateDir::open(&config.state_dir)?;
         let (journal, records) = open_journal(&state)?;
         let plane = Plane::start(plane_config(&config, &state)?).await?;
@@ -206,7 +209,7 @@ impl Driver {
             reload: listen_for(SignalKind::hangup())?,
         };
         let mut driver = Self {
-            sampler: Sampler::new(roots.clone(), config.power, clock),
+            sampler: sampler(&config, &roots, clock),
             #[cfg(debug_assertions)]
             hold: Hold::new(config.hold_dir.clone()),
             config,
@@ -791,6 +794,11 @@ fn hosting_program(config: &Config) -> Result<PathBuf, worker_program::NotFound>
     }
 }
 
+fn sampler(config: &Config, roots: &Roots, now: Instant) -> Sampler {
+    let sampler = Sampler::new(roots.clone(), config.power, now);
+    if config.device.emulated { sampler.of_an_emulated_board() } else { sampler }
+}
+
 fn plane_config(config: &Config, state: &StateDir) -> Result<PlaneConfig, RunError> {
     Ok(PlaneConfig {
         engine: config.engine.clone(),
@@ -808,6 +816,7 @@ fn plane_config(config: &Config, state: &StateDir) -> Result<PlaneConfig, RunErr
         run_limit: config.worker.run_limit,
         drift_sample_every: config.drift_sample_every,
         run_dir: state.run(),
+        roots: Roots::under(&config.sys_root),
     })
 }
 

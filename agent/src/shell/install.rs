@@ -265,6 +265,7 @@ impl Installer {
                 device_class: manifest.device_class,
                 size_bytes,
                 predicted: Box::new(predictions(&manifest.predicted)),
+                agreement_high: manifest.predicted.agreement.map(|stated| stated.high),
             }))
         })
         .await

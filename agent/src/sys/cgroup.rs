@@ -7,6 +7,9 @@ use std::path::{Component, Path, PathBuf};
 
 use super::{Roots, field, read, value};
 
+/// The group below the service's that the agent moves into where its workers have groups of their own.
+pub const SUPERVISOR: &str = "supervisor";
+
 /// The kernel's interface to a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
@@ -32,6 +35,11 @@ pub struct Usage {
     pub current_bytes: Option<u64>,
     /// The most that was in use.
     pub peak_bytes: Option<u64>,
+    /// How often it was slowed down because it was over the bound that slows it (`memory.high`); version
+    /// 2 alone.
+    pub high_events: Option<u64>,
+    /// How often it reached the bound that it may not pass (`memory.max`; version 1: `memory.failcnt`).
+    pub max_events: Option<u64>,
     /// Processes of the group that the kernel killed because memory was short, in the group, in one
     /// above it, or in the machine.
     pub oom_kills: Option<u64>,
@@ -62,6 +70,19 @@ impl MemoryGroup {
         accounts.then_some(Self { folder, version })
     }
 
+    /// The group of the service: the agent and its workers, whether or not these have groups of their
+    /// own below it.
+    #[must_use]
+    pub fn service(roots: &Roots) -> Option<Self> {
+        let own = Self::own(roots)?;
+        let moved = own.version == Version::Two
+            && own.folder.file_name().is_some_and(|name| name == SUPERVISOR);
+        match own.folder.parent().filter(|_| moved) {
+            Some(parent) => Some(Self { folder: parent.to_owned(), version: own.version }),
+            None => Some(own),
+        }
+    }
+
     /// A group directly below this one, whether it is there or not.
     #[must_use]
     pub fn child(&self, name: &str) -> Self {
@@ -78,10 +99,16 @@ impl MemoryGroup {
             Version::Two => ("memory.current", "memory.peak", "memory.events"),
         };
         let events = read(self.folder.join(events));
+        let event = |name: &str| field(events.as_deref()?, name);
         Usage {
             current_bytes: value(self.folder.join(current)),
             peak_bytes: value(self.folder.join(peak)),
-            oom_kills: events.and_then(|text| field(&text, "oom_kill")),
+            high_events: event("high"),
+            max_events: match self.version {
+                Version::One => value(self.folder.join("memory.failcnt")),
+                Version::Two => event("max"),
+            },
+            oom_kills: event("oom_kill"),
         }
     }
 
@@ -135,11 +162,24 @@ mod tests {
         assert_eq!(group.usage(), Usage::default());
         machine.write(&format!("{folder}/memory.current"), "4096\n");
         machine.write(&format!("{folder}/memory.peak"), "8192\n");
-        let events = "low 0\nhigh 0\nmax 3\noom 2\noom_kill 1\noom_group_kill 0\n";
+        let events = "low 0\nhigh 7\nmax 3\noom 2\noom_kill 1\noom_group_kill 0\n";
         machine.write(&format!("{folder}/memory.events"), events);
         let usage = group.usage();
         let found = (usage.current_bytes, usage.peak_bytes, usage.oom_kills);
         assert_eq!(found, (Some(4096), Some(8192), Some(1)));
+        assert_eq!((usage.high_events, usage.max_events), (Some(7), Some(3)));
+    }
+
+    #[test]
+    fn the_service_s_group_holds_the_one_that_the_agent_moved_into() {
+        let folder = format!("sys/fs/cgroup/{UNIT}");
+        let machine = Machine::with(&[("proc/self/cgroup", &format!("0::/{UNIT}/supervisor\n"))]);
+        machine.write(&format!("{folder}/supervisor/cgroup.controllers"), "memory\n");
+        let service = MemoryGroup::service(&machine.roots()).unwrap();
+        assert_eq!(service.folder, machine.path(&folder));
+        machine.write("proc/self/cgroup", format!("0::/{UNIT}\n"));
+        machine.write(&format!("{folder}/cgroup.controllers"), "memory\n");
+        assert_eq!(MemoryGroup::service(&machine.roots()), MemoryGroup::own(&machine.roots()));
     }
 
     #[test]
@@ -153,11 +193,13 @@ mod tests {
             &format!("{folder}/memory.oom_control"),
             "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
         );
+        machine.write(&format!("{folder}/memory.failcnt"), "11\n");
         let group = MemoryGroup::own(&machine.roots()).unwrap();
         assert_eq!((&group.folder, group.version), (&machine.path(&folder), Version::One));
         let usage = group.usage();
         let found = (usage.current_bytes, usage.peak_bytes, usage.oom_kills);
         assert_eq!(found, (Some(100), Some(200), Some(2)));
+        assert_eq!((usage.high_events, usage.max_events), (None, Some(11)));
     }
 
     #[test]

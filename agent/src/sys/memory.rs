@@ -31,6 +31,12 @@ pub fn swap_in_pages(roots: &Roots) -> Option<u64> {
     field(&read(roots.proc.join("vmstat"))?, "pswpin")
 }
 
+/// Times that a process waited for a page from the storage since the machine started.
+#[must_use]
+pub fn major_faults(roots: &Roots) -> Option<u64> {
+    field(&read(roots.proc.join("vmstat"))?, "pgmajfault")
+}
+
 fn kib(text: &str, key: &str) -> Option<u64> {
     field(text, key)?.checked_mul(1024)
 }

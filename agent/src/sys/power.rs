@@ -1,16 +1,30 @@
 //! Power, and what of it an inference costs.
 //!
-//! Sources, best first: a current sensor on the supply (INA and its like, through hwmon), a battery
-//! that is discharging, RAPL (the processor package alone), and a straight line between two
-//! configured powers over the processor's use. The last is *modelled*, and says so.
+//! Sources, best first: a battery that is being discharged, a current sensor on the supply (INA and its
+//! like, through hwmon), RAPL (processor packages and their memory), the power chip of a Raspberry Pi 5,
+//! and a straight line over the processor's use. The line is *modelled*, and says so: it is learned from
+//! a gauge of the whole board while there was one, or else fitted to the configured profile.
 
-use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Instant;
 
 use wire::Quality;
 
-use super::{Roots, numbered, read, value};
+use super::Roots;
+use energy::Windows;
+use line::Fit;
+use pmic::Pmic;
+use rapl::Rapl;
+
+pub use energy::Marginal;
+pub use gauges::on_battery;
+pub use line::{Line, MAX_PROFILE_POINTS, profile};
+
+mod energy;
+mod gauges;
+mod line;
+pub(super) mod pmic;
+mod rapl;
 
 /// Where power figures come from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -18,13 +32,15 @@ pub enum PowerSource {
     /// The best one that gives a figure.
     #[default]
     Auto,
+    /// Discharging batteries.
+    Battery,
     /// A current sensor on the supply.
     Hwmon,
-    /// A discharging battery.
-    Battery,
-    /// The processor package's energy counter.
+    /// The energy counters of processor packages and memory.
     Rapl,
-    /// The configured powers and the processor's use.
+    /// The power chip of a Raspberry Pi 5.
+    Pmic,
+    /// A line over the processor's use.
     Model,
     /// None.
     Off,
@@ -32,7 +48,7 @@ pub enum PowerSource {
 
 /// The name is that of no power source.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no power source; there are auto, hwmon, battery, rapl, model and none")]
+#[error("`{0}` is no power source; there are auto, battery, hwmon, rapl, pmic, model and none")]
 pub struct UnknownPowerSource(String);
 
 impl FromStr for PowerSource {
@@ -41,9 +57,10 @@ impl FromStr for PowerSource {
     fn from_str(text: &str) -> Result<Self, UnknownPowerSource> {
         Ok(match text {
             "auto" => Self::Auto,
-            "hwmon" => Self::Hwmon,
             "battery" => Self::Battery,
+            "hwmon" => Self::Hwmon,
             "rapl" => Self::Rapl,
+            "pmic" => Self::Pmic,
             "model" => Self::Model,
             "none" => Self::Off,
             other => return Err(UnknownPowerSource(other.to_owned())),
@@ -60,40 +77,55 @@ pub struct PowerConfig {
     pub idle_mw: Option<f64>,
     /// The board's power with every processor busy, in milliwatts.
     pub load_mw: Option<f64>,
+    /// The line fitted to the board's profile; it goes before the two powers.
+    pub profile: Option<Line>,
+}
+
+impl PowerConfig {
+    /// The board's power over the processor's use, as far as it is configured.
+    #[must_use]
+    pub fn line(&self) -> Option<Line> {
+        let two = || {
+            let (idle, load) = (self.idle_mw?, self.load_mw?);
+            Fit::of([(0.0, idle), (1.0, load)]).line()
+        };
+        self.profile.or_else(two)
+    }
 }
 
 /// The power drawn within a window.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PowerReading {
-    /// `hwmon`, `battery`, `rapl`, `model` or `none`.
+    /// `battery`, `hwmon`, `rapl`, `pmic`, `model` or `none`.
     pub source: &'static str,
     /// Whether it was measured.
     pub quality: Quality,
     /// The mean over the window.
     pub power_mw: Option<f64>,
-    /// What one inference cost above idle; see [`marginal_energy_mj`].
+    /// How far a modelled power lies from the truth (standard deviation); `None` where that is unknown,
+    /// and for gauges, which do not tell their tolerance.
+    pub power_error_mw: Option<f64>,
+    /// What one inference costs above rest.
     pub energy_per_inference_mj: Option<f64>,
+    /// The standard error of that; `None` where it is unknown.
+    pub energy_error_mj: Option<f64>,
 }
 
-/// The energy of one inference above idle, in millijoules:
-///
-/// ```text
-/// (mean power of the window - idle power) * length of the window / inferences
-/// ```
-///
-/// with powers in milliwatts and the length in seconds. Everything else that the board did meanwhile
-/// is charged to the inferences too, so it is an upper bound. `None` without inferences; never
-/// negative.
+/// What would tell the power now, for whoever wants to know before the first window. A battery tells only
+/// while it is being discharged.
 #[must_use]
-#[allow(clippy::cast_precision_loss)]
-pub fn marginal_energy_mj(
-    power_mw: f64,
-    idle_mw: f64,
-    seconds: f64,
-    inferences: u64,
-) -> Option<f64> {
-    let energy = (power_mw - idle_mw).max(0.0) * seconds;
-    (inferences > 0 && energy.is_finite()).then(|| energy / inferences as f64)
+pub fn at_hand(config: &PowerConfig, roots: &Roots) -> (&'static str, Quality) {
+    let wanted = |source| config.source == PowerSource::Auto || config.source == source;
+    let found = [
+        (Source::Battery, wanted(PowerSource::Battery) && gauges::battery_mw(roots).is_some()),
+        (Source::Hwmon, wanted(PowerSource::Hwmon) && gauges::hwmon_mw(roots).is_some()),
+        (Source::Rapl, wanted(PowerSource::Rapl) && rapl::is_there(roots)),
+        (Source::Pmic, wanted(PowerSource::Pmic) && Pmic::is_there(roots)),
+        (Source::Model, wanted(PowerSource::Model) && config.line().is_some()),
+    ];
+    let best = found.iter().find_map(|(source, there)| there.then_some(*source));
+    let best = best.unwrap_or(Source::None);
+    (best.name(), best.quality())
 }
 
 /// Adds up energy between two windows.
@@ -101,12 +133,18 @@ pub fn marginal_energy_mj(
 pub(super) struct PowerMeter {
     config: PowerConfig,
     rapl: Rapl,
+    pmic: Pmic,
     last: Option<Gauge>,
     source: Source,
     energy_mj: f64,
     seconds: f64,
-    /// The mean power of the last window without inferences.
-    idle_mw: Option<f64>,
+    /// What gauges of the whole board said beside the processor's use.
+    learned: Fit,
+    /// The line that the last modelled powers are from.
+    line: Option<Line>,
+    windows: Windows,
+    /// Whose inferences they hold.
+    workers: Vec<u32>,
 }
 
 /// An instantaneous reading.
@@ -118,9 +156,10 @@ struct Gauge {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
-    Hwmon,
     Battery,
+    Hwmon,
     Rapl,
+    Pmic,
     Model,
     None,
 }
@@ -128,9 +167,10 @@ enum Source {
 impl Source {
     fn name(self) -> &'static str {
         match self {
-            Self::Hwmon => "hwmon",
             Self::Battery => "battery",
+            Self::Hwmon => "hwmon",
             Self::Rapl => "rapl",
+            Self::Pmic => "pmic",
             Self::Model => "model",
             Self::None => "none",
         }
@@ -138,10 +178,15 @@ impl Source {
 
     fn quality(self) -> Quality {
         match self {
-            Self::Hwmon | Self::Battery | Self::Rapl => Quality::Measured,
+            Self::Battery | Self::Hwmon | Self::Rapl | Self::Pmic => Quality::Measured,
             Self::Model => Quality::Modelled,
             Self::None => Quality::None,
         }
+    }
+
+    /// Whether it measures all that the board draws, so that a line may be learned from it.
+    fn is_of_the_board(self) -> bool {
+        matches!(self, Self::Battery | Self::Hwmon)
     }
 }
 
@@ -150,23 +195,27 @@ impl PowerMeter {
         Self {
             config,
             rapl: Rapl::default(),
+            pmic: Pmic::default(),
             last: None,
             source: Source::None,
             energy_mj: 0.0,
             seconds: 0.0,
-            idle_mw: None,
+            learned: Fit::default(),
+            line: None,
+            windows: Windows::default(),
+            workers: Vec::new(),
         }
     }
 
-    /// Reads the best source now. A window holds the readings of one source: when a better one
-    /// appears or the one in use falls silent, the window starts anew.
+    /// Reads the best source now; `busy` is the processor's use since the last call, 0 to 1. A window
+    /// holds the readings of one source: when a better one appears or the one in use falls silent, the
+    /// window starts anew.
     pub(super) fn tick(&mut self, roots: &Roots, now: Instant, busy: Option<f64>) {
-        let rapl = self.rapl.mean_power_mw(roots, now);
-        let (source, power_mw) = self.choose(roots, rapl, busy);
+        let (source, power_mw) = self.choose(roots, now, busy);
         if source != self.source {
             self.source = source;
             self.clear();
-            self.idle_mw = None;
+            self.windows = Windows::default();
             self.last = None;
         }
         let Some(power_mw) = power_mw else { return };
@@ -180,39 +229,58 @@ impl PowerMeter {
             };
             self.energy_mj += mean * seconds;
             self.seconds += seconds;
+            if let Some(busy) = busy.filter(|_| source.is_of_the_board() && seconds > 0.0) {
+                self.learned.add(busy.clamp(0.0, 1.0), mean);
+            }
         }
     }
 
-    /// Ends the window.
-    pub(super) fn take(&mut self, inferences: u64) -> PowerReading {
-        let power_mw = if self.seconds > 0.0 {
-            Some(self.energy_mj / self.seconds)
-        } else {
-            self.last.map(|gauge| gauge.power_mw)
-        };
+    /// Ends the window, in which these workers answered so many requests.
+    pub(super) fn take(&mut self, inferences: u64, workers: &[u32]) -> PowerReading {
         let seconds = self.seconds;
+        let mean = (seconds > 0.0).then(|| self.energy_mj / seconds);
+        let power_mw = mean.or(self.last.map(|gauge| gauge.power_mw));
         self.clear();
-        if inferences == 0 && power_mw.is_some() {
-            self.idle_mw = power_mw;
+        if self.workers != workers {
+            workers.clone_into(&mut self.workers);
+            self.windows.forget_inferences();
         }
-        let energy = power_mw
-            .zip(self.idle_power_mw())
-            .and_then(|(power, idle)| marginal_energy_mj(power, idle, seconds, inferences));
+        if let Some(power) = power_mw {
+            self.windows.push(power, seconds, inferences);
+        }
+        let worth = seconds > 0.0 && inferences > 0;
+        let idle = self.idle_power_mw();
+        let marginal = worth.then(|| self.windows.marginal(idle)).flatten();
+        let line = self.line.filter(|_| self.source == Source::Model);
         let known = power_mw.is_some();
         PowerReading {
             source: if known { self.source.name() } else { "none" },
             quality: if known { self.source.quality() } else { Quality::None },
             power_mw,
-            energy_per_inference_mj: energy.filter(|_| seconds > 0.0),
+            power_error_mw: line.filter(|_| known).and_then(|line| line.residual),
+            energy_per_inference_mj: marginal.map(|marginal| marginal.energy_mj),
+            energy_error_mj: marginal.and_then(|marginal| self.error_mj(marginal)),
         }
     }
 
-    /// The configured power at rest is the whole board's; RAPL sees the package alone, so there only
-    /// a window without inferences tells.
+    /// A modelled energy is as wrong as its line's slope, beside what the windows differ by.
+    fn error_mj(&self, marginal: Marginal) -> Option<f64> {
+        let error = marginal.error_mj?;
+        if self.source != Source::Model {
+            return Some(error);
+        }
+        let line = self.line?;
+        let share = line.slope_error? / line.slope;
+        share.is_finite().then(|| error.hypot(marginal.energy_mj * share))
+    }
+
+    /// The configured power at rest is the whole board's; RAPL and the power chip see a part of it, so
+    /// that there only windows tell.
     fn idle_power_mw(&self) -> Option<f64> {
         match self.source {
-            Source::Rapl => self.idle_mw,
-            _ => self.config.idle_mw.or(self.idle_mw),
+            Source::Battery | Source::Hwmon => self.config.idle_mw,
+            Source::Model => self.line.map(|line| line.intercept),
+            Source::Rapl | Source::Pmic | Source::None => None,
         }
     }
 
@@ -221,161 +289,35 @@ impl PowerMeter {
         self.seconds = 0.0;
     }
 
-    fn choose(&self, roots: &Roots, rapl: RaplPower, busy: Option<f64>) -> (Source, Option<f64>) {
-        let wanted =
-            |source| self.config.source == PowerSource::Auto || self.config.source == source;
-        if wanted(PowerSource::Hwmon)
-            && let Some(power) = hwmon_mw(roots)
-        {
-            return (Source::Hwmon, Some(power));
-        }
+    fn choose(&mut self, roots: &Roots, now: Instant, busy: Option<f64>) -> (Source, Option<f64>) {
+        let config = self.config;
+        let wanted = |source| config.source == PowerSource::Auto || config.source == source;
+        // Followed whether it is the best source or not, for it tells what lies between two readings.
+        let rapl = self.rapl.mean_power_mw(roots, now);
         if wanted(PowerSource::Battery)
-            && let Some(power) = battery_mw(roots)
+            && let Some(power) = gauges::battery_mw(roots)
         {
             return (Source::Battery, Some(power));
+        }
+        if wanted(PowerSource::Hwmon)
+            && let Some(power) = gauges::hwmon_mw(roots)
+        {
+            return (Source::Hwmon, Some(power));
         }
         if wanted(PowerSource::Rapl) && rapl.present {
             return (Source::Rapl, rapl.power_mw);
         }
-        if wanted(PowerSource::Model)
-            && let (Some(idle), Some(load)) = (self.config.idle_mw, self.config.load_mw)
+        if wanted(PowerSource::Pmic)
+            && let (true, power) = self.pmic.poll(roots, now)
         {
-            let power = busy.map(|busy| idle + (load - idle) * busy.clamp(0.0, 1.0));
-            return (Source::Model, power);
+            return (Source::Pmic, power);
+        }
+        if wanted(PowerSource::Model)
+            && let Some(line) = self.learned.learned().or_else(|| config.line())
+        {
+            self.line = Some(line);
+            return (Source::Model, busy.map(|busy| line.at(busy.clamp(0.0, 1.0)).max(0.0)));
         }
         (Source::None, None)
     }
-}
-
-/// Readings of a megawatt are a broken sensor's.
-fn plausible(mw: f64) -> Option<f64> {
-    Some(mw).filter(|mw| (0.0..1e9).contains(mw))
-}
-
-/// The first sensor of a supply rail: INA chips and ACPI power meters.
-#[allow(clippy::cast_precision_loss)]
-fn hwmon_mw(roots: &Roots) -> Option<f64> {
-    numbered(roots.sys.join("class/hwmon"), "hwmon")
-        .iter()
-        .filter(|chip| {
-            read(chip.join("name"))
-                .is_some_and(|name| name.starts_with("ina") || name.trim() == "power_meter")
-        })
-        .find_map(|chip| {
-            let microwatts = value::<u64>(chip.join("power1_input"))
-                .or_else(|| value::<u64>(chip.join("power1_average")))
-                .map(|uw| uw as f64);
-            // Chips without a multiplier give millivolts and milliamperes.
-            let product = || {
-                let (mv, ma): (u32, u32) =
-                    (value(chip.join("in1_input"))?, value(chip.join("curr1_input"))?);
-                Some(f64::from(mv) * f64::from(ma))
-            };
-            plausible(microwatts.or_else(product)? / 1e3)
-        })
-}
-
-/// Whether a battery of the machine is being discharged; those of its mice and keyboards do not count.
-#[must_use]
-pub fn on_battery(roots: &Roots) -> bool {
-    discharging(roots).iter().any(|supply| !says(supply, "scope", "Device"))
-}
-
-fn says(supply: &Path, file: &str, text: &str) -> bool {
-    read(supply.join(file)).is_some_and(|told| told.trim() == text)
-}
-
-/// Batteries that are being discharged, in order of name.
-fn discharging(roots: &Roots) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(roots.sys.join("class/power_supply")) else {
-        return Vec::new();
-    };
-    let mut supplies: Vec<PathBuf> = entries
-        .take(super::MAX_DIR_ENTRIES)
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|supply| says(supply, "type", "Battery") && says(supply, "status", "Discharging"))
-        .collect();
-    supplies.sort();
-    supplies
-}
-
-/// A battery that is charging says nothing about what the board draws.
-fn battery_mw(roots: &Roots) -> Option<f64> {
-    discharging(roots).iter().find_map(|supply| {
-        // Some drivers give a discharge as a negative number.
-        let magnitude = |file| value::<i32>(supply.join(file)).map(|v| f64::from(v.unsigned_abs()));
-        let microwatts = magnitude("power_now").or_else(|| {
-            let volts = magnitude("voltage_now")? / 1e6;
-            Some(magnitude("current_now")? * volts)
-        })?;
-        plausible(microwatts / 1e3)
-    })
-}
-
-/// The energy counters of the processor packages.
-#[derive(Debug, Default)]
-struct Rapl {
-    last: Option<(Instant, Vec<Zone>)>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Zone {
-    path: PathBuf,
-    energy_uj: u64,
-    /// Where the counter starts again at zero.
-    range_uj: Option<u64>,
-}
-
-/// Whether there are counters, and the mean power since the last reading.
-#[derive(Debug, Clone, Copy)]
-struct RaplPower {
-    present: bool,
-    power_mw: Option<f64>,
-}
-
-impl Rapl {
-    #[allow(clippy::cast_precision_loss)]
-    fn mean_power_mw(&mut self, roots: &Roots, now: Instant) -> RaplPower {
-        let zones = packages(roots);
-        let present = !zones.is_empty();
-        let before = self.last.replace((now, zones.clone()));
-        let power_mw = before.and_then(|(then, old)| {
-            let seconds = now.saturating_duration_since(then).as_secs_f64();
-            let energy_uj = used_uj(&old, &zones)?;
-            (seconds > 0.0).then(|| energy_uj as f64 / 1e3 / seconds)
-        });
-        RaplPower { present, power_mw: power_mw.and_then(plausible) }
-    }
-}
-
-/// `None` when the packages are not the same, or one counter fell with no range to wrap at.
-fn used_uj(before: &[Zone], after: &[Zone]) -> Option<u64> {
-    if before.len() != after.len() || after.is_empty() {
-        return None;
-    }
-    before.iter().zip(after).try_fold(0_u64, |sum, (old, new)| {
-        if old.path != new.path {
-            return None;
-        }
-        let used = match new.energy_uj.checked_sub(old.energy_uj) {
-            Some(used) => used,
-            None => new.range_uj?.checked_sub(old.energy_uj)?.checked_add(new.energy_uj)?,
-        };
-        sum.checked_add(used)
-    })
-}
-
-/// Top-level zones that are packages; their sub-zones are part of them, and `psys` overlaps them.
-fn packages(roots: &Roots) -> Vec<Zone> {
-    numbered(roots.sys.join("class/powercap"), "intel-rapl:")
-        .into_iter()
-        .filter(|zone| read(zone.join("name")).is_some_and(|name| name.starts_with("package")))
-        .filter_map(|path| {
-            Some(Zone {
-                energy_uj: value(path.join("energy_uj"))?,
-                range_uj: value(path.join("max_energy_range_uj")),
-                path,
-            })
-        })
-        .collect()
 }

@@ -14,7 +14,12 @@ fn close(a: f64, b: f64) -> bool {
 }
 
 fn power(source: PowerSource) -> PowerConfig {
-    PowerConfig { source, idle_mw: Some(1600.0), load_mw: Some(5000.0) }
+    PowerConfig {
+        source,
+        idle_mw: Some(1600.0),
+        load_mw: Some(5000.0),
+        ..PowerConfig::default()
+    }
 }
 
 /// Two windows of one second: what is between them is what `change` does.
@@ -32,14 +37,17 @@ fn second_window(
 
 #[test]
 fn a_machine_that_says_nothing_gives_nothing_and_no_panic() {
-    let sample = second_window(&Machine::empty(), PowerConfig::default(), 5, |_| ());
+    let machine = Machine::empty();
+    let sample = second_window(&machine, PowerConfig::default(), 5, |_| ());
     let nothing = Sample {
         agent_pss_bytes: None,
         workers_pss_bytes: None,
         memory_total_bytes: None,
         memory_available_bytes: None,
         swap_in_pages: None,
+        major_faults: None,
         cpu_percent: None,
+        others_percent: None,
         steal_percent: None,
         load1: None,
         temperature_mc: None,
@@ -50,8 +58,14 @@ fn a_machine_that_says_nothing_gives_nothing_and_no_panic() {
             source: "none",
             quality: Quality::None,
             power_mw: None,
+            power_error_mw: None,
             energy_per_inference_mj: None,
+            energy_error_mj: None,
         },
+        pressure: PressureShares::default(),
+        group_pressure: PressureShares::default(),
+        group: None,
+        processes: BTreeMap::new(),
     };
     assert_eq!(sample, nothing);
 }
@@ -64,6 +78,10 @@ fn garbage_in_every_file_gives_nothing_and_no_panic() {
         "proc/vmstat",
         "proc/loadavg",
         "proc/7/smaps_rollup",
+        "proc/7/stat",
+        "proc/7/task/7/schedstat",
+        "proc/pressure/cpu",
+        "proc/pressure/memory",
         "sys/class/thermal/thermal_zone0/temp",
         "sys/class/thermal/thermal_zone0/trip_point_0_temp",
         "sys/class/thermal/cooling_device0/cur_state",
@@ -100,6 +118,7 @@ fn garbage_in_every_file_gives_nothing_and_no_panic() {
         assert_eq!(sample.workers_pss_bytes, None);
         assert_eq!((sample.cpu_percent, sample.load1), (None, None));
         assert_eq!((sample.temperature_mc, sample.throttled), (None, false));
+        assert_eq!((sample.pressure, sample.processes.len()), (PressureShares::default(), 0));
     }
 }
 
@@ -149,6 +168,67 @@ fn processor_use_steal_and_swapping_are_of_the_window_alone() {
     assert_eq!(sample.steal_percent, Some(20.0));
     assert_eq!(sample.swap_in_pages, Some(12));
     assert_eq!(sample.load1, Some(1.25));
+}
+
+/// `/proc/PID/stat` of a process that took so many ticks.
+fn stat(ticks: u64) -> String {
+    format!("1 (agent) S 1 1 1 0 -1 0 0 0 0 0 {ticks} 0 0 0 20 0 1 0 42 0 0\n")
+}
+
+#[test]
+fn what_others_took_of_the_processor_is_what_the_agent_and_its_workers_did_not() {
+    let own = format!("proc/{}/stat", std::process::id());
+    let machine = Machine::with(&[
+        ("proc/stat", "cpu  1000 0 0 5000 0 0 0 0 0 0\n"),
+        (&own, &stat(100)),
+        ("proc/7/stat", &stat(0)),
+        ("proc/7/task/7/schedstat", "0 4000000 1\n"),
+    ]);
+    let window = |sampler: &mut Sampler, seconds| {
+        sampler.sample(Instant::now() + seconds * SECOND, &[7], 0)
+    };
+    let mut sampler = Sampler::new(machine.roots(), PowerConfig::default(), Instant::now());
+    window(&mut sampler, 1);
+    machine.write("proc/stat", "cpu  1080 0 0 5020 0 0 0 0 0 0\n");
+    machine.write(&own, stat(105));
+    machine.write("proc/7/stat", stat(25));
+    machine.write("proc/7/task/7/schedstat", "0 9000000 2\n");
+    let sample = window(&mut sampler, 2);
+    assert_eq!(sample.cpu_percent, Some(80.0));
+    assert_eq!(sample.others_percent, Some(50.0));
+    let worker = sample.processes[&7];
+    assert_eq!((worker.ticks, worker.waited), (25, Some(Duration::from_millis(5))));
+    let emulated = Sampler::new(machine.roots(), PowerConfig::default(), Instant::now());
+    let mut emulated = emulated.of_an_emulated_board();
+    machine.write("proc/stat", "cpu  1090 0 0 5030 0 0 0 0 0 0\n");
+    let sample = window(&mut emulated, 1);
+    assert_eq!((sample.cpu_percent, sample.others_percent), (Some(50.0), None));
+    assert!(sample.processes.is_empty(), "the host's processes are not the board's");
+}
+
+#[test]
+fn pressure_faults_and_the_group_s_memory_are_of_the_window() {
+    let group = "sys/fs/cgroup/system.slice/espalier-agent.service";
+    let machine = Machine::with(&[
+        ("proc/vmstat", "pswpin 0\npgmajfault 40\n"),
+        ("proc/pressure/memory", "some avg10=0.00 total=0\nfull avg10=0.00 total=0\n"),
+        ("proc/self/cgroup", "0::/system.slice/espalier-agent.service\n"),
+    ]);
+    machine.write(&format!("{group}/cgroup.controllers"), "memory\n");
+    machine.write(&format!("{group}/memory.current"), "77\n");
+    machine.write(&format!("{group}/cpu.pressure"), "some avg10=0.00 total=5\n");
+    let sample = second_window(&machine, PowerConfig::default(), 0, |machine| {
+        machine.write("proc/vmstat", "pswpin 0\npgmajfault 49\n");
+        let text = "some avg10=0.00 total=200000\nfull avg10=0.00 total=100000\n";
+        machine.write("proc/pressure/memory", text);
+        machine.write(&format!("{group}/cpu.pressure"), "some avg10=0.00 total=500005\n");
+    });
+    assert_eq!(sample.major_faults, Some(9));
+    assert_eq!(sample.pressure.memory, Some(20.0));
+    assert_eq!(sample.pressure.memory_full, Some(10.0));
+    assert_eq!(sample.pressure.cpu, None);
+    assert_eq!(sample.group_pressure.cpu, Some(50.0));
+    assert_eq!(sample.group.and_then(|group| group.current_bytes), Some(77));
 }
 
 #[test]
@@ -350,7 +430,14 @@ fn a_package_counter_needs_an_idle_window_before_it_prices_an_inference() {
     machine.write(energy, "8000000\n");
     let third = sampler.sample(start + 3 * SECOND, &[], 10).power;
     assert!(close(third.power_mw.unwrap(), 3000.0));
-    assert!(close(third.energy_per_inference_mj.unwrap(), 200.0));
+    // (4000 + 3000) / 2 mW with ten a second, and 1000 mW at rest; 500 mW off on both sides.
+    assert!(close(third.energy_per_inference_mj.unwrap(), 250.0));
+    let error = (2.0_f64 * 500.0 * 500.0).sqrt() / (200.0_f64 / 3.0).sqrt();
+    assert!(close(third.energy_error_mj.unwrap(), error), "{third:?}");
+    machine.write(energy, "9000000\n");
+    let other = sampler.sample(start + 4 * SECOND, &[99], 10).power;
+    assert_eq!(other.energy_error_mj, None, "another worker: one window of it");
+    assert!(close(other.energy_per_inference_mj.unwrap(), 0.0));
 }
 
 #[test]
@@ -360,27 +447,150 @@ fn without_a_gauge_power_is_modelled_from_the_processors_use_and_says_so() {
     let sample = second_window(&machine, power(PowerSource::Auto), 17, change);
     assert_eq!((sample.power.source, sample.power.quality), ("model", Quality::Modelled));
     assert!(close(sample.power.power_mw.unwrap(), 3300.0));
+    assert_eq!(sample.power.power_error_mw, None, "two figures do not tell how wrong they are");
+}
+
+#[test]
+fn a_profile_goes_before_two_powers_and_tells_its_error() {
+    let points = ["0:1600", "50:3400", "100:5000"].map(str::to_owned);
+    let profile = power::profile(&points).unwrap();
+    let config = PowerConfig { profile: Some(profile), ..power(PowerSource::Auto) };
+    let machine = Machine::with(&[("proc/stat", "cpu  0 0 0 0 0 0 0 0 0 0\n")]);
+    let start = Instant::now();
+    let mut sampler = Sampler::new(machine.roots(), config, start);
+    let mut last = None;
+    for i in 1..=3_u32 {
+        machine.write("proc/stat", format!("cpu  {0} 0 0 {0} 0 0 0 0 0 0\n", 50 * i));
+        last = Some(sampler.sample(start + i * SECOND, &[], 10).power);
+    }
+    let power = last.unwrap();
+    assert!((power.power_mw.unwrap() - 3333.3).abs() < 0.1, "{power:?}");
+    assert!(close(power.power_error_mw.unwrap(), profile.residual.unwrap()));
+    // Windows alike have no spread: what is left is the error of the line's slope, of 3400 mW.
+    let share = profile.slope_error.unwrap() / 3400.0;
+    let energy = power.energy_per_inference_mj.unwrap();
+    assert!(close(energy, 170.0) && close(power.energy_error_mj.unwrap(), energy * share));
+}
+
+#[test]
+fn what_a_gauge_said_is_learned_and_models_the_power_once_it_falls_silent() {
+    let machine = battery("BAT0", "12000000\n");
+    machine.write("proc/stat", "cpu  0 0 0 0 0 0 0 0 0 0\n");
+    let start = Instant::now();
+    let mut sampler = Sampler::new(machine.roots(), power(PowerSource::Auto), start);
+    let (mut busy, mut idle) = (0_u64, 0_u64);
+    let mut run = |percent: u64| {
+        (busy, idle) = (busy + percent, idle + 100 - percent);
+        machine.write("proc/stat", format!("cpu  {busy} 0 0 {idle} 0 0 0 0 0 0\n"));
+    };
+    for i in 1..=80_u32 {
+        run(if i % 2 == 0 { 80 } else { 20 });
+        sampler.tick(start + i * SECOND);
+    }
+    machine.write("sys/class/power_supply/BAT0/status", "Charging\n");
+    run(50);
+    sampler.tick(start + 81 * SECOND);
+    run(50);
+    let power = sampler.sample(start + 82 * SECOND, &[], 0).power;
+    assert_eq!((power.source, power.quality), ("model", Quality::Modelled));
+    assert!(close(power.power_mw.unwrap(), 12_000.0), "the board's, not the profile's: {power:?}");
+    assert!(power.power_error_mw.is_some());
+}
+
+/// A battery that gives so many microwatts.
+fn battery(name: &str, microwatts: &str) -> Machine {
+    let machine = Machine::empty();
+    add_battery(&machine, name, microwatts);
+    machine
+}
+
+fn add_battery(machine: &Machine, name: &str, microwatts: &str) {
+    let folder = format!("sys/class/power_supply/{name}");
+    machine.write(&format!("{folder}/type"), "Battery\n");
+    machine.write(&format!("{folder}/status"), "Discharging\n");
+    machine.write(&format!("{folder}/power_now"), microwatts);
+}
+
+#[test]
+fn of_two_sources_the_better_one_is_taken() {
+    let add_hwmon = |machine: &Machine| {
+        machine.write("sys/class/hwmon/hwmon0/name", "ina219\n");
+        machine.write("sys/class/hwmon/hwmon0/power1_input", "2000000\n");
+    };
+    let add_rapl = |machine: &Machine| {
+        machine.write("sys/class/powercap/intel-rapl:0/name", "package-0\n");
+        machine.write("sys/class/powercap/intel-rapl:0/energy_uj", "5\n");
+    };
+    let chip = || power::pmic::tests::board("Raspberry Pi 5 Model B Rev 1.0\0", "exit 1");
+    let source = |machine: &Machine| {
+        let config = power(PowerSource::Auto);
+        let (name, quality) = power::at_hand(&config, &machine.roots());
+        let sample = second_window(machine, config, 0, |m| {
+            m.write("sys/class/powercap/intel-rapl:0/energy_uj", "1000005\n");
+        });
+        // The chip's program has not answered yet, and the processor's use is not known.
+        let said = sample.power.source;
+        assert!(said == name || said == "none", "{said} for {name}");
+        assert_eq!(quality == Quality::Modelled, name == "model");
+        name
+    };
+    let machine = battery("BAT0", "7000000\n");
+    add_hwmon(&machine);
+    assert_eq!(source(&machine), "battery");
+    let machine = chip();
+    add_hwmon(&machine);
+    add_rapl(&machine);
+    assert_eq!(source(&machine), "hwmon");
+    let machine = chip();
+    add_rapl(&machine);
+    assert_eq!(source(&machine), "rapl");
+    assert_eq!(source(&chip()), "pmic");
+    assert_eq!(source(&Machine::empty()), "model");
+    let none = power::at_hand(&PowerConfig::default(), &Machine::empty().roots());
+    assert_eq!(none, ("none", Quality::None));
+}
+
+#[test]
+fn batteries_that_discharge_are_summed_and_one_that_does_not_tell_spoils_the_sum() {
+    let machine = battery("BAT0", "7000000\n");
+    add_battery(&machine, "BAT1", "-3000000\n");
+    add_battery(&machine, "hid-mouse", "9000000\n");
+    machine.write("sys/class/power_supply/hid-mouse/scope", "Device\n");
+    let power = |machine: &Machine| second_window(machine, PowerConfig::default(), 0, |_| ()).power;
+    assert!(close(power(&machine).power_mw.unwrap(), 10_000.0));
+    machine.write("sys/class/power_supply/BAT1/power_now", "?\n");
+    assert_eq!(power(&machine).power_mw, None);
+    machine.write("sys/class/power_supply/BAT1/status", "Full\n");
+    assert!(close(power(&machine).power_mw.unwrap(), 7000.0));
+}
+
+#[test]
+fn memory_beside_a_package_is_added_to_it_and_wraps_by_itself() {
+    let machine = rapl("9000000\n");
+    let memory = "sys/class/powercap/intel-rapl:0:1";
+    machine.write(&format!("{memory}/name"), "dram\n");
+    machine.write(&format!("{memory}/energy_uj"), "600\n");
+    machine.write(&format!("{memory}/max_energy_range_uj"), "1000\n");
+    let sample = second_window(&machine, PowerConfig::default(), 0, |m| {
+        m.write("sys/class/powercap/intel-rapl:0/energy_uj", "500000\n");
+        m.write("sys/class/powercap/intel-rapl:0:0/energy_uj", "9999\n");
+        m.write(&format!("{memory}/energy_uj"), "100\n");
+    });
+    assert!(close(sample.power.power_mw.unwrap(), 1500.5), "{:?}", sample.power);
 }
 
 #[test]
 fn a_source_that_was_asked_for_and_is_missing_is_not_replaced() {
     let machine = Machine::with(&[("proc/stat", "cpu  0 0 0 0 0 0 0 0 0 0\n")]);
-    for source in [PowerSource::Hwmon, PowerSource::Battery, PowerSource::Rapl, PowerSource::Off] {
+    let gauges = [PowerSource::Battery, PowerSource::Hwmon, PowerSource::Rapl, PowerSource::Pmic];
+    for source in gauges.into_iter().chain([PowerSource::Off]) {
         let sample = second_window(&machine, power(source), 1, |_| ());
         assert_eq!(sample.power.quality, Quality::None, "{source:?}");
     }
     assert_eq!(
         "ina".parse::<PowerSource>().unwrap_err().to_string(),
-        "`ina` is no power source; there are auto, hwmon, battery, rapl, model and none"
+        "`ina` is no power source; there are auto, battery, hwmon, rapl, pmic, model and none"
     );
-}
-
-#[test]
-fn energy_above_idle_is_shared_by_the_inferences_and_never_negative() {
-    assert_eq!(power::marginal_energy_mj(3000.0, 1000.0, 10.0, 100), Some(200.0));
-    assert_eq!(power::marginal_energy_mj(900.0, 1000.0, 10.0, 100), Some(0.0));
-    assert_eq!(power::marginal_energy_mj(3000.0, 1000.0, 10.0, 0), None);
-    assert_eq!(power::marginal_energy_mj(f64::NAN, 1000.0, f64::INFINITY, 1), None);
 }
 
 #[test]
@@ -391,4 +601,5 @@ fn the_machine_that_runs_this_can_be_read() {
     assert!(sample.memory_total_bytes.unwrap() > 1 << 20);
     assert!(sample.agent_pss_bytes.unwrap() > 4096);
     assert!(sample.load1.is_some());
+    assert!(sample.processes.contains_key(&std::process::id()));
 }

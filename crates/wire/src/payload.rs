@@ -208,9 +208,9 @@ pub struct Birth {
     pub cpus: u32,
     /// Memory of the device.
     pub memory_bytes: u64,
-    /// Where power figures come from.
+    /// Where power figures came from when the agent started; every figure names its own source.
     pub power_source: String,
-    /// Whether they are measured.
+    /// Whether they were measured.
     pub power_quality: Quality,
     /// Whether the device is emulated.
     pub emulated: bool,
@@ -271,15 +271,19 @@ pub struct InferWindow {
     pub digest: String,
     /// Length of the window, milliseconds.
     pub window_ms: u64,
-    /// Requests answered.
+    /// Requests that were accepted and have ended, with an answer or without.
     pub requests: u64,
-    /// Requests that failed.
+    /// Of these, without an answer and by no fault of the client: the model or its worker failed, or the
+    /// answer would have come too late.
     pub errors: u64,
-    /// Requests turned away because the queue was full or too late.
+    /// Requests turned away because the queue was full; they are not among `requests`.
     pub rejected: u64,
     /// Median compute time.
     #[serde(default)]
     pub p50_us: Option<u64>,
+    /// 90th percentile of the compute time.
+    #[serde(default)]
+    pub p90_us: Option<u64>,
     /// 95th percentile of the compute time.
     #[serde(default)]
     pub p95_us: Option<u64>,
@@ -295,8 +299,36 @@ pub struct InferWindow {
     /// 95th percentile of the time in the queue.
     #[serde(default)]
     pub queue_p95_us: Option<u64>,
+    /// How long the threads of the model's workers could have run and waited for a CPU, together.
+    #[serde(default)]
+    pub wait_us: Option<u64>,
+    /// Times that its workers waited for a page from the storage.
+    #[serde(default)]
+    pub major_faults: Option<u64>,
+    /// Proportional set size of its workers.
+    #[serde(default)]
+    pub pss_bytes: Option<u64>,
+    /// Memory of the worker's control group, file pages included; this and the following only where it
+    /// has a group of its own.
+    #[serde(default)]
+    pub group_memory_bytes: Option<u64>,
+    /// The most that was, since the worker was started.
+    #[serde(default)]
+    pub group_memory_peak_bytes: Option<u64>,
+    /// How often the group was slowed down at its soft bound, since the worker was started.
+    #[serde(default)]
+    pub group_memory_high_events: Option<u64>,
+    /// How often it reached its hard bound, since the worker was started.
+    #[serde(default)]
+    pub group_memory_max_events: Option<u64>,
+    /// Workers of the bundle that the kernel killed for want of memory.
+    #[serde(default)]
+    pub group_oom_kills: Option<u64>,
     /// All compute times.
     pub compute: Histogram,
+    /// All times in the queue.
+    #[serde(default)]
+    pub queue: Histogram,
     /// How far requests are from what the model was judged on, when a test of that ended in the window.
     #[serde(default)]
     pub drift: Option<DriftTest>,
@@ -323,9 +355,15 @@ pub struct ResourceWindow {
     /// Pages read back from swap in the window.
     #[serde(default)]
     pub swap_in_pages: Option<u64>,
+    /// Times that any process waited for a page from the storage, in the window.
+    #[serde(default)]
+    pub major_faults: Option<u64>,
     /// CPU in use, percent of all CPUs.
     #[serde(default)]
     pub cpu_percent: Option<f64>,
+    /// Of that, what neither the agent nor its workers used.
+    #[serde(default)]
+    pub others_percent: Option<f64>,
     /// CPU time taken by the hypervisor, percent.
     #[serde(default)]
     pub steal_percent: Option<f64>,
@@ -335,11 +373,51 @@ pub struct ResourceWindow {
     /// Hottest zone, thousandths of a degree Celsius.
     #[serde(default)]
     pub temperature_mc: Option<i64>,
-    /// Current frequency of the slowest CPU, kHz.
+    /// Current frequency of the fastest CPU, kHz.
     #[serde(default)]
     pub freq_khz: Option<u64>,
     /// Whether the CPU was throttled in the window.
     pub throttled: bool,
+    /// Share of the window in which something waited for a CPU, percent: pressure stall information, as
+    /// all shares that follow; absent where the kernel has none.
+    #[serde(default)]
+    pub cpu_pressure_percent: Option<f64>,
+    /// Something waited for memory.
+    #[serde(default)]
+    pub memory_pressure_percent: Option<f64>,
+    /// Everything that was not idle waited for memory.
+    #[serde(default)]
+    pub memory_stall_percent: Option<f64>,
+    /// Something waited for storage.
+    #[serde(default)]
+    pub io_pressure_percent: Option<f64>,
+    /// Everything that was not idle waited for storage.
+    #[serde(default)]
+    pub io_stall_percent: Option<f64>,
+    /// The agent or a worker waited for a CPU: pressure of the service's control group, as the following.
+    #[serde(default)]
+    pub group_cpu_pressure_percent: Option<f64>,
+    /// The agent or a worker waited for memory.
+    #[serde(default)]
+    pub group_memory_pressure_percent: Option<f64>,
+    /// The agent or a worker waited for storage.
+    #[serde(default)]
+    pub group_io_pressure_percent: Option<f64>,
+    /// Memory of the service's control group: the agent's, its workers' and their file pages.
+    #[serde(default)]
+    pub group_memory_bytes: Option<u64>,
+    /// The most that was.
+    #[serde(default)]
+    pub group_memory_peak_bytes: Option<u64>,
+    /// How often the group was slowed down at its soft bound.
+    #[serde(default)]
+    pub group_memory_high_events: Option<u64>,
+    /// How often it reached its hard bound.
+    #[serde(default)]
+    pub group_memory_max_events: Option<u64>,
+    /// Processes of it that the kernel killed for want of memory.
+    #[serde(default)]
+    pub group_oom_kills: Option<u64>,
 }
 
 /// One window of power.
@@ -357,9 +435,16 @@ pub struct PowerWindow {
     /// Mean power.
     #[serde(default)]
     pub power_mw: Option<f64>,
+    /// Standard error of a modelled power; absent where it is unknown, and for gauges, which do not tell
+    /// their tolerance.
+    #[serde(default)]
+    pub power_error_mw: Option<f64>,
     /// Energy that one more inference costs.
     #[serde(default)]
     pub energy_per_inference_mj: Option<f64>,
+    /// Its standard error; absent where it is unknown, and then no budget is held against it.
+    #[serde(default)]
+    pub energy_error_mj: Option<f64>,
     /// The model it was spent on, when it was only one.
     #[serde(default)]
     pub model: Option<String>,
@@ -481,7 +566,7 @@ pub struct ThrottleEvent {
     /// Hottest zone, thousandths of a degree Celsius.
     #[serde(default)]
     pub temperature_mc: Option<i64>,
-    /// Current frequency of the CPU, kHz.
+    /// Current frequency of the fastest CPU, kHz.
     #[serde(default)]
     pub freq_khz: Option<u64>,
 }

@@ -74,11 +74,21 @@ fn infer() -> InferWindow {
         errors: 0,
         rejected: 1,
         p50_us: compute.quantile(0.5),
+        p90_us: compute.quantile(0.9),
         p95_us: compute.quantile(0.95),
         p99_us: compute.quantile(0.99),
         max_us: compute.max(),
         mean_us: compute.mean(),
         queue_p95_us: None,
+        wait_us: Some(1234),
+        major_faults: Some(0),
+        pss_bytes: Some(40 << 20),
+        group_memory_bytes: Some(41 << 20),
+        group_memory_peak_bytes: Some(44 << 20),
+        group_memory_high_events: None,
+        group_memory_max_events: Some(0),
+        group_oom_kills: Some(1),
+        queue: compute.clone(),
         compute,
         drift: Some(drift()),
     }
@@ -118,12 +128,27 @@ fn resources() -> ResourceWindow {
         memory_total_bytes: 4 << 30,
         memory_available_bytes: 3 << 30,
         swap_in_pages: Some(0),
+        major_faults: Some(3),
         cpu_percent: Some(12.5),
+        others_percent: Some(2.5),
         steal_percent: Some(0.0),
         load1: Some(0.1),
         temperature_mc: Some(-4500),
         freq_khz: Some(1_500_000),
         throttled: false,
+        cpu_pressure_percent: Some(1.5),
+        memory_pressure_percent: Some(0.0),
+        memory_stall_percent: Some(0.0),
+        io_pressure_percent: None,
+        io_stall_percent: None,
+        group_cpu_pressure_percent: Some(0.5),
+        group_memory_pressure_percent: None,
+        group_io_pressure_percent: None,
+        group_memory_bytes: Some(8 << 20),
+        group_memory_peak_bytes: Some(9 << 20),
+        group_memory_high_events: Some(0),
+        group_memory_max_events: Some(0),
+        group_oom_kills: Some(0),
     }
 }
 
@@ -134,7 +159,9 @@ fn power() -> PowerWindow {
         source: "model".into(),
         quality: Quality::Modelled,
         power_mw: Some(2900.5),
+        power_error_mw: Some(40.0),
         energy_per_inference_mj: Some(54.25),
+        energy_error_mj: Some(1.5),
         model: Some("magika".into()),
     }
 }
@@ -341,7 +368,7 @@ fn every_payload_reads_back_as_it_was_written_and_its_fields_are_those_of_its_sc
         let fields =
             |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
         assert_eq!(fields(&value), fields(&schemas[name]["properties"]), "{name}");
-        let nested = ["compute", "budgets", "comparison", "args", "drift", "trial"];
+        let nested = ["compute", "queue", "budgets", "comparison", "args", "drift", "trial"];
         for (field, value) in value.as_object().unwrap() {
             assert!(
                 !value.is_object() || nested.contains(&field.as_str()),

@@ -8,6 +8,7 @@ enum Op {
     Answer(usize, u8),
     Window(usize, u64, u64, u8),
     Look(usize, u64, bool),
+    Read(usize, Readings, u8),
     Shadow(u64, f64),
     Tick(u64),
     Died(usize),
@@ -22,6 +23,96 @@ enum Op {
 
 const MODELS: [&str; 3] = ["m", "n", "o"];
 
+/// What a window shows beside latency.
+#[derive(Clone, Copy, Debug)]
+struct Readings {
+    us: u64,
+    pss_bytes: Option<u64>,
+    power_mw: Option<f64>,
+    energy_mj: Option<f64>,
+    energy_error_mj: Option<f64>,
+}
+
+/// Around the limits of [`every_budget`].
+fn readings() -> impl Strategy<Value = Readings> {
+    let about = |limit: f64| prop::option::weighted(0.9, 0.8 * limit..1.3 * limit);
+    let pss = prop::option::weighted(0.9, 800_000..1_300_000_u64);
+    let error = prop::option::weighted(0.9, 0.0..10.0);
+    (800..1300_u64, pss, about(4000.0), about(40.0), error).prop_map(
+        |(us, pss_bytes, power_mw, energy_mj, energy_error_mj)| Readings {
+            us,
+            pss_bytes,
+            power_mw,
+            energy_mj,
+            energy_error_mj,
+        },
+    )
+}
+
+/// A world where every budget of a window is watched.
+fn every_budget() -> World {
+    let mut settings = settings();
+    for budgets in settings.budgets.values_mut() {
+        budgets.memory_bytes = Some(1_000_000);
+        budgets.power_mw = Some(4000);
+        budgets.energy_mj = Some(40.0);
+    }
+    World::with(settings)
+}
+
+/// A window of one model alone, a second later.
+fn read(world: &mut World, model: &str, readings: Readings, flags: u8) {
+    let active = world.told().models.get(model).and_then(|m| m.active.clone());
+    let Some(active) = active else { return };
+    let shape = Shape { us: readings.us, throttled: flags == 0, cold: flags == 1, ..FAST };
+    world.now = world.now.plus(1000);
+    let Event::Window(mut facts) = window(model, &active.digest, shape) else { return };
+    facts.models[0].pss_bytes = readings.pss_bytes;
+    facts.power = Some(wire::PowerWindow {
+        header: header::<wire::PowerWindow>(),
+        window_ms: 1000,
+        source: "test".into(),
+        quality: Quality::Measured,
+        power_mw: readings.power_mw,
+        power_error_mw: None,
+        energy_per_inference_mj: readings.energy_mj,
+        energy_error_mj: readings.energy_error_mj,
+        model: None,
+    });
+    world.feed(Event::Window(facts));
+}
+
+/// How often each budget's model was asked for.
+fn asked(world: &World) -> BTreeMap<wire::BudgetKind, usize> {
+    let mut asked = BTreeMap::new();
+    for report in &world.reports {
+        if let Report::Recompress(request) = report {
+            *asked.entry(request.budget).or_default() += 1;
+        }
+    }
+    asked
+}
+
+/// The first model breaks its budgets, another is offered for that and committed; gives the world with
+/// nothing open.
+fn replaced() -> World {
+    let mut world = every_budget();
+    stories::install(&mut world, 1);
+    let over = Readings {
+        us: 5000,
+        pss_bytes: Some(2_000_000),
+        power_mw: Some(9000.0),
+        energy_mj: Some(90.0),
+        energy_error_mj: Some(1.0),
+    };
+    (0..3).for_each(|_| read(&mut world, "m", over, 9));
+    assert_eq!(asked(&world).len(), 4, "every budget is broken: {:?}", asked(&world));
+    stories::install(&mut world, 2);
+    assert!(world.told().models["m"].requests.is_empty());
+    world.reports.clear();
+    world
+}
+
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => (0..3_usize, 1..6_u64, 0..4_u64, any::<bool>())
@@ -31,6 +122,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(m, us, e, f)| Op::Window(m, us, e, f)),
         8 => (0..2_usize, 0..60_u64, any::<bool>())
             .prop_map(|(m, fives, shifted)| Op::Look(m, 5 * fives, shifted)),
+        8 => (0..2_usize, readings(), 0..8_u8).prop_map(|(m, r, f)| Op::Read(m, r, f)),
         4 => (0..20_u64, 0.5..1.0).prop_map(|(n, a)| Op::Shadow(n, a)),
         6 => (1..4_000_u64).prop_map(Op::Tick),
         1 => (0..2_usize).prop_map(Op::Died),
@@ -103,6 +195,7 @@ fn play(world: &mut World, op: Op) {
             let shape = Shape { us, requests: 20, errors, throttled: flags == 0, cold: flags == 1 };
             world.window(MODELS[m], shape);
         }
+        Op::Read(m, readings, flags) => read(world, MODELS[m], readings, flags),
         Op::Look(m, requests, shifted) => world.look(MODELS[m], requests, shifted),
         Op::Shadow(requests, agreement) => world.shadow(requests, agreement),
         Op::Tick(ms) => world.tick(ms),
@@ -144,7 +237,7 @@ proptest! {
 
     #[test]
     fn every_history_keeps_the_invariants(ops in prop::collection::vec(op(), 1..160)) {
-        let mut world = World::new();
+        let mut world = every_budget();
         for op in ops {
             play(&mut world, op);
             world.check();
@@ -162,6 +255,65 @@ proptest! {
             world.window("m", FAST);
         }
         prop_assert!(!world.reports.iter().any(|r| matches!(r, Report::Recompress(_))));
+    }
+
+    // The world holds each request against the windows before it: N of the last M were over by the
+    // model's own doing. Noise about the limits, heat and starts bring none on their own.
+    #[test]
+    fn no_request_without_a_real_breach_behind_it(
+        windows in prop::collection::vec((readings(), 0..4_u8), 1..120),
+    ) {
+        let mut world = every_budget();
+        stories::install(&mut world, 1);
+        for (readings, flags) in windows {
+            read(&mut world, "m", readings, flags);
+            world.tick(10);
+            world.check();
+        }
+    }
+
+    #[test]
+    fn after_a_commit_windows_within_the_budgets_ask_for_nothing_and_neither_do_lone_spikes(
+        windows in prop::collection::vec((readings(), any::<bool>()), 1..120),
+    ) {
+        let mut world = replaced();
+        let seen = settings().breach.windows_seen as usize;
+        let mut since_spike = seen;
+        for (mut readings, spike) in windows {
+            since_spike += 1;
+            if spike && since_spike >= seen {
+                since_spike = 0;
+            } else {
+                // Up to the limits: a histogram may place a time 1.6 % above itself.
+                readings.us = readings.us.min(980);
+                readings.pss_bytes = readings.pss_bytes.map(|bytes| bytes.min(1_000_000));
+                readings.power_mw = readings.power_mw.map(|mw| mw.min(4000.0));
+                readings.energy_mj = readings.energy_mj.map(|mj| mj.min(40.0));
+            }
+            read(&mut world, "m", readings, 9);
+            world.tick(10);
+        }
+        prop_assert_eq!(asked(&world), BTreeMap::new());
+    }
+
+    #[test]
+    fn about_the_limits_a_model_is_asked_for_once_per_budget_until_the_answer_or_its_timeout(
+        windows in prop::collection::vec(readings(), 1..120),
+    ) {
+        let mut world = replaced();
+        let began = world.now;
+        for readings in windows {
+            read(&mut world, "m", readings, 9);
+            world.tick(10);
+        }
+        let rules = settings().breach;
+        let most = 1 + world.now.since(began) / rules.request_timeout_ms.max(rules.cooldown_ms);
+        for (budget, times) in asked(&world) {
+            prop_assert!(times as u64 <= most, "{} {} times", budget, times);
+        }
+        for model in world.told().models.values() {
+            prop_assert!(model.requests.len() <= wire::BudgetKind::ALL.len());
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::*;
 use wire::{Cause, InstallOutcome, ModelPhase};
 
+mod attribution;
 mod commands;
 mod drift;
 mod evidence;

@@ -11,9 +11,10 @@ use wire::{
 };
 
 use crate::config::Config;
-use crate::core::{Conditions, Event, ModelFacts, Settings, WindowFacts};
+use crate::core::{Conditions, Event, GroupUsage, ModelFacts, Settings, WindowFacts};
 use crate::plane::ModelWindow;
-use crate::sys::{PowerReading, PowerSource, Roots, Sample, memory};
+use crate::sys::cgroup::Usage;
+use crate::sys::{PowerReading, Roots, Sample, memory, power};
 
 /// A name for this run of the agent that no other run has.
 pub(super) fn boot_id() -> String {
@@ -52,7 +53,7 @@ pub(super) fn settings(
 /// What downloads wait for or not.
 pub(super) fn conditions(roots: &Roots, unix_ms: Option<u64>) -> Conditions {
     let minute = unix_ms.and_then(|ms| u16::try_from(ms / 60_000 % (24 * 60)).ok());
-    Conditions { minute, on_battery: crate::sys::power::on_battery(roots) }
+    Conditions { minute, on_battery: power::on_battery(roots) }
 }
 
 fn birth(config: &Config, roots: &Roots, boot_id: &str, library: Option<&Path>) -> Birth {
@@ -61,7 +62,7 @@ fn birth(config: &Config, roots: &Roots, boot_id: &str, library: Option<&Path>) 
         EngineKind::Ort => Runtime::Ort,
     };
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let (power_source, power_quality) = power(config);
+    let (power_source, power_quality) = power::at_hand(&config.power, roots);
     Birth {
         header: Header::of::<Birth>(0, 0, boot_id),
         device: config.device.id.clone(),
@@ -72,7 +73,7 @@ fn birth(config: &Config, roots: &Roots, boot_id: &str, library: Option<&Path>) 
         engine_version: engine_version(&config.engine, library),
         cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
         memory_bytes: memory::info(roots).total_bytes.unwrap_or(0),
-        power_source,
+        power_source: power_source.to_owned(),
         power_quality,
         emulated: config.device.emulated,
     }
@@ -92,18 +93,6 @@ fn engine_version(engine: &EngineOptions, library: Option<&Path>) -> String {
         EngineKind::Tract => Some(TRACT_VERSION.to_owned()),
     };
     version.unwrap_or_else(|| "unknown".to_owned())
-}
-
-fn power(config: &Config) -> (String, Quality) {
-    let (name, quality) = match config.power.source {
-        PowerSource::Auto => ("auto", Quality::None),
-        PowerSource::Hwmon => ("hwmon", Quality::Measured),
-        PowerSource::Battery => ("battery", Quality::Measured),
-        PowerSource::Rapl => ("rapl", Quality::Measured),
-        PowerSource::Model => ("model", Quality::Modelled),
-        PowerSource::Off => ("none", Quality::None),
-    };
-    (name.to_owned(), quality)
 }
 
 /// What the broker tells of a device that vanished.
@@ -171,21 +160,25 @@ pub(super) fn window(
         [one] => Some(one.model.clone()),
         _ => None,
     };
+    let models = windows.into_iter().map(|window| {
+        // What stands by, or is being tried, is not what the model costs.
+        let own = serving.iter().filter(|(name, _)| *name == window.model);
+        let own: Vec<u32> = own.map(|(_, pid)| *pid).collect();
+        model(window, &own, sample, roots)
+    });
     WindowFacts {
         window_ms,
-        models: windows.into_iter().map(|w| model(pss(roots, serving, &w.model), w)).collect(),
+        models: models.collect(),
         resources: Some(resources(window_ms, sample)),
         power: power_window(window_ms, &sample.power, alone),
     }
 }
 
-/// Of the worker that serves the model alone: what stands by, or is being tried, is not what it costs.
-fn pss(roots: &Roots, serving: &[(String, u32)], model: &str) -> Option<u64> {
-    let (_, pid) = serving.iter().find(|(name, _)| name == model)?;
-    memory::pss_bytes(roots, *pid)
-}
-
-fn model(pss_bytes: Option<u64>, window: ModelWindow) -> ModelFacts {
+fn model(window: ModelWindow, workers: &[u32], sample: &Sample, roots: &Roots) -> ModelFacts {
+    let pss = workers.iter().filter_map(|pid| memory::pss_bytes(roots, *pid));
+    let spent = || workers.iter().filter_map(|pid| sample.processes.get(pid));
+    let waits = spent().filter_map(|spent| spent.waited);
+    let waits = waits.map(|waited| u64::try_from(waited.as_micros()).unwrap_or(u64::MAX));
     ModelFacts {
         model: window.model,
         digest: window.digest,
@@ -195,8 +188,21 @@ fn model(pss_bytes: Option<u64>, window: ModelWindow) -> ModelFacts {
         errors: window.errors,
         rejected: window.rejected,
         cold: window.cold,
-        pss_bytes,
+        pss_bytes: pss.reduce(u64::saturating_add),
+        wait_us: waits.reduce(u64::saturating_add),
+        major_faults: spent().map(|spent| spent.major_faults).reduce(u64::saturating_add),
+        group: window.group.map(group),
         drift: window.drift,
+    }
+}
+
+fn group(usage: Usage) -> GroupUsage {
+    GroupUsage {
+        current_bytes: usage.current_bytes,
+        peak_bytes: usage.peak_bytes,
+        high_events: usage.high_events,
+        max_events: usage.max_events,
+        oom_kills: usage.oom_kills,
     }
 }
 
@@ -205,6 +211,8 @@ fn blank<P: Payload>() -> Header {
 }
 
 fn resources(window_ms: u64, sample: &Sample) -> ResourceWindow {
+    let (pressure, of_group) = (&sample.pressure, &sample.group_pressure);
+    let group = sample.group.unwrap_or_default();
     ResourceWindow {
         header: blank::<ResourceWindow>(),
         window_ms,
@@ -213,12 +221,27 @@ fn resources(window_ms: u64, sample: &Sample) -> ResourceWindow {
         memory_total_bytes: sample.memory_total_bytes.unwrap_or(0),
         memory_available_bytes: sample.memory_available_bytes.unwrap_or(0),
         swap_in_pages: sample.swap_in_pages,
+        major_faults: sample.major_faults,
         cpu_percent: sample.cpu_percent.and_then(wire::finite),
+        others_percent: sample.others_percent.and_then(wire::finite),
         steal_percent: sample.steal_percent.and_then(wire::finite),
         load1: sample.load1.and_then(wire::finite),
         temperature_mc: sample.temperature_mc,
         freq_khz: sample.freq_khz,
         throttled: sample.throttled,
+        cpu_pressure_percent: pressure.cpu,
+        memory_pressure_percent: pressure.memory,
+        memory_stall_percent: pressure.memory_full,
+        io_pressure_percent: pressure.io,
+        io_stall_percent: pressure.io_full,
+        group_cpu_pressure_percent: of_group.cpu,
+        group_memory_pressure_percent: of_group.memory,
+        group_io_pressure_percent: of_group.io,
+        group_memory_bytes: group.current_bytes,
+        group_memory_peak_bytes: group.peak_bytes,
+        group_memory_high_events: group.high_events,
+        group_memory_max_events: group.max_events,
+        group_oom_kills: group.oom_kills,
     }
 }
 
@@ -236,7 +259,9 @@ fn power_window(
         source: reading.source.to_owned(),
         quality: reading.quality,
         power_mw: reading.power_mw.and_then(wire::finite),
+        power_error_mw: reading.power_error_mw.and_then(wire::finite),
         energy_per_inference_mj: reading.energy_per_inference_mj.and_then(wire::finite),
+        energy_error_mj: reading.energy_error_mj.and_then(wire::finite),
         model,
     })
 }

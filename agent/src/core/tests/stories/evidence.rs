@@ -23,8 +23,11 @@ fn a_request_that_was_written_down_but_not_sent_is_said_after_the_restart() {
     world.now = Millis(100_000);
     world.window("m", SLOW);
     // The power goes after the journal's record of the request, ahead of the message.
-    *world.slow_windows.entry("m".into()).or_default() += 1;
-    let effects = world.core.step(world.now, window("m", &digest(1), SLOW));
+    let slow = window("m", &digest(1), SLOW);
+    if let Event::Window(facts) = &slow {
+        world.oracle.see(&world.core, facts);
+    }
+    let effects = world.core.step(world.now, slow);
     let written = |effect: &Effect| matches!(effect, Effect::Journal(record) if matches!(**record, Record::Requested { .. }));
     let at = effects.iter().position(written).unwrap();
     world.execute(effects, at + 1);
@@ -71,14 +74,16 @@ fn reading(
     Event::Window(facts)
 }
 
-fn power(facts: &mut WindowFacts) {
+fn power_window(facts: &mut WindowFacts) {
     facts.power = Some(wire::PowerWindow {
         header: header::<wire::PowerWindow>(),
         window_ms: 1000,
         source: "test".into(),
         quality: Quality::Measured,
         power_mw: Some(5000.0),
+        power_error_mw: None,
         energy_per_inference_mj: Some(50.0),
+        energy_error_mj: Some(2.0),
         model: None,
     });
 }
@@ -92,8 +97,6 @@ fn set_budget(world: &mut World, id: &str, budget: &str, limit: u64) {
         args: serde_json::json!({ "model": "m", "latency_p95_us": null, budget: limit }),
     };
     world.feed(Event::Command { command, unix_ms: None });
-    // The world counts slow windows only; these budgets are broken without them.
-    world.slow_windows.insert("m".into(), 100);
 }
 
 #[test]
@@ -111,7 +114,7 @@ fn power_is_held_against_the_model_that_draws_it() {
         world.now = Millis(100_000);
         set_budget(&mut world, "1", "power_mw", 4000);
         for _ in 0..2 {
-            let event = reading(&world, models, FAST, power);
+            let event = reading(&world, models, FAST, power_window);
             world.feed(event);
         }
         assert_eq!(breaches(&world), [(cause, cause == Cause::Model)], "{models:?}");
@@ -125,8 +128,8 @@ fn energy_on_a_hot_device_is_the_heats_and_memory_is_always_the_models_once_it_i
     let cold = Shape { cold: true, ..FAST };
     let memory = |facts: &mut WindowFacts| facts.models[0].pss_bytes = Some(5000);
     let cases: [(&str, Shape, Readings, Cause); 4] = [
-        ("energy_mj", hot, power, Cause::Thermal),
-        ("energy_mj", FAST, power, Cause::Model),
+        ("energy_mj", hot, power_window, Cause::Thermal),
+        ("energy_mj", FAST, power_window, Cause::Model),
         ("memory_bytes", hot, memory, Cause::Model),
         ("memory_bytes", cold, memory, Cause::ColdStart),
     ];
@@ -140,6 +143,40 @@ fn energy_on_a_hot_device_is_the_heats_and_memory_is_always_the_models_once_it_i
             world.feed(event);
         }
         assert_eq!(breaches(&world), [(cause, cause == Cause::Model)], "{budget}");
+    }
+}
+
+#[test]
+fn a_figure_breaks_a_budget_only_where_its_error_leaves_no_doubt() {
+    let with = |power: f64, error: Option<f64>, quality: Quality, energy: Option<f64>| {
+        move |facts: &mut WindowFacts| {
+            power_window(facts);
+            let window = facts.power.as_mut().unwrap();
+            (window.power_mw, window.power_error_mw) = (Some(power), error);
+            (window.quality, window.energy_error_mj) = (quality, energy);
+        }
+    };
+    let (measured, modelled) = (Quality::Measured, Quality::Modelled);
+    // A budget of 40: power 41 in mW, energy always 50 mJ.
+    let cases = [
+        ("power_mw", with(41.0, None, measured, None), true),
+        ("power_mw", with(41.0, None, modelled, None), false),
+        ("power_mw", with(41.0, Some(2.0), modelled, None), false),
+        ("power_mw", with(45.0, Some(2.0), modelled, None), true),
+        ("energy_mj", with(1.0, None, measured, None), false),
+        ("energy_mj", with(1.0, None, measured, Some(7.0)), false),
+        ("energy_mj", with(1.0, None, measured, Some(5.0)), true),
+    ];
+    for (n, (budget, readings, broken)) in cases.into_iter().enumerate() {
+        let mut world = World::new();
+        install(&mut world, 1);
+        world.now = Millis(100_000);
+        set_budget(&mut world, "1", budget, 40);
+        for _ in 0..3 {
+            let event = reading(&world, &[("m", 100)], FAST, &readings);
+            world.feed(event);
+        }
+        assert_eq!(requests(&world), usize::from(broken), "case {n}");
     }
 }
 
@@ -175,4 +212,19 @@ fn an_unanswered_request_is_asked_again_only_after_its_timeout() {
         world.window("m", SLOW);
     }
     assert_eq!(requests(&world), 2);
+}
+
+#[test]
+fn a_first_model_that_states_an_agreement_under_the_floor_is_refused_and_may_be_offered_again() {
+    let mut settings = settings();
+    settings.budgets.get_mut("m").unwrap().agreement_min = Some(0.9);
+    let mut world = World::with(settings);
+    world.stated_agreement = Some(0.85);
+    world.feed(Event::Offer(offer("m", 1, 1)));
+    (0..3).for_each(|_| world.answer(0, None));
+    let reason = refusal(&world);
+    assert!(reason.contains("0.8500") && reason.contains("agreement_min 0.9"), "{reason}");
+    assert!(world.core.durable().models["m"].blocked.is_empty());
+    world.stated_agreement = Some(0.91);
+    install(&mut world, 2);
 }
