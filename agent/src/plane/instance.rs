@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::CandidateId;
@@ -163,6 +163,10 @@ impl Instance {
         let stats = Arc::new(Stats::default());
         let mirror = Mirror::default();
         let lens = lens.map(Arc::new);
+        let mut looking = JoinSet::new();
+        if let Some(lens) = lens.clone() {
+            looking.spawn(async move { lens.keep_up().await });
+        }
         let driver = Driver {
             spec,
             interface: interface.clone(),
@@ -173,6 +177,7 @@ impl Instance {
             jobs,
             retired,
             on_health,
+            _looking: looking,
         };
         let driver = tokio::spawn(driver.run(process));
         Self {
@@ -337,6 +342,8 @@ struct Driver {
     jobs: mpsc::Receiver<Job>,
     retired: watch::Receiver<bool>,
     on_health: OnHealth,
+    /// Looks at what is handed to the lens, for as long as there is a driver.
+    _looking: JoinSet<()>,
 }
 
 enum End {
@@ -418,6 +425,10 @@ impl Driver {
                 if live {
                     self.stats.computed(compute, queued);
                     self.mirror.offer(&job.inputs, &answer);
+                    if let Some(lens) = &self.lens {
+                        // Before the answer, so that whoever has it finds it counted.
+                        lens.hand_over(&job.inputs, &answer.outputs, started);
+                    }
                 }
                 (Ok(answer), None)
             }
@@ -430,14 +441,8 @@ impl Driver {
                 (Err(JobError::WorkerDied(reason.clone())), Some(reason))
             }
         };
-        let answered = result.as_ref().ok().filter(|_| live).map(|answer| answer.outputs.clone());
         // The client may have gone meanwhile.
         let _ = job.reply.send(result);
-        if let (Some(lens), Some(outputs)) = (&self.lens, answered) {
-            // The answer goes out first, also where one thread serves all.
-            tokio::task::yield_now().await;
-            lens.look(&job.inputs, &outputs, started);
-        }
         died
     }
 

@@ -1,6 +1,6 @@
 //! A worker process as the agent holds it: started, loaded, asked, and found dead.
 
-use std::io;
+use std::io::{self, PipeWriter};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -11,16 +11,16 @@ use std::time::Duration;
 
 use engine::{IoSpec, Tensor};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
-use tokio::io::{AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
+use super::frames::Frames;
 use super::groups::{self, Groups, WorkerGroup};
 use super::protocol::{
     Failure, FailureKind, FrameError, LoadFailure, LoadFault, LoadRequest, Message, NamedTensors,
-    encode_run, read_frame_async, specs,
+    HEADER_BYTES, run_pieces, specs,
 };
+use super::socket::Socket;
 
 /// How long a model may take to load.
 pub(super) const LOAD_DEADLINE: Duration = Duration::from_secs(180);
@@ -78,8 +78,11 @@ pub(super) struct Interface {
 #[derive(Debug)]
 pub(super) struct WorkerProcess {
     child: Child,
-    /// What is read is read in one piece: a frame is most often one packet.
-    socket: BufReader<UnixStream>,
+    socket: Socket,
+    /// What was read from it.
+    frames: Frames,
+    /// Open for as long as the worker shall live, however busy it is.
+    life: Option<PipeWriter>,
     run_limit: Duration,
     memory_bytes: Option<u64>,
     /// After the child, so that it is empty when it goes.
@@ -128,8 +131,8 @@ impl WorkerProcess {
     ) -> Result<RunOutcome, WorkerError> {
         self.next_id += 1;
         let id = self.next_id;
-        let frame = match encode_run(id, inputs) {
-            Ok(frame) => frame,
+        let frame = match run_pieces(id, inputs) {
+            Ok(pieces) => pieces,
             Err(error) => {
                 return Ok(RunOutcome::Failed {
                     kind: FailureKind::Input,
@@ -138,8 +141,8 @@ impl WorkerProcess {
             }
         };
         let exchange = async {
-            self.socket.write_all(&frame).await?;
-            expect_frame(&mut self.socket).await
+            self.socket.send(&frame).await?;
+            expect_frame(&mut self.socket, &mut self.frames).await
         };
         let lost = match timeout(self.run_limit, exchange).await {
             Ok(Ok(message)) => match outcome(id, message) {
@@ -160,11 +163,10 @@ impl WorkerProcess {
         self.describe(status)
     }
 
-    /// Closes the socket, waits for the worker to end, kills it if it does not, and says how it
-    /// ended.
+    /// Lets go of the worker, waits for it to end, kills it if it does not, and says how it ended.
     pub(super) async fn end(&mut self) -> String {
-        // A failure means that the other end is closed already.
-        let _ = self.socket.shutdown().await;
+        self.socket.close();
+        self.life = None;
         match timeout(EXIT_GRACE, self.child.wait()).await {
             Ok(status) => self.describe(status),
             Err(_) => match self.child.kill().await {
@@ -176,14 +178,14 @@ impl WorkerProcess {
 
     fn spawn(spec: &WorkerSpec) -> io::Result<Self> {
         let (ours, theirs) = StdUnixStream::pair()?;
-        ours.set_nonblocking(true)?;
-        let socket = UnixStream::from_std(ours)?;
+        let socket = Socket::new(ours)?;
+        let (lives, life) = io::pipe()?;
         let mut group = groups::for_worker(spec.groups.as_ref(), spec.memory_bytes);
         let child = Command::new(&spec.program)
             .args(&spec.args)
             .current_dir(&spec.working_dir)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
+            .stdout(Stdio::from(OwnedFd::from(lives)))
             // A Ctrl-C in a terminal is for the agent, which then drains its workers.
             .process_group(0)
             .env_remove("NOTIFY_SOCKET")
@@ -197,9 +199,8 @@ impl WorkerProcess {
             spec.memory_bytes.map_or(Ok(()), |bytes| limit_memory(pid, bytes))?;
         }
         let (run_limit, memory_bytes) = (spec.run_limit, spec.memory_bytes);
-        let socket = BufReader::new(socket);
-        let group = group.map(Arc::new);
-        Ok(Self { child, socket, run_limit, memory_bytes, group, next_id: 0 })
+        let (frames, life, group) = (Frames::default(), Some(life), group.map(Arc::new));
+        Ok(Self { child, socket, frames, life, run_limit, memory_bytes, group, next_id: 0 })
     }
 
     /// How it ended.
@@ -231,8 +232,8 @@ impl WorkerProcess {
     async fn load(&mut self, request: &LoadRequest) -> Result<Interface, WorkerError> {
         let broken = |error: FrameError| WorkerError::Died(error.to_string());
         let frame = Message::Load(request.clone()).encode().map_err(broken)?;
-        self.socket.write_all(&frame).await.map_err(|e| broken(e.into()))?;
-        match expect_frame(&mut self.socket).await.map_err(broken)? {
+        self.socket.send(&[frame]).await.map_err(|e| broken(e.into()))?;
+        match expect_frame(&mut self.socket, &mut self.frames).await.map_err(broken)? {
             Message::Loaded(reply) => Ok(Interface {
                 inputs: specs(reply.inputs).map_err(broken)?,
                 outputs: specs(reply.outputs).map_err(broken)?,
@@ -280,9 +281,15 @@ fn is_admitted(group: &WorkerGroup, pid: u32) -> bool {
     admitted.is_ok()
 }
 
-async fn expect_frame(socket: &mut BufReader<UnixStream>) -> Result<Message, FrameError> {
-    let body = read_frame_async(socket).await?.ok_or(FrameError::Truncated { missing: 4 })?;
-    Message::decode(&body)
+async fn expect_frame(socket: &mut Socket, frames: &mut Frames) -> Result<Message, FrameError> {
+    loop {
+        if let Some(body) = frames.next()? {
+            return Message::decode(body);
+        }
+        if socket.receive(frames.room()).await? == 0 {
+            return Err(frames.cut().unwrap_or(FrameError::Truncated { missing: HEADER_BYTES }));
+        }
+    }
 }
 
 fn outcome(id: u64, message: Message) -> Result<RunOutcome, String> {
