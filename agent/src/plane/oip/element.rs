@@ -72,6 +72,9 @@ impl Outline {
     /// # Errors
     /// It is no list, or its lists are no tensor.
     pub fn of(json: &str) -> Result<Self, String> {
+        if let Some(count) = flat_words(json) {
+            return Ok(Self { count, text_bytes: 0, nesting: vec![count] });
+        }
         let (mut count, mut text_bytes) = (0, 0);
         let nesting = walk(json, |element| {
             count += 1;
@@ -242,11 +245,42 @@ fn walk<'t>(json: &'t str, mut element: impl FnMut(&'t str)) -> Result<Vec<usize
     Ok(nesting)
 }
 
+/// How many elements a list has that holds numbers and words only, as most do: then a comma is always between
+/// two of them. `None` for any other list.
+fn flat_words(json: &str) -> Option<usize> {
+    let inside = json.trim_ascii().strip_prefix('[')?.strip_suffix(']')?;
+    let (mut commas, mut others) = (0, 0);
+    for &byte in inside.as_bytes() {
+        commas += usize::from(byte == b',');
+        others += usize::from(matches!(byte, b'[' | b']' | b'{' | b'}' | b'"'));
+    }
+    let empty = inside.trim_ascii().is_empty();
+    (others == 0).then_some(if empty { 0 } else { commas + 1 })
+}
+
+/// Which bytes end a word.
+const ENDS: [bool; 256] = {
+    let mut ends = [false; 256];
+    let all = b",] \t\n\r";
+    let mut at = 0;
+    while at < all.len() {
+        ends[all[at] as usize] = true;
+        at += 1;
+    }
+    ends
+};
+
 /// The length of the string or the word that `bytes` begin with; at least one.
 fn length_of(bytes: &[u8]) -> usize {
     if bytes.first() != Some(&b'"') {
-        let ends = |byte: &u8| matches!(byte, b',' | b']' | b' ' | b'\t' | b'\n' | b'\r');
-        return bytes.iter().position(ends).unwrap_or(bytes.len()).max(1);
+        let mut length = 1;
+        for &byte in bytes.iter().skip(1) {
+            if ENDS[usize::from(byte)] {
+                break;
+            }
+            length += 1;
+        }
+        return length;
     }
     let mut escaped = false;
     for (at, &byte) in bytes.iter().enumerate().skip(1) {
