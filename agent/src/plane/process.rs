@@ -9,7 +9,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{IoSpec, Tensor};
+use engine::IoSpec;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
@@ -17,8 +17,8 @@ use tokio::time::timeout;
 use super::frames::Frames;
 use super::groups::{self, Groups, WorkerGroup};
 use super::protocol::{
-    Failure, FailureKind, FrameError, LoadFailure, LoadFault, LoadRequest, Message, NamedTensors,
-    HEADER_BYTES, run_pieces, specs,
+    Failure, FailureKind, FrameError, HEADER_BYTES, LoadFailure, LoadFault, LoadRequest, Message,
+    NamedTensors, run_pieces, specs,
 };
 use super::socket::Socket;
 
@@ -59,6 +59,10 @@ pub(super) enum WorkerError {
     #[error("{0}")]
     Died(String),
 }
+
+/// An inference that was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RunId(u64);
 
 /// What came of a run whose worker survived it.
 #[derive(Debug)]
@@ -124,37 +128,60 @@ impl WorkerProcess {
         self.group.clone()
     }
 
-    /// Runs one inference. An error means that the worker is lost; it says how it ended.
-    pub(super) async fn run(
+    /// Sends inferences to be run, in this order: how each is called, or why it was not sent. An error means
+    /// that the worker is lost; it says how it ended.
+    ///
+    /// Together they must fit into the socket, or be one: a worker that has an answer to write reads nothing.
+    pub(super) async fn send(
         &mut self,
-        inputs: &[(String, Tensor)],
-    ) -> Result<RunOutcome, WorkerError> {
-        self.next_id += 1;
-        let id = self.next_id;
-        let frame = match run_pieces(id, inputs) {
-            Ok(pieces) => pieces,
-            Err(error) => {
-                return Ok(RunOutcome::Failed {
-                    kind: FailureKind::Input,
-                    error: error.to_string(),
-                });
-            }
+        runs: &[Arc<NamedTensors>],
+    ) -> Result<Vec<Result<RunId, String>>, WorkerError> {
+        let mut ids = Vec::with_capacity(runs.len());
+        let mut pieces = Vec::with_capacity(runs.len());
+        for inputs in runs {
+            self.next_id += 1;
+            let id = self.next_id;
+            let frame = run_pieces(id, inputs);
+            ids.push(match frame {
+                Ok(frame) => {
+                    pieces.extend(frame);
+                    Ok(RunId(id))
+                }
+                Err(error) => Err(error.to_string()),
+            });
+        }
+        let lost = match timeout(self.run_limit, self.socket.send(&pieces)).await {
+            Ok(Ok(())) => return Ok(ids),
+            Ok(Err(_)) => String::new(),
+            Err(_) => self.hung(),
         };
-        let exchange = async {
-            self.socket.send(&frame).await?;
-            expect_frame(&mut self.socket, &mut self.frames).await
-        };
-        let lost = match timeout(self.run_limit, exchange).await {
+        Err(self.lose(lost).await)
+    }
+
+    /// Waits for the answer to the oldest inference that was sent and has none. An error means that the worker
+    /// is lost; it says how it ended.
+    pub(super) async fn answer(&mut self, RunId(id): RunId) -> Result<RunOutcome, WorkerError> {
+        let answer = expect_frame(&mut self.socket, &mut self.frames);
+        let lost = match timeout(self.run_limit, answer).await {
             Ok(Ok(message)) => match outcome(id, message) {
                 Ok(outcome) => return Ok(outcome),
                 Err(error) => error,
             },
             Ok(Err(FrameError::Io(_) | FrameError::Truncated { .. })) => String::new(),
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer after {} ms, taken for hung", self.run_limit.as_millis()),
+            Err(_) => self.hung(),
         };
+        Err(self.lose(lost).await)
+    }
+
+    fn hung(&self) -> String {
+        format!("no answer after {} ms, taken for hung", self.run_limit.as_millis())
+    }
+
+    /// Ends a worker that is of no use any more.
+    async fn lose(&mut self, why: String) -> WorkerError {
         let ended = self.end().await;
-        Err(WorkerError::Died(if lost.is_empty() { ended } else { format!("{lost}; {ended}") }))
+        WorkerError::Died(if why.is_empty() { ended } else { format!("{why}; {ended}") })
     }
 
     /// Waits until the worker ends by itself, and says how. Safe to cancel.

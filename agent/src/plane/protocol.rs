@@ -229,10 +229,7 @@ pub fn encode_run(id: u64, tensors: &[(String, Tensor)]) -> Result<Vec<u8>, Fram
 ///
 /// # Errors
 /// As [`encode_run`].
-pub fn run_pieces(
-    id: u64,
-    tensors: &[(String, Tensor)],
-) -> Result<Vec<Cow<'_, [u8]>>, FrameError> {
+pub fn run_pieces(id: u64, tensors: &[(String, Tensor)]) -> Result<Vec<Cow<'_, [u8]>>, FrameError> {
     let total = payload_bytes(tensors);
     if total > MAX_FRAME_BYTES {
         return Err(FrameError::TooLong { got: total });

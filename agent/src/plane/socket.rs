@@ -43,8 +43,7 @@ impl Socket {
 
     /// Sends all of the pieces, one after the other.
     pub(super) async fn send(&mut self, pieces: &[impl AsRef<[u8]>]) -> io::Result<()> {
-        let mut slices: Vec<_> =
-            pieces.iter().map(|piece| IoSlice::new(piece.as_ref())).collect();
+        let mut slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece.as_ref())).collect();
         let mut rest = &mut slices[..];
         // Leaves out what is empty.
         IoSlice::advance_slices(&mut rest, 0);

@@ -101,9 +101,7 @@ pub fn main(hook: Box<dyn ComputeHook + Send>, loader: Loader) -> i32 {
     let (input, output) = (io::stdin(), io::stdout());
     let own = input.as_fd().try_clone_to_owned();
     match own.and_then(|socket| Ok((socket, output.as_fd().try_clone_to_owned()?))) {
-        Ok((socket, life)) => {
-            serve(UnixStream::from(socket), PipeReader::from(life), hook, loader)
-        }
+        Ok((socket, life)) => serve(UnixStream::from(socket), PipeReader::from(life), hook, loader),
         Err(error) => {
             tracing::error!(%error, "the worker has no socket and pipe as its standard streams");
             EXIT_SOCKET
@@ -179,9 +177,9 @@ fn next_order(inbox: &mut Inbox) -> Result<Order, i32> {
         Ok(None) => Err(EXIT_CLOSED),
         // The agent went without reading an answer.
         Err(FrameError::Io(error)) if is_gone(&error) => Err(EXIT_CLOSED),
-        Ok(Some(_)) => Err(unreadable(&FrameError::Malformed(
-            "an answer where an order was due".to_owned(),
-        ))),
+        Ok(Some(_)) => {
+            Err(unreadable(&FrameError::Malformed("an answer where an order was due".to_owned())))
+        }
         Err(error) => Err(unreadable(&error)),
     }
 }

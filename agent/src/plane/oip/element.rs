@@ -418,7 +418,10 @@ mod tests {
         assert_eq!(error("[1e999]", ElementType::F64), "element 0 is inf, wanted FP64");
         assert_eq!(error("[-0]", ElementType::I32), "element 0 is -0, wanted INT32");
         assert!(error("[18446744073709551616]", ElementType::U64).contains("wanted UINT64"));
-        assert_eq!(error(r#"["\ud800"]"#, ElementType::String), "element 0 is a string, wanted BYTES");
+        assert_eq!(
+            error(r#"["\ud800"]"#, ElementType::String),
+            "element 0 is a string, wanted BYTES"
+        );
     }
 
     #[test]
@@ -479,14 +482,17 @@ mod tests {
         let leaf = prop_oneof![
             any::<i64>().prop_map(|v| v.to_string()),
             any::<u64>().prop_map(|v| v.to_string()),
-            any::<f64>().prop_filter("JSON has it", |v| v.is_finite()).prop_map(|v| format!("{v:e}")),
+            any::<f64>()
+                .prop_filter("JSON has it", |v| v.is_finite())
+                .prop_map(|v| format!("{v:e}")),
             (-1e6..1e6_f64).prop_map(|v| v.to_string()),
             any::<String>().prop_map(|v| serde_json::to_string(&v).unwrap()),
             Just("null".to_owned()),
             Just(" true".to_owned()),
         ];
         leaf.prop_recursive(3, 24, 4, |inner| {
-            proptest::collection::vec(inner, 0..4).prop_map(|all| format!("[ {} ]\n", all.join(" ,")))
+            proptest::collection::vec(inner, 0..4)
+                .prop_map(|all| format!("[ {} ]\n", all.join(" ,")))
         })
     }
 
