@@ -310,8 +310,9 @@ fn is_admitted(group: &WorkerGroup, pid: u32) -> bool {
 
 async fn expect_frame(socket: &mut Socket, frames: &mut Frames) -> Result<Message, FrameError> {
     loop {
-        if let Some(body) = frames.next()? {
-            return Message::decode(body);
+        if let Some(message) = frames.next()?.map(Message::decode) {
+            frames.let_go();
+            return message;
         }
         if socket.receive(frames.room()).await? == 0 {
             return Err(frames.cut().unwrap_or(FrameError::Truncated { missing: HEADER_BYTES }));

@@ -41,8 +41,9 @@ impl Inbox {
     /// What came is no message, or the socket failed.
     pub(super) fn next(&mut self) -> Result<Option<Message>, FrameError> {
         loop {
-            if let Some(body) = self.frames.next()? {
-                return Message::decode(body).map(Some);
+            if let Some(message) = self.frames.next()?.map(Message::decode) {
+                self.frames.let_go();
+                return message.map(Some);
             }
             if self.receive()? == 0 {
                 return self.frames.cut().map_or(Ok(None), Err);
