@@ -142,7 +142,7 @@ fn say(line: &str) {
 
 fn run(args: ConfigArgs) -> Result<(), Failure> {
     let sources = args.sources();
-    let config = load_aside(&sources)?;
+    let config = Config::load(&sources)?;
     logging::start();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.serve.threads)
@@ -153,13 +153,6 @@ fn run(args: ConfigArgs) -> Result<(), Failure> {
     // A worker's last words are not waited for.
     runtime.shutdown_background();
     outcome
-}
-
-/// Loads the configuration on a thread of its own: what that takes of a stack is given back with the thread, while
-/// the main one's stack keeps for ever what it once had.
-fn load_aside(sources: &Sources) -> Result<Config, Failure> {
-    let loaded = std::thread::scope(|scope| scope.spawn(|| Config::load(sources)).join());
-    Ok(loaded.map_err(|_| failed("the configuration's reader panicked"))??)
 }
 
 fn show_status(args: &AskArgs) -> Result<(), Failure> {

@@ -208,7 +208,8 @@ impl WorkerProcess {
         let socket = Socket::new(ours)?;
         let (lives, life) = io::pipe()?;
         let mut group = groups::for_worker(spec.groups.as_ref(), spec.memory_bytes);
-        let child = Command::new(&spec.program)
+        let mut command = Command::new(&spec.program);
+        command
             .args(&spec.args)
             .current_dir(&spec.working_dir)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
@@ -217,8 +218,12 @@ impl WorkerProcess {
             .process_group(0)
             .env_remove("NOTIFY_SOCKET")
             .env_remove("WATCHDOG_USEC")
-            .kill_on_drop(true)
-            .spawn()?;
+            .kill_on_drop(true);
+        if spec.memory_bytes.is_some() {
+            // A panic for want of memory would find none for its backtrace either, and stand still there.
+            command.env("RUST_BACKTRACE", "0");
+        }
+        let child = command.spawn()?;
         if let Some(pid) = child.id() {
             prefer_for_oom_kill(pid);
             // It allocates nothing to speak of before it is told what to load.

@@ -249,26 +249,32 @@ fn walk<'t>(json: &'t str, mut element: impl FnMut(&'t str)) -> Result<Vec<usize
 /// two of them. `None` for any other list.
 fn flat_words(json: &str) -> Option<usize> {
     let inside = json.trim_ascii().strip_prefix('[')?.strip_suffix(']')?;
-    let (mut commas, mut others) = (0, 0);
+    let mut commas = 0;
     for &byte in inside.as_bytes() {
-        commas += usize::from(byte == b',');
-        others += usize::from(matches!(byte, b'[' | b']' | b'{' | b'}' | b'"'));
+        if SPECIAL[usize::from(byte)] {
+            if byte != b',' {
+                return None;
+            }
+            commas += 1;
+        }
     }
-    let empty = inside.trim_ascii().is_empty();
-    (others == 0).then_some(if empty { 0 } else { commas + 1 })
+    Some(if inside.trim_ascii().is_empty() { 0 } else { commas + 1 })
 }
 
+/// Which bytes stand between elements, or begin what is neither a number nor a word.
+const SPECIAL: [bool; 256] = table(b",[]{}\"");
 /// Which bytes end a word.
-const ENDS: [bool; 256] = {
-    let mut ends = [false; 256];
-    let all = b",] \t\n\r";
+const ENDS: [bool; 256] = table(b",] \t\n\r");
+
+const fn table(bytes: &[u8]) -> [bool; 256] {
+    let mut table = [false; 256];
     let mut at = 0;
-    while at < all.len() {
-        ends[all[at] as usize] = true;
+    while at < bytes.len() {
+        table[bytes[at] as usize] = true;
         at += 1;
     }
-    ends
-};
+    table
+}
 
 /// The length of the string or the word that `bytes` begin with; at least one.
 fn length_of(bytes: &[u8]) -> usize {
