@@ -42,6 +42,7 @@ mod drift;
 mod error;
 #[cfg(test)]
 mod fake;
+mod frames;
 pub mod groups;
 mod instance;
 mod measure;
@@ -52,6 +53,7 @@ pub mod protocol;
 mod registry;
 mod server;
 mod shadow;
+mod socket;
 mod strings;
 mod window;
 pub mod worker;

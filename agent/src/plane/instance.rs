@@ -5,9 +5,9 @@
 //!              │                    │
 //!              └──────retire────────┴──► ended        (a candidate goes from down to ended)
 //! ```
-//! The task owns the worker. While the instance is up it takes one job at a time; while it is down
-//! every job is answered at once with the reason; once retired it finishes what was queued first. Where the
-//! model's requests may be joined ([`batch`]), a job runs together with those that wait behind it.
+//! The task owns the worker. While the instance is up it takes one job at a time, what waits for a quick model
+//! ([`queue`]), or what may be joined ([`batch`]); while it is down every job is answered at once with the reason;
+//! once retired it finishes what was queued first.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::CandidateId;
@@ -27,6 +27,9 @@ use super::protocol::{FailureKind, NamedTensors};
 use super::shadow::Mirror;
 use super::window::Stats;
 use crate::sys::cgroup::Usage;
+use queue::Queue;
+
+mod queue;
 
 /// The first wait before a dead worker is started again; it doubles with each death.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -144,7 +147,11 @@ struct Job {
 impl Job {
     /// Whether nobody waits for it any more: the client has had its 504, or has gone.
     fn is_stale(&self) -> bool {
-        self.deadline <= Instant::now() || self.reply.is_closed()
+        self.is_stale_at(Instant::now())
+    }
+
+    fn is_stale_at(&self, now: Instant) -> bool {
+        self.deadline <= now || self.reply.is_closed()
     }
 }
 
@@ -155,38 +162,6 @@ pub(super) struct QueueRules {
     pub(super) depth: usize,
     /// Which of them run together.
     pub(super) batch: BatchRules,
-}
-
-/// The jobs that wait, and the one that was taken out and did not fit the others.
-#[derive(Debug)]
-struct Inbox {
-    jobs: mpsc::Receiver<Job>,
-    held: Option<Job>,
-}
-
-impl Inbox {
-    /// The next job; `None` when there will be no more. Safe to cancel.
-    async fn recv(&mut self) -> Option<Job> {
-        match self.held.take() {
-            Some(job) => Some(job),
-            None => self.jobs.recv().await,
-        }
-    }
-
-    /// As [`Self::recv`], for no longer than until `end`.
-    async fn recv_until(&mut self, end: Instant) -> Option<Job> {
-        if let Ok(job) = self.jobs.try_recv() {
-            return Some(job);
-        }
-        if end <= Instant::now() {
-            return None;
-        }
-        timeout_at(end, self.jobs.recv()).await.unwrap_or_default()
-    }
-
-    fn close(&mut self) {
-        self.jobs.close();
-    }
 }
 
 pub(super) type OnHealth = Box<dyn Fn(Health) + Send + Sync>;
@@ -217,6 +192,10 @@ impl Instance {
         let stats = Arc::new(Stats::default());
         let mirror = Mirror::default();
         let lens = lens.map(Arc::new);
+        let mut looking = JoinSet::new();
+        if let Some(lens) = lens.clone() {
+            looking.spawn(async move { lens.keep_up().await });
+        }
         let driver = Driver {
             spec,
             interface: interface.clone(),
@@ -225,9 +204,10 @@ impl Instance {
             mirror: mirror.clone(),
             lens: lens.clone(),
             batcher: batcher.clone(),
-            jobs: Inbox { jobs, held: None },
+            jobs: Queue::new(jobs),
             retired,
             on_health,
+            _looking: looking,
         };
         let driver = tokio::spawn(driver.run(process));
         Self {
@@ -396,15 +376,11 @@ struct Driver {
     mirror: Mirror,
     lens: Option<Arc<Lens>>,
     batcher: Arc<Batcher>,
-    jobs: Inbox,
+    jobs: Queue,
     retired: watch::Receiver<bool>,
     on_health: OnHealth,
-}
-
-/// A live request and its answer.
-struct Exchange {
-    inputs: Arc<NamedTensors>,
-    outputs: Arc<NamedTensors>,
+    /// Looks at what is handed to the lens, for as long as there is a driver.
+    _looking: JoinSet<()>,
 }
 
 enum End {
@@ -447,7 +423,7 @@ impl Driver {
                     return end;
                 }
                 reason = worker.exited() => return End::Died(reason),
-                job = self.jobs.recv() => job,
+                job = self.jobs.next() => job,
             };
             let Some(job) = job else {
                 worker.end().await;
@@ -462,7 +438,7 @@ impl Driver {
     /// Answers what was queued before the instance was retired.
     async fn finish(&mut self, worker: &mut WorkerProcess) -> End {
         self.jobs.close();
-        while let Some(job) = self.jobs.recv().await {
+        while let Some(job) = self.jobs.next().await {
             if let Some(reason) = self.work(worker, job).await {
                 self.shared.set_down(Some(reason));
                 break;
@@ -471,88 +447,64 @@ impl Driver {
         End::Retired
     }
 
-    /// Runs a job, and with it those behind it that may be joined; the result says how the worker ended, if it did.
-    async fn work(&mut self, worker: &mut WorkerProcess, job: Job) -> Option<String> {
-        if job.is_stale() {
-            return None;
-        }
+    /// Runs a job, and those that go with it; the result says how the worker ended, if it did.
+    async fn work(&mut self, worker: &mut WorkerProcess, first: Job) -> Option<String> {
         let rules = self.batcher.active();
-        match rules.filter(|_| job.traffic == Traffic::Live && !self.mirror.is_attached()) {
-            None => self.run_alone(worker, job).await,
+        match rules.filter(|_| first.traffic == Traffic::Live && !self.mirror.is_attached()) {
+            None => {
+                let jobs = self.jobs.together(first);
+                self.run_apart(worker, jobs).await
+            }
             Some(rules) => {
-                let jobs = self.gather(job, rules).await;
-                self.run_together(worker, jobs).await
+                let jobs = self.jobs.gather(first, rules).await;
+                self.run_joined(worker, jobs).await
             }
         }
     }
 
-    async fn run_alone(&mut self, worker: &mut WorkerProcess, job: Job) -> Option<String> {
-        let started = Instant::now();
-        let (result, died) = match worker.run(&job.inputs).await {
-            Ok(RunOutcome::Done { compute, outputs }) => {
-                let queued = started.duration_since(job.arrived);
-                (Ok(Answer { outputs: Arc::new(outputs), compute, queued }), None)
-            }
-            Ok(RunOutcome::Failed { kind, error }) => match kind {
-                FailureKind::Input => (Err(JobError::Input(error)), None),
-                FailureKind::Engine | FailureKind::Fatal => (Err(JobError::Engine(error)), None),
-            },
-            Err(error) => {
-                let reason = error.to_string();
-                (Err(JobError::WorkerDied(reason.clone())), Some(reason))
-            }
+    /// Sends jobs to the worker together, and answers one after the other.
+    async fn run_apart(&mut self, worker: &mut WorkerProcess, jobs: Vec<Job>) -> Option<String> {
+        let inputs: Vec<_> = jobs.iter().map(|job| job.inputs.clone()).collect();
+        let mut started = Instant::now();
+        let (runs, mut died) = match worker.send(&inputs).await {
+            Ok(runs) => (runs, None),
+            Err(error) => (Vec::new(), Some(error.to_string())),
         };
-        if result.is_ok() && job.traffic == Traffic::Live {
-            self.stats.executed();
+        let mut runs = runs.into_iter();
+        for job in jobs {
+            let result = match (runs.next(), died.clone()) {
+                (Some(Ok(run)), None) => match worker.answer(run).await {
+                    Ok(outcome) => self.outcome(&job, started, outcome),
+                    Err(error) => Err(JobError::WorkerDied(died.insert(error.to_string()).clone())),
+                },
+                (Some(Err(error)), None) => Err(JobError::Input(error)),
+                (_, reason) => Err(JobError::WorkerDied(reason.unwrap_or_default())),
+            };
+            if result.is_ok() && job.traffic == Traffic::Live {
+                self.stats.executed();
+            }
+            // The client may have gone meanwhile.
+            let _ = job.reply.send(result);
+            // The worker has taken up the next one.
+            started = Instant::now();
         }
-        let answered = self.reply(job, result);
-        self.look(started, answered.as_slice()).await;
         died
     }
 
-    /// The jobs of one run: `first`, and those that wait and fit it, as far as the rules allow.
-    async fn gather(&mut self, first: Job, rules: BatchRules) -> Vec<Job> {
-        let end = first.deadline.min(first.arrived + rules.max_delay);
-        let mut rows = batch::rows(&first.inputs).unwrap_or(usize::MAX);
-        let mut bytes = batch::bytes(&first.inputs);
-        let mut jobs = vec![first];
-        while rows < rules.max_rows {
-            let Some(next) = self.jobs.recv_until(end).await else { break };
-            if next.is_stale() {
-                continue;
-            }
-            let more = batch::rows(&next.inputs).unwrap_or(usize::MAX);
-            rows = rows.saturating_add(more);
-            bytes = bytes.saturating_add(batch::bytes(&next.inputs));
-            let joins = next.traffic == Traffic::Live
-                && rows <= rules.max_rows
-                && bytes <= batch::MAX_BATCH_BYTES
-                && batch::fit(&jobs[0].inputs, &next.inputs);
-            if !joins {
-                self.jobs.held = Some(next);
-                break;
-            }
-            jobs.push(next);
-        }
-        jobs
-    }
-
-    async fn run_together(
-        &mut self,
-        worker: &mut WorkerProcess,
-        mut jobs: Vec<Job>,
-    ) -> Option<String> {
+    /// Runs jobs as one.
+    async fn run_joined(&mut self, worker: &mut WorkerProcess, jobs: Vec<Job>) -> Option<String> {
         if jobs.len() < 2 {
-            return self.run_alone(worker, jobs.pop()?).await;
+            return self.run_apart(worker, jobs).await;
         }
         let started = Instant::now();
         let requests: Vec<&NamedTensors> = jobs.iter().map(|job| &*job.inputs).collect();
         let counts: Vec<usize> =
             requests.iter().filter_map(|request| batch::rows(request)).collect();
-        match worker.run(&batch::join(&requests)).await {
+        let joined = Arc::new(batch::join(&requests));
+        match worker.run(joined).await {
             Ok(RunOutcome::Done { compute, outputs }) => match batch::split(outputs, &counts) {
                 Ok(parts) => {
-                    self.share_out(started, compute, jobs, parts).await;
+                    self.share_out(started, compute, jobs, parts);
                     None
                 }
                 Err(reason) => {
@@ -566,7 +518,8 @@ impl Driver {
             Err(error) => {
                 let reason = error.to_string();
                 for job in jobs {
-                    self.reply(job, Err(JobError::WorkerDied(reason.clone())));
+                    // The client may have gone meanwhile.
+                    let _ = job.reply.send(Err(JobError::WorkerDied(reason.clone())));
                 }
                 Some(reason)
             }
@@ -574,7 +527,7 @@ impl Driver {
     }
 
     /// Answers the jobs of one run. Each has waited for the whole of it, so each took as long.
-    async fn share_out(
+    fn share_out(
         &mut self,
         started: Instant,
         compute: Duration,
@@ -582,13 +535,11 @@ impl Driver {
         parts: Vec<NamedTensors>,
     ) {
         self.stats.executed();
-        let mut answered = Vec::with_capacity(jobs.len());
         for (job, outputs) in jobs.into_iter().zip(parts) {
-            let queued = started.duration_since(job.arrived);
-            let answer = Answer { outputs: Arc::new(outputs), compute, queued };
-            answered.extend(self.reply(job, Ok(answer)));
+            let result = self.outcome(&job, started, RunOutcome::Done { compute, outputs });
+            // The client may have gone meanwhile.
+            let _ = job.reply.send(result);
         }
-        self.look(started, &answered).await;
     }
 
     /// Runs each job by itself, until the worker dies.
@@ -597,36 +548,42 @@ impl Driver {
         for job in jobs {
             match &died {
                 Some(reason) => {
-                    self.reply(job, Err(JobError::Down(reason.clone())));
+                    // The client may have gone meanwhile.
+                    let _ = job.reply.send(Err(JobError::Down(reason.clone())));
                 }
                 None if job.is_stale() => {}
-                None => died = self.run_alone(worker, job).await,
+                None => died = self.run_apart(worker, vec![job]).await,
             }
         }
         died
     }
 
-    /// Sends a job's answer. What a live request asked and got is given back.
-    fn reply(&self, job: Job, result: Result<Answer, JobError>) -> Option<Exchange> {
-        let live = job.traffic == Traffic::Live;
-        let exchange = result.as_ref().ok().filter(|_| live).map(|answer| {
-            self.stats.computed(answer.compute, answer.queued);
-            self.mirror.offer(&job.inputs, answer);
-            Exchange { inputs: job.inputs.clone(), outputs: answer.outputs.clone() }
-        });
-        // The client may have gone meanwhile.
-        let _ = job.reply.send(result);
-        exchange
-    }
-
-    /// Holds what was asked and answered against the reference.
-    async fn look(&self, started: Instant, exchanges: &[Exchange]) {
-        let Some(lens) = self.lens.as_ref().filter(|_| !exchanges.is_empty()) else { return };
-        // The answers go out first, also where one thread serves all.
-        tokio::task::yield_now().await;
-        for exchange in exchanges {
-            lens.look(&exchange.inputs, &exchange.outputs, started);
+    /// What a job comes to whose worker survived it.
+    fn outcome(
+        &mut self,
+        job: &Job,
+        started: Instant,
+        outcome: RunOutcome,
+    ) -> Result<Answer, JobError> {
+        let (compute, outputs) = match outcome {
+            RunOutcome::Done { compute, outputs } => (compute, outputs),
+            RunOutcome::Failed { kind: FailureKind::Input, error } => {
+                return Err(JobError::Input(error));
+            }
+            RunOutcome::Failed { error, .. } => return Err(JobError::Engine(error)),
+        };
+        self.jobs.took(compute);
+        let queued = started.duration_since(job.arrived);
+        let answer = Answer { outputs: Arc::new(outputs), compute, queued };
+        if job.traffic == Traffic::Live {
+            self.stats.computed(compute, queued);
+            self.mirror.offer(&job.inputs, &answer);
+            if let Some(lens) = &self.lens {
+                // Before the answer, so that whoever has it finds it counted.
+                lens.hand_over(&job.inputs, &answer.outputs, started);
+            }
         }
+        Ok(answer)
     }
 
     /// Starts the worker again, after a wait that grows with each death. `None` when it is not to
@@ -668,7 +625,7 @@ impl Driver {
                 biased;
                 () = until(&mut self.retired) => return None,
                 started = &mut start => return Some(started),
-                job = self.jobs.recv() => {
+                job = self.jobs.next() => {
                     let reason = self.shared.reason().unwrap_or_default();
                     // The client may have gone meanwhile.
                     let _ = job?.reply.send(Err(JobError::Down(reason)));
@@ -681,7 +638,7 @@ impl Driver {
     async fn close(&mut self) {
         self.jobs.close();
         let retired = *self.retired.borrow();
-        while let Some(job) = self.jobs.recv().await {
+        while let Some(job) = self.jobs.next().await {
             let error = match self.shared.reason() {
                 Some(reason) if !retired => JobError::Down(reason),
                 _ => JobError::Retired,

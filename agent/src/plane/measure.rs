@@ -115,7 +115,7 @@ pub(super) async fn measure(
 struct Bench<'a> {
     worker: WorkerProcess,
     pid: Option<u32>,
-    cases: Vec<NamedTensors>,
+    cases: Vec<Arc<NamedTensors>>,
     plan: &'a MeasurePlan,
     pss_peak: Option<u64>,
     glanced: Instant,
@@ -125,6 +125,7 @@ struct Bench<'a> {
 impl<'a> Bench<'a> {
     fn new(worker: WorkerProcess, cases: Vec<NamedTensors>, plan: &'a MeasurePlan) -> Self {
         let (pid, glanced) = (worker.pid(), Instant::now());
+        let cases = cases.into_iter().map(Arc::new).collect();
         Self { worker, pid, cases, plan, pss_peak: None, glanced, number: 0 }
     }
 
@@ -173,7 +174,7 @@ impl<'a> Bench<'a> {
         while times.len() < count as usize
             && (times.is_empty() || began.elapsed() < self.plan.limit)
         {
-            let inputs = &self.cases[times.len() % self.cases.len()];
+            let inputs = self.cases[times.len() % self.cases.len()].clone();
             self.number += 1;
             let number = self.number;
             let failed = |reason| PlaneError::Measure { number, reason };
