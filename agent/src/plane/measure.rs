@@ -268,7 +268,9 @@ fn generated(spec: &IoSpec) -> Result<(String, Tensor), String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::fake::Bench as Fakes;
+    use bundle::{Draft, Source, TensorSpec};
+
+    use super::super::fake::{Bench as Fakes, HOG, HOGGED, golden};
     use super::*;
 
     fn plan(runs: u32) -> MeasurePlan {
@@ -324,11 +326,22 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_limit_on_memory_is_that_of_the_plan_and_goes_by_its_name() {
         let fakes = Fakes::start().await;
-        let memory = Some(Memory { bytes: 1 << 20, limit: "a limit of its own" });
+        let spec = |name: &str| TensorSpec {
+            name: name.to_owned(),
+            dtype: "FP32".to_owned(),
+            dims: vec![-1, 2],
+        };
+        let mut draft = Draft::new("double", "1", Source::Bytes("2".into()));
+        (draft.inputs, draft.outputs) = (vec![spec("x")], vec![spec("y")]);
+        draft.selftest = golden(2.0);
+        let greedy = &mut draft.selftest.cases[0].inputs[0].data[..4];
+        greedy.copy_from_slice(&HOG.to_le_bytes());
+        let bundle = draft.write(&fakes.folder.path().join("greedy")).unwrap();
+        let memory = Some(Memory { bytes: HOGGED as u64 / 2, limit: "a limit of its own" });
         let plan = MeasurePlan { memory, ..plan(5) };
-        let error = fakes.plane.measure("double", &fakes.bundle("2"), &plan).await;
+        let error = fakes.plane.measure("double", &bundle, &plan).await;
         let error = error.map(drop).unwrap_err().to_string();
-        assert!(error.contains("double"), "{error}");
+        assert!(error.contains("inference 1: ") && error.contains("a limit of its own"), "{error}");
     }
 
     #[test]

@@ -135,6 +135,7 @@ fn a_measurement_that_may_not_begin_says_why() {
     send(&mut world, measure("8", 10));
     assert!(error(&world).contains("the measurement of command 7 is under way"));
     assert_eq!(world.measuring.as_deref(), Some("7"));
+    world.measuring = None;
     world.feed(Event::Measured { id: "7".into(), outcome: Err("no".into()) });
     world.feed(Event::Offer(offer("m", 2, 2)));
     send(&mut world, measure("9", 9));
