@@ -39,7 +39,7 @@ mod simulations;
 
 /// Deaths of the worker from which a model is taken back. Workers that die for reasons outside the
 /// model with a rate r bring that about in a time T with a chance below (rT)²/2: with the default rate,
-/// windows and part, once in half an hour on average is still within the bound.
+/// windows and part, once in 35 minutes on average is still within the bound.
 pub(super) const CRASHES: u32 = 2;
 /// The class of a bundle that fits every device.
 const ANY_CLASS: &str = "any";
