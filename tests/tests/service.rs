@@ -270,6 +270,69 @@ fn removal(machine: &Machine) {
     assert_eq!(left, "");
 }
 
+/// What the drop-in below passes on, and a configuration that names it as the unit sees it.
+const CREDENTIAL: &str = "[Service]\nLoadCredential=ca.crt:/etc/espalier/ca.crt\n";
+const BROKER: &str = "[mqtt]\nhost = \"localhost\"\n[mqtt.tls]\nca_file = \"ca.crt\"\n";
+
+#[test]
+fn an_agent_that_needs_its_credentials_starts_when_it_is_installed_again() {
+    let machine = Machine::serving("credentials");
+    let container = &machine.container;
+    let authority = e2e::certificates::Authority::new(container.shared(), "owner");
+    fs::copy(&authority.file, container.shared().join("ca.crt")).unwrap();
+    container.shell("cp /mnt/ca.crt /etc/espalier/ca.crt");
+    machine.drop_in("credentials.conf", CREDENTIAL);
+    machine.configure("broker.toml", BROKER);
+    container.shell("systemctl restart espalier-agent");
+    assert!(machine.infers());
+    container.shell("dpkg --remove espalier-agent");
+    assert_eq!(container.property(UNIT, "ActiveState"), "inactive");
+    let told = machine.install("0.1.0");
+    assert!(!told.contains("not complete"), "{told}");
+    assert_eq!(container.property(UNIT, "ActiveState"), "active", "{told}");
+    assert!(machine.infers(), "{told}");
+}
+
+#[test]
+fn an_upgrade_starts_an_agent_that_failed_or_was_about_to_start_and_no_other() {
+    let machine = Machine::serving("upgrade");
+    let container = &machine.container;
+    let _ = dist(UNIT, "0.2.0", container.shared());
+    // About to start, and not there yet.
+    machine.drop_in("slow.conf", "[Service]\nExecStartPre=/bin/sleep 1000\nTimeoutStartSec=2000\n");
+    container.shell("systemctl restart --no-block espalier-agent");
+    until("the agent to be starting", PATIENCE, || {
+        (container.property(UNIT, "ActiveState") == "activating").then_some(())
+    });
+    container.shell("rm /etc/systemd/system/espalier-agent.service.d/slow.conf");
+    let told = machine.install("0.2.0");
+    assert_eq!(container.property(UNIT, "ActiveState"), "active", "{told}");
+    assert!(machine.infers(), "{told}");
+
+    // Failed, for a reason that is mended meanwhile.
+    machine.configure("wrong.toml", "nonsense = 1\n");
+    let _ = container.run(&["systemctl", "restart", UNIT]);
+    let failed = || (container.property(UNIT, "ActiveState") == "failed").then_some(());
+    until("the agent to fail", PATIENCE, failed);
+    let told = machine.install("0.2.0");
+    assert!(told.contains("not complete"), "{told}");
+    assert_eq!(container.property(UNIT, "ActiveState"), "inactive");
+    let _ = container.run(&["systemctl", "start", UNIT]);
+    until("the agent to fail again", PATIENCE, failed);
+    container.shell("rm /etc/espalier/conf.d/wrong.toml");
+    let told = machine.install("0.2.0");
+    assert_eq!(container.property(UNIT, "ActiveState"), "active", "{told}");
+
+    // Disabled: Debian starts what is enabled.
+    machine.configure("wrong.toml", "nonsense = 1\n");
+    let _ = container.run(&["systemctl", "restart", UNIT]);
+    until("the agent to fail once more", PATIENCE, failed);
+    container.shell("rm /etc/espalier/conf.d/wrong.toml; systemctl disable espalier-agent");
+    machine.install("0.2.0");
+    assert_ne!(container.property(UNIT, "ActiveState"), "active");
+    assert_eq!(container.property(UNIT, "UnitFileState"), "disabled");
+}
+
 #[test]
 fn systemd_brings_back_an_agent_that_was_killed_or_is_stuck() {
     let machine = Machine::serving("watch");
