@@ -207,6 +207,29 @@ fn requests_that_resemble_their_neighbours_bring_no_more_false_alarms() {
     assert!(share(naive) > 0.5, "the correction would not be needed");
 }
 
+/// Classes that stay once in twenty times, or once in seven: a correlation that one pool cannot tell from chance.
+#[test]
+fn requests_that_resemble_their_neighbours_a_little_keep_to_the_level_too() {
+    for (seed, stays) in [(7, 0.05), (8, 0.1), (9, 0.14)] {
+        let mut rng = StdRng::seed_from_u64(seed);
+        for (level, trials) in [(0.05, 6000), (0.002, 20_000)] {
+            let observed = rate(trials, || {
+                let reference = FeatureReference::classes(&classes_of(&mut rng, SAMPLES, 0.3));
+                let mut kind = class(&mut rng, 0.3);
+                let mut next = || {
+                    kind = if rng.random::<f64>() < stays { kind } else { class(&mut rng, 0.3) };
+                    kind
+                };
+                let requests: Vec<f64> = (0..REQUESTS).map(|_| next()).collect();
+                let features = vec![counted(Feature::Class, &reference, &requests)];
+                examine(&DriftFacts { features }, 0, level, ANY_DISTANCE).drifted
+            });
+            eprintln!("classes that stay at {stays}, level {level}: {observed}");
+            assert_at_most(observed, level, trials);
+        }
+    }
+}
+
 #[test]
 fn a_known_shift_is_found_in_one_pool_of_two_hundred_requests() {
     let level = DriftRules::default().level(&BreachRules::default());
