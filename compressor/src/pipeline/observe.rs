@@ -98,13 +98,18 @@ pub(crate) struct Target {
     pub(crate) columns: usize,
     /// For each batch, its rows.
     pub(crate) rows: Vec<Vec<f32>>,
+    /// For each batch, which of its rows is the first of these.
+    pub(crate) firsts: Vec<usize>,
+    /// Rows of all batches so far, those that were passed over among them.
+    passed: usize,
     /// Of the rows.
     bytes: usize,
 }
 
 impl Target {
     fn new(site: Site, stride: usize, samples: usize) -> Self {
-        Self { site, stride, samples, axis: 0, columns: 0, rows: Vec::new(), bytes: 0 }
+        let (rows, firsts) = (Vec::new(), Vec::new());
+        Self { site, stride, samples, axis: 0, columns: 0, rows, firsts, passed: 0, bytes: 0 }
     }
 
     /// Settles how many rows of how many samples are kept, of a site with `inputs` whose first batch has `rows` for each
@@ -125,7 +130,7 @@ impl Target {
     fn halve(&mut self) -> bool {
         let before = self.bytes;
         for rows in &mut self.rows {
-            *rows = sampled(rows, self.columns, 2);
+            *rows = sampled(rows, self.columns, Every { first: 0, stride: 2 });
         }
         self.stride *= 2;
         self.bytes = self.rows.iter().map(|rows| rows.len() * 4).sum();
@@ -408,7 +413,10 @@ impl Pass {
             let (inputs, _) = size(shop, &target.site);
             target.admit(rows, inputs, shop.calibration.len());
         }
-        let rows = rows_along(&data, &tensor.shape, target.axis, target.stride);
+        let every = Every::after(target.passed, target.stride);
+        let rows = rows_along(&data, &tensor.shape, target.axis, every);
+        target.passed += data.len() / target.columns;
+        target.firsts.push(every.first);
         target.bytes += rows.len() * 4;
         target.rows.push(rows);
         Ok(())
@@ -538,14 +546,32 @@ pub(crate) fn spread_stride(rows_per_sample: usize, samples: usize, enough: usiz
 /// Rows that are gathered side by side: neighbours lie in one line of the cache.
 const ROWS_AT_ONCE: usize = 16;
 
-/// Every `stride`-th row of a tensor: its elements along `axis` at one place of all others, in row-major order.
-pub(crate) fn rows_along(data: &[f32], shape: &[usize], axis: usize, stride: usize) -> Vec<f32> {
+/// Which rows of a batch are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Every {
+    /// The first that is.
+    pub(crate) first: usize,
+    /// And every how-manieth from there; at least 1.
+    pub(crate) stride: usize,
+}
+
+impl Every {
+    /// Goes on where the batches before, of so many rows, have left off. Begun anew with each batch, batches of one sample
+    /// would show the same places of each map and no others: of 7 by 7, every eighth is the diagonal.
+    pub(crate) fn after(rows: usize, stride: usize) -> Self {
+        let stride = stride.max(1);
+        Self { first: (stride - rows % stride) % stride, stride }
+    }
+}
+
+/// Some rows of a tensor: its elements along `axis` at one place of all others, in row-major order.
+pub(crate) fn rows_along(data: &[f32], shape: &[usize], axis: usize, every: Every) -> Vec<f32> {
     let columns = shape.get(axis).copied().unwrap_or(1).max(1);
     let inner: usize = shape.iter().skip(axis + 1).product();
     if inner <= 1 {
-        return sampled(data, columns, stride);
+        return sampled(data, columns, every);
     }
-    let rows = (0..data.len() / columns).step_by(stride.max(1));
+    let rows = (every.first..data.len() / columns).step_by(every.stride);
     let firsts: Vec<usize> =
         rows.map(|row| (row / inner) * columns * inner + row % inner).collect();
     let mut taken = vec![0.0; firsts.len() * columns];
@@ -567,8 +593,8 @@ fn coprime(mut a: usize, mut b: usize) -> bool {
     a <= 1
 }
 
-pub(crate) fn sampled(data: &[f32], columns: usize, stride: usize) -> Vec<f32> {
-    data.chunks_exact(columns).step_by(stride).flatten().copied().collect()
+pub(crate) fn sampled(data: &[f32], columns: usize, every: Every) -> Vec<f32> {
+    data.chunks_exact(columns).skip(every.first).step_by(every.stride).flatten().copied().collect()
 }
 
 pub(crate) fn output_of(batch: &Batch, at: usize) -> Result<&Tensor, CompressError> {

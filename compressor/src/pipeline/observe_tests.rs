@@ -6,7 +6,8 @@ fn target(columns: usize, rows: Vec<Vec<f32>>) -> Target {
     let node = model.graph.nodes().next().unwrap().0;
     let site = refit::site(&model.graph, node).unwrap();
     let bytes = rows.iter().map(|r| r.len() * 4).sum();
-    Target { site, stride: 3, samples: 8, axis: 1, columns, rows, bytes }
+    let firsts = vec![0; rows.len()];
+    Target { axis: 1, columns, rows, firsts, bytes, ..Target::new(site, 3, 8) }
 }
 
 /// Rows of one batch, numbered.
@@ -18,9 +19,13 @@ fn rows(count: usize, columns: usize) -> Vec<f32> {
 fn halving_keeps_what_twice_the_stride_would_have_kept() {
     for count in 1..9 {
         let all = rows(count, 2);
-        let mut halved = target(2, vec![sampled(&all, 2, 3)]);
+        let mut halved = target(2, vec![sampled(&all, 2, Every { first: 0, stride: 3 })]);
         halved.halve();
-        assert_eq!((halved.stride, &halved.rows[0]), (6, &sampled(&all, 2, 6)), "{count}");
+        assert_eq!(
+            (halved.stride, &halved.rows[0]),
+            (6, &sampled(&all, 2, Every { first: 0, stride: 6 })),
+            "{count}"
+        );
     }
 }
 
@@ -57,4 +62,28 @@ fn a_fit_takes_as_many_rows_as_move_it_from_as_many_samples_as_that_takes() {
     assert_eq!(admitted(1, 300, 1000), (1000, 1));
     assert_eq!(admitted(10, 300, 1000), (960, 1));
     assert_eq!(admitted(576, 9, 20), (20, 5));
+}
+
+/// Batches of one sample meet every place of a map, and the same rows as one batch of all.
+#[test]
+fn rows_are_taken_across_batches_as_within_one() {
+    let (samples, channels, places) = (24, 3, 49);
+    let shape = |samples| [samples, channels, 7, 7];
+    let data: Vec<f32> = (0..samples * channels * places).map(|n| n as f32).collect();
+    let stride = spread_stride(places, samples, places * samples / 8);
+    assert_eq!(stride, 8);
+    let together = rows_along(&data, &shape(samples), 1, Every::after(0, stride));
+    let (mut one_by_one, mut seen) = (Vec::new(), std::collections::BTreeSet::new());
+    for (sample, data) in data.chunks(channels * places).enumerate() {
+        let every = Every::after(sample * places, stride);
+        seen.extend((every.first..places).step_by(stride));
+        one_by_one.extend(rows_along(data, &shape(1), 1, every));
+    }
+    assert_eq!(together, one_by_one);
+    assert_eq!(seen.len(), places, "only {seen:?}");
+    // The last axis is gathered another way.
+    let rows: Vec<f32> = (0..40).map(|n| n as f32).collect();
+    let parts = rows.chunks(10).enumerate();
+    let apart = parts.flat_map(|(n, part)| rows_along(part, &[5, 2], 1, Every::after(5 * n, 3)));
+    assert_eq!(apart.collect::<Vec<_>>(), rows_along(&rows, &[20, 2], 1, Every::after(0, 3)));
 }

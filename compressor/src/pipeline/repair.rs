@@ -7,7 +7,7 @@ use graph::{Cause, Edit, Graph, Model, NodeId, ValueId};
 use runtime::Tensor;
 
 use super::norms;
-use super::observe::{Original, Target, floats, rows_along};
+use super::observe::{Every, Original, Target, floats, rows_along};
 use super::relay::Relay;
 use super::shop::{Shop, Source, save};
 use crate::calibrate::observed;
@@ -180,7 +180,9 @@ fn accumulate(
         }
         let y = left.of_rows(target.rows.get(number).map_or(&[][..], Vec::as_slice));
         let outputs = left.columns.len();
-        let rows = Rows { site, x, z, y: &y, stride: target.stride, outputs };
+        let first = target.firsts.get(number).copied().unwrap_or(0);
+        let every = Every { first, stride: target.stride.max(1) };
+        let rows = Rows { site, x, z, y: &y, every, outputs };
         wrong = rows.push(model, &mut moments, number % FOLDS).err();
         Ok(())
     })?;
@@ -194,7 +196,7 @@ struct Rows<'a> {
     x: &'a Tensor,
     z: &'a Tensor,
     y: &'a [f32],
-    stride: usize,
+    every: Every,
     outputs: usize,
 }
 
@@ -206,7 +208,7 @@ impl Rows<'_> {
         let groups = self.site.groups();
         let each = m / groups;
         let axis = self.site.axis(self.z.shape.len());
-        let z = rows_along(&read(self.z)?, &self.z.shape, axis, self.stride);
+        let z = rows_along(&read(self.z)?, &self.z.shape, axis, self.every);
         let lines_up = m == self.outputs && self.y.len() == z.len() && each * groups == m;
         if !lines_up || m == 0 {
             return Err("its rows in the narrowed model do not line up with the original's".into());
@@ -219,7 +221,7 @@ impl Rows<'_> {
         let mut row = vec![0.0; k];
         for (at, (z, y)) in z.chunks_exact(m).zip(self.y.chunks_exact(m)).enumerate() {
             for (group, folds) in moments.iter_mut().enumerate() {
-                source.write(at * self.stride, group, &mut row)?;
+                source.write(self.every.first + at * self.every.stride, group, &mut row)?;
                 let own = group * each..(group + 1) * each;
                 folds[fold].push_target(&row, &z[own.clone()], &y[own]);
             }

@@ -6,7 +6,7 @@ use graph::ValueId;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use runtime::{ElementType, Tensor};
 
-use super::observe::{distinct, floats, rows_along, spread_stride};
+use super::observe::{Every, distinct, floats, rows_along, spread_stride};
 use crate::calibrate::Batch;
 use crate::error::CompressError;
 use crate::gram::{ChannelGram, MAX_CHANNELS, rows_wanted};
@@ -103,7 +103,7 @@ impl Seen {
                     None => unseen.push(value),
                 }
             }
-            for Channels { watch, gram } in grams {
+            for Channels { watch, gram, .. } in grams {
                 watches.push(watch);
                 match gram {
                     Some(Ok(mut gram)) => {
@@ -136,9 +136,11 @@ impl Lookout {
             let moments = moments.get_or_insert_with(|| AxisMoments::new(width));
             moments.push(&tensor.shape, *axis, &data);
         }
-        for Channels { watch, gram } in &mut self.grams {
+        for Channels { watch, gram, passed } in &mut self.grams {
             if let (true, Some(Ok(gram))) = (before < watch.samples, gram) {
-                gram.push(&rows_along(&data, &tensor.shape, watch.key.1, watch.stride));
+                let every = Every::after(*passed, watch.stride);
+                gram.push(&rows_along(&data, &tensor.shape, watch.key.1, every));
+                *passed += data.len() / gram.width().max(1);
             }
         }
         Ok(())
@@ -150,11 +152,13 @@ struct Channels {
     watch: Watch,
     /// None until the first batch; or why there is none.
     gram: Option<Result<ChannelGram, String>>,
+    /// Rows of all batches so far.
+    passed: usize,
 }
 
 impl Channels {
     fn new(watch: Watch) -> Self {
-        Self { watch, gram: None }
+        Self { watch, gram: None, passed: 0 }
     }
 
     /// Makes room at the first batch, of so many `samples`, and settles the stride. `bytes` are those of all Grams.
