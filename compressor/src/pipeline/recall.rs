@@ -91,3 +91,36 @@ impl Recall {
         *held = (known.bytes() <= MAX_RECALLED_BYTES).then_some((key, known));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(text: &str) -> Key {
+        let digest = bundle::Digest::of(text.as_bytes());
+        Key {
+            source: digest,
+            calibration: digest,
+            heldout: digest,
+            hold_out_every: None,
+            engine: "e 1".into(),
+        }
+    }
+
+    /// Answers of so many bytes.
+    fn known(bytes: usize) -> Known {
+        let data = vec![0.0; bytes / size_of::<f32>()];
+        Known { answers: vec![vec![Answer { shape: vec![data.len()], data }]], observed: None }
+    }
+
+    #[test]
+    fn what_is_larger_than_the_limit_is_not_kept_and_takes_the_place_of_nothing() {
+        let recall = Recall::default();
+        recall.keep(key("a"), known(MAX_RECALLED_BYTES));
+        assert_eq!(recall.take(&key("b")).answers.len(), 0, "of another");
+        assert_eq!(recall.take(&key("a")).bytes(), MAX_RECALLED_BYTES);
+        recall.keep(key("a"), known(8));
+        recall.keep(key("a"), known(MAX_RECALLED_BYTES + 4));
+        assert_eq!(recall.take(&key("a")).answers.len(), 0, "what is older is not known any more");
+    }
+}
