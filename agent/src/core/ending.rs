@@ -114,6 +114,13 @@ impl Core {
         self.record(Record::Told { through: end.number });
     }
 
+    /// At the first start of a version that records what was told: the ends in the journal of one before count as told.
+    pub(super) fn begin_telling(&mut self) {
+        if !self.durable.tells {
+            self.record(Record::Told { through: self.durable.last_end });
+        }
+    }
+
     /// After a start: tells what may not have been told before it. How long the installs took is no
     /// longer known.
     pub(super) fn tell_ends_again(&mut self) {

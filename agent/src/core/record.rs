@@ -166,7 +166,7 @@ pub enum Record {
         /// Why.
         reason: String,
     },
-    /// Ends of installs reached the spool.
+    /// Ends of installs reached the spool. The first one stands before any end of a version that writes it.
     Told {
         /// The number of the last of them.
         through: u64,
@@ -200,6 +200,9 @@ pub struct Durable {
     /// The number of the last end.
     #[serde(default)]
     pub last_end: u64,
+    /// Whether it is recorded which ends were told. Agents of earlier versions did not, and told each as it came.
+    #[serde(default)]
+    pub tells: bool,
 }
 
 /// The durable part of one model.
@@ -256,8 +259,15 @@ impl Durable {
     pub fn apply(&mut self, record: &Record) {
         self.note_end(record);
         match record {
-            Record::Snapshot { durable } => *self = (**durable).clone(),
-            Record::Told { through } => self.untold.retain(|end| end.number > *through),
+            Record::Snapshot { durable } => {
+                *self = (**durable).clone();
+                // Numbers of ends came together with the record of those that were told.
+                self.tells |= self.last_end > 0;
+            }
+            Record::Told { through } => {
+                self.tells = true;
+                self.untold.retain(|end| end.number > *through);
+            }
             Record::Offered { model, install, offer } => self.apply_offered(model, *install, offer),
             Record::Install { model, .. }
             | Record::Resumed { model, .. }
