@@ -27,7 +27,7 @@ use crate::core::DriftFacts;
 
 pub use self::error::PlaneError;
 #[cfg(test)]
-pub(crate) use self::fake::ABORT;
+pub(crate) use self::fake::{ABORT, config as fake_config};
 use self::registry::Registry;
 use self::server::Servers;
 
@@ -296,6 +296,12 @@ impl Plane {
         self.registry.start_draining();
         self.servers.drain(end).await;
         self.registry.drain(end).await;
+    }
+
+    /// The model and process of every worker that serves, none of those that stand by or are being tried.
+    #[must_use]
+    pub fn serving_pids(&self) -> Vec<(String, u32)> {
+        self.registry.serving_pids()
     }
 
     /// The model and process of every running worker.

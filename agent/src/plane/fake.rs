@@ -11,6 +11,7 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use bundle::{Bundle, Case, Draft, NamedTensor, SelfTest, Source, TensorSpec};
@@ -96,7 +97,7 @@ impl Bench {
     }
 }
 
-pub(super) fn config(folder: &Path) -> PlaneConfig {
+pub(crate) fn config(folder: &Path) -> PlaneConfig {
     PlaneConfig {
         engine: engine::EngineOptions::new(engine::EngineKind::Tract),
         worker_program: std::env::current_exe().unwrap(),
@@ -146,6 +147,11 @@ pub(super) fn load(request: &LoadRequest) -> Result<(Box<dyn Session>, String), 
         "abort" => std::process::abort(),
         "panic" => panic!("asked to panic while loading"),
         "fails" => Ok(session(f32::NAN)),
+        // A thread with more of a stack than a worker under a limit can have.
+        "thread" => match thread::Builder::new().stack_size(HOGGED).spawn(|| ()) {
+            Ok(_) => Ok(session(2.0)),
+            Err(error) => Err(failed(LoadFault::Model, error.to_string())),
+        },
         text => {
             let factor = text.parse();
             let factor =

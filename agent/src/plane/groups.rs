@@ -7,8 +7,8 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::sys::Roots;
 use crate::sys::cgroup::{MemoryGroup, Usage, Version};
@@ -17,6 +17,8 @@ use crate::sys::cgroup::{MemoryGroup, Usage, Version};
 const SUPERVISOR: &str = "supervisor";
 /// What workers' groups begin with.
 const WORKER: &str = "worker-";
+/// Groups that wait for the last of their processes to end; more are left for the next start.
+const MAX_LEFT: usize = 256;
 
 /// Why workers cannot have groups of their own.
 #[derive(Debug, thiserror::Error)]
@@ -39,11 +41,36 @@ pub enum Undelegated {
 pub struct Groups {
     parent: MemoryGroup,
     made: AtomicU64,
+    left: Arc<Left>,
 }
 
-/// A worker's group; its folder goes when this does.
+/// A worker's group; its folder goes when this does, or soon after where a process in it has yet to end.
 #[derive(Debug)]
-pub(super) struct WorkerGroup(MemoryGroup);
+pub(super) struct WorkerGroup {
+    group: MemoryGroup,
+    left: Arc<Left>,
+}
+
+/// Folders of groups that could not be removed when their workers were dropped: a process that was killed stays in its
+/// group until the kernel is done with it.
+#[derive(Debug, Default)]
+struct Left(Mutex<Vec<PathBuf>>);
+
+impl Left {
+    fn add(&self, folder: PathBuf) {
+        let mut left = self.folders();
+        if left.len() < MAX_LEFT {
+            left.push(folder);
+        } else {
+            // The next start removes it.
+            tracing::warn!(folder = %folder.display(), "a control group is left behind (MAX_LEFT)");
+        }
+    }
+
+    fn folders(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Groups {
     /// Prepares the agent's own group: removes what workers before have left, and in version 2 moves the
@@ -59,45 +86,53 @@ impl Groups {
                 // Asked for once, so that what is refused is told at the start.
                 let trial = parent.child(&format!("{WORKER}0"));
                 make(&trial.folder)?;
-                remove(&trial.folder);
+                discard(&trial.folder);
             }
             Version::Two => give_on(&parent)?,
         }
-        Ok(Self { parent, made: AtomicU64::new(1) })
+        Ok(Self { parent, made: AtomicU64::new(1), left: Arc::default() })
     }
 
     /// Makes a group that may take at most `limit` bytes of memory.
     pub(super) fn make(&self, limit: Option<u64>) -> Result<WorkerGroup, Undelegated> {
+        self.tidy();
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let group = self.parent.child(&format!("{WORKER}{number}"));
         make(&group.folder)?;
         // From here on its folder is removed with it.
-        let made = WorkerGroup(group);
+        let made = WorkerGroup { group, left: self.left.clone() };
         if let Some(bytes) = limit {
-            write(&made.0.limit_file(), &bytes.to_string())?;
+            write(&made.group.limit_file(), &bytes.to_string())?;
         }
-        if made.0.version == Version::Two {
+        if made.group.version == Version::Two {
             // A worker that lost a part of itself is of no use: all of it goes at once.
-            write(&made.0.folder.join("memory.oom.group"), "1")?;
+            write(&made.group.folder.join("memory.oom.group"), "1")?;
         }
         Ok(made)
+    }
+
+    /// Removes the groups whose workers were dropped before they had ended, and have ended since.
+    pub(super) fn tidy(&self) {
+        self.left.folders().retain(|folder| remove(folder).is_err());
     }
 }
 
 impl WorkerGroup {
     /// Moves a process into it.
     pub(super) fn admit(&self, pid: u32) -> Result<(), Undelegated> {
-        write(&self.0.processes_file(), &pid.to_string())
+        write(&self.group.processes_file(), &pid.to_string())
     }
 
     pub(super) fn usage(&self) -> Usage {
-        self.0.usage()
+        self.group.usage()
     }
 }
 
 impl Drop for WorkerGroup {
     fn drop(&mut self) {
-        remove(&self.0.folder);
+        if remove(&self.group.folder).is_err() {
+            self.left.add(self.group.folder.clone());
+        }
     }
 }
 
@@ -122,7 +157,7 @@ fn give_on(parent: &MemoryGroup) -> Result<(), Undelegated> {
     if given.is_err() {
         // Back to where it was, so that nothing has changed.
         let _ = write(&parent.processes_file(), &own);
-        remove(&supervisor.folder);
+        discard(&supervisor.folder);
     }
     given
 }
@@ -131,7 +166,7 @@ fn give_on(parent: &MemoryGroup) -> Result<(), Undelegated> {
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(WORKER) {
-            remove(&entry.path());
+            discard(&entry.path());
         }
     }
 }
@@ -143,8 +178,17 @@ fn make(folder: &Path) -> Result<(), Undelegated> {
     }
 }
 
-fn remove(folder: &Path) {
-    if let Err(error) = fs::remove_dir(folder) {
+/// Removes a group; one that is not there is removed already.
+fn remove(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The same, where nothing more can be done about it.
+fn discard(folder: &Path) {
+    if let Err(error) = remove(folder) {
         // The next start removes it.
         tracing::debug!(folder = %folder.display(), %error, "a control group is left behind");
     }
@@ -225,6 +269,63 @@ mod tests {
         }
         drop(group);
         assert!(!folder.exists());
+    }
+
+    /// A real group below this process's own, in whichever version there is. None where that is not this user's to
+    /// make: the test's other half does without the kernel.
+    fn real() -> Option<MemoryGroup> {
+        let name = format!("espalier-groups-test-{}", std::process::id());
+        let roots = Roots::default();
+        let (one, two) = (roots.sys.join("fs/cgroup/memory"), roots.sys.join("fs/cgroup"));
+        let one = MemoryGroup { folder: one.join(&name), version: Version::One };
+        let two = MemoryGroup { folder: two.join(&name), version: Version::Two };
+        let found = [one, two].into_iter().find(|group| {
+            fs::create_dir(&group.folder).is_ok() && group.processes_file().exists()
+        })?;
+        if found.version == Version::Two {
+            write(&found.folder.join("cgroup.subtree_control"), "+memory").unwrap();
+        }
+        Some(found)
+    }
+
+    #[test]
+    fn a_group_whose_worker_has_yet_to_end_goes_once_it_has() {
+        let fixture = Machine::with(&[("proc/self/cgroup", "4:memory:/unit\n")]);
+        fixture.write("sys/fs/cgroup/memory/unit/memory.usage_in_bytes", "1\n");
+        let groups = Groups::open(&fixture.roots()).unwrap();
+        let group = groups.make(None).unwrap();
+        let folder = group.group.folder.clone();
+        // In the place of a process: the kernel refuses to remove a group with one, as any folder with a file.
+        fs::write(folder.join("busy"), "").unwrap();
+        drop(group);
+        groups.tidy();
+        assert!(folder.exists());
+        fs::remove_file(folder.join("busy")).unwrap();
+        groups.tidy();
+        assert!(!folder.exists() && groups.left.folders().is_empty());
+    }
+
+    #[test]
+    fn the_kernel_s_group_of_a_worker_that_was_dropped_alive_goes_once_it_has_ended() {
+        let Some(parent) = real() else { return };
+        let above = parent.folder.clone();
+        let groups = Groups { parent, made: AtomicU64::new(1), left: Arc::default() };
+        let group = groups.make(None);
+        let told = group.map(|group| {
+            let mut worker = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+            let admitted = group.admit(worker.id()).is_ok();
+            let folder = group.group.folder.clone();
+            drop(group);
+            let stands = folder.exists();
+            worker.kill().unwrap();
+            worker.wait().unwrap();
+            // The next worker's group brings it about.
+            drop(groups.make(None));
+            (admitted, stands, folder.exists())
+        });
+        let left = fs::remove_dir(&above);
+        assert_eq!(told.unwrap(), (true, true, false));
+        left.unwrap();
     }
 
     #[test]

@@ -144,15 +144,18 @@ async fn model_metadata(
     State(registry): State<Arc<Registry>>,
     Path(target): Path<Target>,
 ) -> Result<Json<Value>, OipError> {
-    let instance = target.resolve(&registry)?;
+    Ok(Json(metadata(&*target.resolve(&registry)?)))
+}
+
+fn metadata(instance: &Instance) -> Value {
     let interface = &instance.interface;
-    Ok(Json(json!({
+    json!({
         "name": instance.identity.model,
         "versions": [instance.identity.version],
         "platform": platform(&interface.engine_version),
         "inputs": response::ports(&interface.inputs),
         "outputs": response::ports(&interface.outputs),
-    })))
+    })
 }
 
 /// The dimensions of a tensor, -1 where they are free.

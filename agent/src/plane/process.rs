@@ -37,6 +37,8 @@ pub(super) struct WorkerSpec {
     pub(super) args: Vec<String>,
     /// The most bytes of private memory that it may ask for.
     pub(super) memory_bytes: Option<u64>,
+    /// Whether it may ask for more, to see what becomes of the model then. Its control group is limited all the same.
+    pub(super) on_trial: bool,
     /// Makes its control group, where it has one of its own.
     pub(super) groups: Option<Arc<Groups>>,
     pub(super) working_dir: PathBuf,
@@ -53,6 +55,9 @@ pub(super) enum WorkerError {
     /// The engine refuses the model.
     #[error("{0}")]
     Refused(String),
+    /// The engine cannot be used, or the file not be read.
+    #[error("{0}")]
+    Unable(String),
     /// Loading did not get as far as a judgement of the model.
     #[error("{0}")]
     Unloaded(String),
@@ -94,7 +99,7 @@ impl WorkerProcess {
         let loaded = timeout(LOAD_DEADLINE, worker.load(&spec.load)).await;
         match loaded {
             Ok(Ok(interface)) => Ok((worker, interface)),
-            Ok(Err(error @ (WorkerError::Refused(_) | WorkerError::Unloaded(_)))) => {
+            Ok(Err(error @ (WorkerError::Refused(_) | WorkerError::Unable(_)))) => {
                 worker.end().await;
                 Err(error)
             }
@@ -108,6 +113,31 @@ impl WorkerProcess {
                     "not loaded after {} s (LOAD_DEADLINE)",
                     LOAD_DEADLINE.as_secs()
                 )))
+            }
+        }
+    }
+
+    /// The same, with a judgement of the model. Engines report memory that they do not get as they report a bad model,
+    /// each in its own words, and a thread that cannot be started likewise. So what fails under a limit is loaded once
+    /// more without: where that goes well it was the limit, and what is said otherwise is said of the model.
+    pub(super) async fn start_judged(spec: &WorkerSpec) -> Result<(Self, Interface), WorkerError> {
+        let reason = match Self::start(spec).await {
+            Err(WorkerError::Refused(reason) | WorkerError::Unable(reason))
+                if spec.memory_bytes.is_some() =>
+            {
+                reason
+            }
+            outcome => return outcome,
+        };
+        let limit = spec.limit();
+        match Self::start(&WorkerSpec { on_trial: true, ..spec.clone() }).await {
+            Err(error @ (WorkerError::Refused(_) | WorkerError::Unable(_))) => Err(error),
+            Ok((mut worker, _)) => {
+                worker.end().await;
+                Err(WorkerError::Unloaded(format!("{reason}{limit}")))
+            }
+            Err(error) => {
+                Err(WorkerError::Unloaded(format!("{reason}{limit}; without the limit: {error}")))
             }
         }
     }
@@ -194,7 +224,8 @@ impl WorkerProcess {
             prefer_for_oom_kill(pid);
             // It allocates nothing to speak of before it is told what to load.
             group = group.filter(|group| is_admitted(group, pid));
-            spec.memory_bytes.map_or(Ok(()), |bytes| limit_memory(pid, bytes))?;
+            let limit = spec.memory_bytes.filter(|_| !spec.on_trial);
+            limit.map_or(Ok(()), |bytes| limit_memory(pid, bytes))?;
         }
         let (run_limit, memory_bytes) = (spec.run_limit, spec.memory_bytes);
         let socket = BufReader::new(socket);
@@ -206,7 +237,7 @@ impl WorkerProcess {
     fn describe(&self, status: io::Result<ExitStatus>) -> String {
         let ended = describe(&status);
         match status.ok().and_then(|status| status.signal()) {
-            Some(SIGABRT) => ended + &self.limit(),
+            Some(SIGABRT) => ended + &limit_named(self.memory_bytes),
             Some(SIGKILL) => self.out_of_memory().unwrap_or(ended),
             _ => ended,
         }
@@ -222,12 +253,6 @@ impl WorkerProcess {
         Some(format!("was killed by the kernel, which was out of memory{peak}{limit}"))
     }
 
-    /// Names the limit on its memory, if it has one.
-    fn limit(&self) -> String {
-        let name = |bytes| format!(" (more memory than worker.memory_bytes = {bytes}?)");
-        self.memory_bytes.map(name).unwrap_or_default()
-    }
-
     async fn load(&mut self, request: &LoadRequest) -> Result<Interface, WorkerError> {
         let broken = |error: FrameError| WorkerError::Died(error.to_string());
         let frame = Message::Load(request.clone()).encode().map_err(broken)?;
@@ -239,16 +264,24 @@ impl WorkerProcess {
                 engine_version: reply.engine_version,
             }),
             Message::LoadFailed(LoadFailure { fault, error }) => Err(match fault {
-                // Engines report memory that they do not get as they report a bad model.
-                _ if error.contains("alloc") && self.memory_bytes.is_some() => {
-                    WorkerError::Unloaded(error + &self.limit())
-                }
                 LoadFault::Model => WorkerError::Refused(error),
-                LoadFault::Device => WorkerError::Unloaded(error),
+                LoadFault::Device => WorkerError::Unable(error),
             }),
             _ => Err(broken(FrameError::Malformed("not an answer to loading".to_owned()))),
         }
     }
+}
+
+impl WorkerSpec {
+    fn limit(&self) -> String {
+        limit_named(self.memory_bytes)
+    }
+}
+
+/// Names the limit on a worker's memory, if it has one.
+fn limit_named(memory_bytes: Option<u64>) -> String {
+    let name = |bytes| format!(" (more memory than worker.memory_bytes = {bytes}?)");
+    memory_bytes.map(name).unwrap_or_default()
 }
 
 /// What a program does to itself that gets no memory.

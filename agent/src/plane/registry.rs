@@ -118,8 +118,8 @@ impl Registry {
             .try_acquire_owned()
             .map_err(|_| PlaneError::TooManyWorkers { limit: MAX_WORKERS })?;
         let spec = self.worker_spec(name, bundle)?;
-        let worker =
-            WorkerProcess::start(&spec).await.map_err(|error| start_error(name, &spec, error))?;
+        let worker = WorkerProcess::start_judged(&spec).await;
+        let worker = worker.map_err(|error| start_error(name, &spec, error))?;
         let manifest = &bundle.manifest;
         check_ports("input", &manifest.inputs, &worker.1.inputs)
             .and_then(|()| check_ports("output", &manifest.outputs, &worker.1.outputs))
@@ -240,6 +240,9 @@ impl Registry {
     }
 
     pub(super) fn take_window(&self) -> Vec<ModelWindow> {
+        if let Some(groups) = &self.cfg.worker_groups {
+            groups.tidy();
+        }
         let active: Vec<CandidateId> = self.all_active().iter().map(|i| i.identity.id).collect();
         let mut ledger = lock(&self.ledger);
         let windows = ledger
@@ -255,6 +258,11 @@ impl Registry {
         // Once an instance is dropped nothing can be added to its account.
         ledger.retain(|account| Arc::strong_count(&account.stats) > 1);
         windows
+    }
+
+    pub(super) fn serving_pids(&self) -> Vec<(String, u32)> {
+        let active = self.all_active().into_iter();
+        active.filter_map(|i| Some((i.identity.model.clone(), i.pid()?))).collect()
     }
 
     pub(super) fn worker_pids(&self) -> Vec<(String, u32)> {
@@ -343,6 +351,7 @@ impl Registry {
             program: self.cfg.worker_program.clone(),
             args: self.cfg.worker_args.clone(),
             memory_bytes: self.cfg.worker_memory_bytes,
+            on_trial: false,
             groups: self.cfg.worker_groups.clone(),
             working_dir: self.cfg.run_dir.clone(),
             load: LoadRequest {
@@ -454,7 +463,7 @@ fn start_error(name: &str, spec: &WorkerSpec, error: WorkerError) -> PlaneError 
     match error {
         WorkerError::Spawn(source) => PlaneError::Spawn { program: spec.program.clone(), source },
         WorkerError::Refused(reason) => PlaneError::Load { model: name.to_owned(), reason },
-        WorkerError::Unloaded(reason) | WorkerError::Died(reason) => {
+        WorkerError::Unable(reason) | WorkerError::Unloaded(reason) | WorkerError::Died(reason) => {
             PlaneError::Unloaded { model: name.to_owned(), reason }
         }
     }

@@ -383,6 +383,22 @@ async fn however_a_worker_ends_the_reason_is_told() {
 }
 
 #[tokio::test]
+async fn a_model_named_stats_has_its_metadata_and_its_statistics() {
+    let bench = Bench::start().await;
+    bench.serve("2").await;
+    let all = send(&bench.plane, get("/v2/models/stats")).await.json();
+    assert_eq!(all["model_stats"][0]["name"], "double");
+    let candidate = bench.plane.load("stats", "3", &bench.bundle("3")).await.unwrap();
+    bench.plane.serve(candidate).await.unwrap();
+    for path in ["/v2/models/stats", "/v2/models/stats/versions/3"] {
+        let answer = send(&bench.plane, get(path)).await.json();
+        assert_eq!((&answer["name"], &answer["inputs"][0]["name"]), (&json!("stats"), &json!("x")));
+    }
+    let own = send(&bench.plane, get("/v2/models/stats/stats")).await.json();
+    assert_eq!(own["model_stats"][0]["name"], "stats");
+}
+
+#[tokio::test]
 async fn a_worker_that_asks_for_more_memory_than_it_may_ends_alone_and_comes_back() {
     let bench =
         Bench::with(|config| config.worker_memory_bytes = Some(fake::HOGGED as u64 / 2)).await;
@@ -394,6 +410,24 @@ async fn a_worker_that_asks_for_more_memory_than_it_may_ends_alone_and_comes_bac
     assert!(matches!(patiently(events.recv()).await.unwrap(), PlaneEvent::WorkerDied { .. }));
     patiently(events.recv()).await.unwrap();
     assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
+}
+
+#[tokio::test]
+async fn a_thread_that_gets_no_stack_is_a_lack_of_memory_and_a_bad_model_is_one_under_any_name() {
+    let limit = fake::HOGGED as u64 / 2;
+    let tight = Bench::with(|config| config.worker_memory_bytes = Some(limit)).await;
+    let load = async |bench: &Bench, model: &str| {
+        bench.plane.load("double", model, &bench.bundle(model)).await
+    };
+    let error = load(&tight, "thread").await.unwrap_err();
+    assert!(matches!(error, PlaneError::Unloaded { .. }), "{error:?}");
+    let told = error.to_string();
+    assert!(told.contains("os error 11") && !told.contains("alloc"), "{told}");
+    assert!(told.contains("worker.memory_bytes = 536870912"), "{told}");
+    let error = load(&tight, "bad_alloc").await.unwrap_err();
+    assert!(matches!(error, PlaneError::Load { .. }), "{error:?}");
+    assert!(tight.plane.worker_pids().is_empty());
+    load(&Bench::start().await, "thread").await.unwrap();
 }
 
 #[tokio::test]

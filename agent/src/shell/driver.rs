@@ -464,7 +464,8 @@ impl Driver {
         let workers: Vec<u32> = pids.iter().map(|(_, pid)| *pid).collect();
         let inferences = windows.iter().map(|window| window.requests).sum();
         let sample = self.sampler.sample(now, &workers, inferences);
-        let facts = facts::window(length, windows, &pids, &sample, &self.roots);
+        let serving = self.plane.serving_pids();
+        let facts = facts::window(length, windows, &serving, &sample, &self.roots);
         self.feed(Event::Window(facts));
     }
 

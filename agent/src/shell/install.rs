@@ -404,3 +404,8 @@ fn classify(error: &PlaneError) -> StepFailure {
         _ => StepFailure::attempt(error),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "install_tests.rs"]
+mod tests;

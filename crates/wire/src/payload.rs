@@ -513,7 +513,7 @@ pub struct RecompressRequest {
     pub windows_over: u32,
     /// Windows looked at.
     pub windows_seen: u32,
-    /// Proportional set size of the workers.
+    /// Proportional set size of the worker that serves the model, and of no other.
     #[serde(default)]
     pub workers_pss_bytes: Option<u64>,
     /// Whether the device is emulated.

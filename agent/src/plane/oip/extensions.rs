@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use wire::Histogram;
 
 use super::error::OipError;
-use super::{Target, dims, platform, read_body};
+use super::{Target, dims, metadata, platform, read_body};
 use crate::plane::instance::Instance;
 use crate::plane::registry::Registry;
 
@@ -122,7 +122,11 @@ async fn statistics(
     Ok(Json(json!({ "model_stats": [of_instance(&instance)] })))
 }
 
+/// Of all models; but where one is named `stats`, its metadata, which the protocol itself has at this address.
 async fn all_statistics(State(registry): State<Arc<Registry>>) -> Json<Value> {
+    if let Some(instance) = registry.active("stats") {
+        return Json(metadata(&instance));
+    }
     let stats: Vec<Value> = registry.all_active().iter().map(|i| of_instance(i)).collect();
     Json(json!({ "model_stats": stats }))
 }

@@ -69,6 +69,7 @@ async fn a_candidate_that_dies_is_reported_is_not_restarted_and_cannot_be_served
     let mut events = bench.plane.events();
     let candidate = bench.load("3").await;
     bench.plane.shadow(candidate).await.unwrap();
+    assert_eq!(bench.plane.serving_pids(), bench.plane.worker_pids()[..1]);
     kill(bench.plane.worker_pids()[1].1);
     let event = patiently(events.recv()).await.unwrap();
     assert!(

@@ -154,7 +154,7 @@ pub(super) fn message(
 pub(super) fn window(
     length: Duration,
     windows: Vec<ModelWindow>,
-    pids: &[(String, u32)],
+    serving: &[(String, u32)],
     sample: &Sample,
     roots: &Roots,
 ) -> WindowFacts {
@@ -163,16 +163,18 @@ pub(super) fn window(
         [one] => Some(one.model.clone()),
         _ => None,
     };
-    let pss = |model: &str| {
-        let own = pids.iter().filter(|(name, _)| name == model);
-        own.filter_map(|(_, pid)| memory::pss_bytes(roots, *pid)).reduce(u64::saturating_add)
-    };
     WindowFacts {
         window_ms,
-        models: windows.into_iter().map(|w| model(pss(&w.model), w)).collect(),
+        models: windows.into_iter().map(|w| model(pss(roots, serving, &w.model), w)).collect(),
         resources: Some(resources(window_ms, sample)),
         power: power_window(window_ms, &sample.power, alone),
     }
+}
+
+/// Of the worker that serves the model alone: what stands by, or is being tried, is not what it costs.
+fn pss(roots: &Roots, serving: &[(String, u32)], model: &str) -> Option<u64> {
+    let (_, pid) = serving.iter().find(|(name, _)| name == model)?;
+    memory::pss_bytes(roots, *pid)
 }
 
 fn model(pss_bytes: Option<u64>, window: ModelWindow) -> ModelFacts {
@@ -235,6 +237,7 @@ fn power_window(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::sys::fixture::Machine;
 
     fn offer(model: &str) -> Vec<u8> {
         wire::encode(&Offer {
@@ -253,6 +256,20 @@ mod tests {
 
     fn take(topic: &str, payload: &[u8]) -> Result<Option<Event>, String> {
         message("espalier/v1", "d", topic, payload, None)
+    }
+
+    #[test]
+    fn a_model_s_memory_is_that_of_the_worker_that_serves_it() {
+        let smaps = |kib: u64| {
+            format!("00400000-7fff00000000 ---p 00000000 00:00 0 [rollup]\nPss: {kib} kB\n")
+        };
+        let machine = Machine::with(&[
+            ("proc/7/smaps_rollup", &smaps(100)),
+            ("proc/8/smaps_rollup", &smaps(20)),
+        ]);
+        let serving = [("m".to_owned(), 7), ("n".to_owned(), 8)];
+        let found = ["m", "n", "o"].map(|model| pss(&machine.roots(), &serving, model));
+        assert_eq!(found, [Some(100 << 10), Some(20 << 10), None]);
     }
 
     #[test]
