@@ -48,6 +48,7 @@ mod offer;
 mod record;
 mod report;
 mod request;
+mod retry;
 mod settings;
 mod status;
 mod telemetry;
@@ -100,6 +101,7 @@ impl Core {
             ending: false,
             out: Vec::new(),
         };
+        core.begin_telling();
         core.emit(Effect::WriteActive(core.durable.active()));
         let models: Vec<String> = core.durable.models.keys().cloned().collect();
         for model in &models {

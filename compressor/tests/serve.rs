@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bundle::{Bundle, Limits, MODEL_FILE};
 use serde_json::json;
 use serve::support::{Act, Broker, Fake, Host, Http, Listener, request};
-use wire::{Budgets, InstallOutcome, RecompressRequest};
+use wire::{Budgets, InstallOutcome, Offer, RecompressRequest};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_gets_the_original_then_a_smaller_one_and_downloads_both() {
@@ -530,6 +530,67 @@ async fn a_bundle_is_signed_before_it_is_offered_and_not_offered_unsigned() {
     let started = espalier::serve::Service::start(config, Arc::new(Fake::default())).await;
     let error = started.err().unwrap().to_string();
     assert!(error.contains("the role targets needs 1 signatures"), "{error}");
+}
+
+/// A host that serves bundles without an owner, and the repository of one who comes later.
+async fn owned_later(broker: &Broker) -> (Host, Listener, Offer, ::trust::Host) {
+    let host = Host::prepare().start(broker, Fake::default()).await;
+    let mut device = Listener::start(broker, "d").await;
+    host.deploy("d").await;
+    let offer = device.offer().await;
+    let mut stopped = host.stop().await;
+    let repository = stopped.dir().join("owner");
+    let owner = ::trust::Host::init(&repository, None, &::trust::Init::default()).unwrap();
+    stopped.trust = Some(repository);
+    (stopped.start(broker, Fake::default()).await, device, offer, owner)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bundles_made_before_there_was_an_owner_are_signed_at_the_start_but_for_what_was_taken_back()
+ {
+    let broker = Broker::start();
+    let (host, mut device, offer, owner) = owned_later(&broker).await;
+    let signed = std::slice::from_ref(&offer.digest);
+    assert_eq!(allowed(&owner), signed);
+    let before = owner.current().unwrap().roles[&::trust::Role::Targets].version;
+    let digest: bundle::Digest = offer.digest.parse().unwrap();
+    let bundle = host.store().join("bundles").join(digest.hex());
+    // What the owner says of a bundle stays as it is.
+    owner.add(&bundle, &["raspberry-pi-5".into()]).unwrap();
+    host.deploy("d").await;
+    assert_eq!(device.offer().await.digest, offer.digest);
+    assert_eq!(owner.current().unwrap().roles[&::trust::Role::Targets].version, before + 1);
+    // What the owner takes back is neither offered nor signed again, now or by another service on the store.
+    owner.remove(&[digest]).unwrap();
+    let host = host.restart(&broker, Fake::default()).await;
+    let answer = host.post("/deploy", &json!({ "device": "e", "model": "m" })).await;
+    let told = String::from_utf8(answer.body).unwrap();
+    assert_eq!(answer.status, 409, "{told}");
+    assert!(told.contains(&offer.digest) && told.contains("espalier trust remove"), "{told}");
+    assert_eq!(allowed(&owner), [""; 0]);
+    owner.add(&bundle, &[]).unwrap();
+    host.deploy("e").await;
+    assert_eq!(allowed(&owner), signed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_deleted_as_the_service_was_killed_is_allowed_no_more_after_the_start() {
+    let broker = Broker::start();
+    let (host, _device, offer, owner) = owned_later(&broker).await;
+    let by_hand = Fake::write(&owner.metadata().join("../by-hand"), "m", 9).unwrap();
+    owner.add(&by_hand, &[]).unwrap();
+    assert_eq!(allowed(&owner).len(), 2);
+    let stopped = host.stop().await;
+    // As `collect` leaves it before the trash is emptied.
+    let (hex, store) = (offer.digest.trim_start_matches("sha256:"), stopped.dir().join("store"));
+    fs::rename(store.join("bundles").join(hex), store.join("work").join(format!("trash-{hex}")))
+        .unwrap();
+    let host = stopped.start(&broker, Fake::default()).await;
+    let stand = allowed(&owner);
+    assert_eq!(stand.len(), 1, "{stand:?}");
+    assert_ne!(stand[0], offer.digest, "what was allowed by hand stays");
+    assert_eq!(fs::read_dir(host.store().join("work")).unwrap().count(), 0);
+    assert_eq!(owner.removed().unwrap().len(), 0, "it may be made again");
 }
 
 #[test]

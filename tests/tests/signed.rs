@@ -12,7 +12,8 @@ use edge_sim::watcher::Message;
 use trust::{Host, Init};
 use wire::InstallOutcome;
 
-const PATIENCE: Duration = Duration::from_secs(90);
+/// A no is doubted for up to half a minute.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A repository and the root that it begins with.
 fn owner(folder: &Path) -> Host {

@@ -3,9 +3,9 @@
 use super::Core;
 use super::effect::Effect;
 use super::event::{FailureClass, Millis, StepFailure};
-use super::install::backoff;
 use super::live::Activation;
 use super::record::{InstallState, Record};
+use super::retry::backoff;
 
 /// Failures in a row from which the bundle before is tried instead. Whatever failed may have been
 /// the device's trouble, and a bundle that has served is not given up for that at once.

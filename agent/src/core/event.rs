@@ -160,7 +160,7 @@ pub struct ModelFacts {
     pub rejected: u64,
     /// Whether the worker started in this window.
     pub cold: bool,
-    /// Proportional set size of the model's workers.
+    /// Proportional set size of the worker that serves it.
     pub pss_bytes: Option<u64>,
     /// What its requests looked like. `None` for a bundle without a reference.
     pub drift: Option<DriftFacts>,
@@ -214,6 +214,11 @@ pub struct StepFailure {
 pub enum FailureClass {
     /// The network or a resource was in the way: the same step may work later.
     Transient,
+    /// What allows the bundle cannot be seen now, by no fault of the bundle: asked again, ever more rarely, for as long
+    /// as the offer stands.
+    Withheld,
+    /// What allows the bundle says no, which may be a moment's doing: asked again a few times.
+    Doubtful,
     /// This attempt is over, but the same bundle offered again may be tried again.
     Attempt,
     /// The stored files are not the bundle any more: fetching it again may mend that.

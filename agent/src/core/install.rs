@@ -6,24 +6,12 @@ use super::event::{
 };
 use super::live::{LiveInstall, Probation};
 use super::record::{DurableInstall, InstallState, Record};
+use super::retry::{Tries, Verdict};
 use super::{Core, judge};
+use wire::Offer;
 
 /// Deaths of the worker during probation from which the model is taken back.
 const MAX_PROBATION_DEATHS: u32 = 2;
-/// The first wait before a failed step is tried again.
-const RETRY_FIRST_MS: u64 = 1_000;
-/// The longest wait before a failed step is tried again.
-const RETRY_MOST_MS: u64 = 300_000;
-
-/// The wait before attempt `failures + 1`: doubling, up to a limit, spread by half over devices.
-pub(super) fn backoff(failures: u32, salt: &str) -> u64 {
-    let doubled = RETRY_FIRST_MS.saturating_mul(1 << failures.saturating_sub(1).min(16));
-    let wait = doubled.min(RETRY_MOST_MS);
-    let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    let hash = salt.bytes().fold(0xcbf2_9ce4_8422_2325, mix);
-    let spread = hash.wrapping_add(u64::from(failures)) % (wait / 2 + 1);
-    wait / 2 + spread
-}
 
 impl Core {
     pub(super) fn install(&self, model: &str) -> Option<&DurableInstall> {
@@ -201,12 +189,12 @@ impl Core {
         self.record(record);
         let live = &mut self.live(model).install;
         live.state_since = now;
-        live.failures = 0;
+        live.tries = Tries::default();
         live.retry_at = None;
         live.failure = None;
         live.held = None;
         if let Some(own) = self.install(model).cloned() {
-            self.report_progress(now, &own, state);
+            self.report_progress(now, &own, state, None);
         }
     }
 
@@ -247,27 +235,35 @@ impl Core {
             return;
         }
         let limit = self.settings.install.max_attempts;
+        let salt = format!("{}{}", own.offer.digest, self.settings.birth.device);
         let live = &mut self.live(model).install;
-        live.failures += 1;
         live.failure = Some(failure.reason.clone());
-        let failures = live.failures;
-        match failure.class {
-            FailureClass::Transient if failures < limit => {
-                let salt = format!("{}{}", own.offer.digest, self.settings.birth.device);
-                let wait = backoff(failures, &salt);
-                self.live(model).install.retry_at = Some(now.plus(wait));
+        let verdict = live.tries.after(failure.class, limit, &salt);
+        match verdict {
+            Verdict::Again { wait_ms, tell } => {
+                live.retry_at = Some(now.plus(wait_ms));
+                if tell {
+                    let reason = format!("will be tried again: {}", failure.reason);
+                    self.report_progress(now, own, own.state, Some(reason));
+                }
             }
-            FailureClass::Transient => {
-                let reason = format!(
-                    "{} (attempt {failures}, the limit install.max_attempts)",
-                    failure.reason
-                );
-                self.reject(now, model, &reason, false);
+            Verdict::Over { why } => {
+                let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
+                let block = failure.class == FailureClass::Bundle;
+                self.reject(now, model, &format!("{}{why}", failure.reason), block);
             }
-            FailureClass::Attempt | FailureClass::Damaged => {
-                self.reject(now, model, &failure.reason, false);
-            }
-            FailureClass::Bundle => self.reject(now, model, &failure.reason, true),
+        }
+    }
+
+    /// The offer that is being waited for was made again, or a new connection brought it: it is asked soon whether it
+    /// is allowed now, and not when the long wait is over.
+    pub(super) fn ask_sooner(&mut self, now: Millis, offer: &Offer) {
+        let salt = format!("{}{}", offer.digest, self.settings.birth.device);
+        let Some(live) = self.live.get_mut(&offer.model) else { return };
+        if let Some(at) = live.install.retry_at
+            && let Some(wait_ms) = live.install.tries.start_over(&salt)
+        {
+            live.install.retry_at = Some(at.min(now.plus(wait_ms)));
         }
     }
 

@@ -7,6 +7,7 @@ use wire::{Cause, DriftTest, Histogram, ModelPhase};
 use super::drift::Pool;
 use super::event::{Millis, ShadowFacts};
 use super::gauge::Gauge;
+use super::retry::Tries;
 use super::window::Hold;
 
 /// How many digests with a refusal are remembered, so that a retained offer is refused aloud once.
@@ -100,8 +101,8 @@ pub(super) struct LiveInstall {
     pub since: Millis,
     /// When its present state began.
     pub state_since: Millis,
-    /// Failures of the present step in a row.
-    pub failures: u32,
+    /// What became of the present step so far.
+    pub tries: Tries,
     /// When to try the present step again.
     pub retry_at: Option<Millis>,
     /// How it failed last.

@@ -27,7 +27,7 @@ impl Core {
             return;
         }
         match self.answer(&offer) {
-            Answer::Have => {}
+            Answer::Have => self.ask_sooner(now, &offer),
             Answer::Later => {
                 let model = offer.model.clone();
                 self.live(&model).next_offer = Some(offer);

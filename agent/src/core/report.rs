@@ -109,12 +109,13 @@ impl Core {
         }
     }
 
-    /// Tells how far an install has come, and the model's state with it.
+    /// Tells how far an install has come, or why it does not go on, and the model's state with it.
     pub(super) fn report_progress(
         &mut self,
         now: Millis,
         install: &DurableInstall,
         state: InstallState,
+        reason: Option<String>,
     ) {
         let model = install.offer.model.clone();
         let from_digest = self.digest_before(&model, state);
@@ -126,7 +127,7 @@ impl Core {
             digest: install.offer.digest.clone(),
             phase: state.phase(),
             outcome: InstallOutcome::Progress,
-            reason: None,
+            reason,
             from_digest,
             elapsed_ms,
             comparison,

@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bundle::{Digest, MANIFEST_FILE};
-use trust::{Check, Client, Fetch, FetchError, TrustError, Wanted};
+use trust::{Check, Client, Fetch, FetchError, Outlook, TrustError, Wanted};
 use ureq::http::StatusCode;
 use wire::Offer;
 
 use super::download::{self, Access};
 use super::state_dir::StateDir;
 use crate::config::TrustConfig;
-use crate::core::StepFailure;
+use crate::core::{FailureClass, StepFailure};
 
 /// The folder of metadata beside the folder of bundles.
 const BESIDE: &str = "trust";
@@ -54,8 +54,7 @@ impl Trust {
     /// The length of the offered bundle's manifest, if the owner's keys allow that bundle on this device.
     ///
     /// # Errors
-    /// Transient where the network or the disk is in the way; otherwise an ended attempt, whose reason names the check
-    /// that did not pass.
+    /// Whether asking again may help is the [`Outlook`]'s; the reason names the check that did not pass.
     pub fn allows(&self, offer: &Offer, digest: Digest) -> Result<u64, StepFailure> {
         let base = self.repository.clone().unwrap_or_else(|| beside(&offer.url));
         download::check_scheme(&base)?;
@@ -100,7 +99,12 @@ pub(super) fn check_length(folder: &Path, length: u64) -> Result<(), StepFailure
 
 fn failure(base: &str, error: &TrustError) -> StepFailure {
     let reason = format!("{base}: {error}");
-    if error.is_passing() { StepFailure::transient(reason) } else { StepFailure::attempt(reason) }
+    match error.outlook() {
+        Outlook::Passing => StepFailure::transient(reason),
+        Outlook::Withheld => StepFailure { reason, class: FailureClass::Withheld },
+        Outlook::Doubtful => StepFailure { reason, class: FailureClass::Doubtful },
+        Outlook::Lasting => StepFailure::attempt(reason),
+    }
 }
 
 /// Where an offer's repository is: bundles are at `ANYWHERE/bundles/HEX`, metadata at `ANYWHERE/trust`.

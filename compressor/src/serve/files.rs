@@ -86,6 +86,34 @@ pub(super) async fn send(
     answer(&served, status, Some(length), content_range, body)
 }
 
+/// Answers GET for a whole file whose content under its name may be replaced at any time; nothing where there is none.
+pub(super) async fn send_current(
+    path: &Path,
+    content_type: &'static str,
+    limit_bytes: u64,
+    permit: OwnedSemaphorePermit,
+) -> io::Result<Option<Response<Body>>> {
+    let file = match File::open(path).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let meta = file.metadata().await?;
+    let length = meta.len();
+    if !meta.is_file() {
+        return Ok(None);
+    }
+    if length > limit_bytes {
+        let message = format!("{} is over the limit of {limit_bytes} bytes", path.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    let response = Response::builder()
+        .header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))
+        .header(header::CACHE_CONTROL, "no-cache")
+        .header(header::CONTENT_LENGTH, length)
+        .body(Body::new(FileBody::read(file, length, permit, CHUNK_PATIENCE)));
+    response.map(Some).map_err(io::Error::other)
+}
+
 fn answer(
     served: &Served<'_>,
     status: StatusCode,
@@ -222,8 +250,10 @@ impl hyper::body::Body for FileBody {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::future::poll_fn;
     use std::sync::Arc;
 
+    use hyper::body::Body as _;
     use tokio::sync::Semaphore;
 
     use super::*;
@@ -272,6 +302,28 @@ mod tests {
         let freed = timeout(Duration::from_secs(30), places.acquire()).await;
         assert!(freed.is_ok(), "the place was not given back");
         drop(body);
+    }
+
+    #[tokio::test]
+    async fn a_file_of_metadata_is_read_as_it_is_taken_and_has_a_place() {
+        let temp = tempfile::NamedTempFile::new().unwrap();
+        let length = 4 << 20;
+        temp.as_file().set_len(length).unwrap();
+        let places = Arc::new(Semaphore::new(1));
+        let place = || Arc::clone(&places).try_acquire_owned();
+        let send = |place| send_current(temp.path(), "application/json", length, place);
+        let answer = send(place().unwrap()).await.unwrap().unwrap();
+        let mut body = answer.into_body();
+        let frame = poll_fn(|context| Pin::new(&mut body).poll_frame(context));
+        let first = frame.await.unwrap().unwrap().into_data().unwrap();
+        assert_eq!(first.len(), CHUNK_BYTES, "not all of it");
+        assert!(place().is_err(), "its place is free while it is sent");
+        drop(body);
+        let freed = timeout(Duration::from_secs(30), Arc::clone(&places).acquire_owned()).await;
+        let place = freed.expect("the place is given back").unwrap();
+        temp.as_file().set_len(length + 1).unwrap();
+        let over = send(place).await.unwrap_err().to_string();
+        assert!(over.contains("over the limit of 4194304 bytes"), "{over}");
     }
 
     #[test]

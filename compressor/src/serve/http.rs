@@ -18,13 +18,14 @@ use axum::routing::{get, post};
 use bundle::{Digest, Limits, MANIFEST_FILE, Manifest, REPORT_FILE};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::desk::blocking;
-use super::files::{Served, send};
+use super::files::{Served, send, send_current};
 use super::jobs::{Waker, Workshop};
 use super::offers::OfferFacts;
 use super::plan;
+use super::signing::Unsigned;
 use super::store::{Listing, StoreError};
 use crate::pipeline::OriginalJob;
 
@@ -160,14 +161,20 @@ async fn metadata_file(
 ) -> Answer<Response<Body>> {
     let unknown = || Refusal(StatusCode::NOT_FOUND, "no such metadata".to_owned());
     let signing = front.shop.signing.clone().ok_or_else(unknown)?;
-    let read = tokio::task::spawn_blocking(move || signing.metadata(&file));
-    let read = read.await.map_err(internal)?.map_err(internal)?;
-    let bytes = read.ok_or_else(unknown)?;
-    Response::builder()
-        .header(header::CONTENT_TYPE, "application/json")
-        .header(header::CACHE_CONTROL, "no-cache")
-        .body(Body::from(bytes))
-        .map_err(internal)
+    let path = signing.metadata(&file).ok_or_else(unknown)?;
+    let place = place(&front)?;
+    let limit = ::trust::Limits::default().targets_bytes;
+    let sent = send_current(&path, content_type(&file), limit, place).await.map_err(internal)?;
+    sent.ok_or_else(unknown)
+}
+
+/// A place among the downloads.
+fn place(front: &Front) -> Answer<OwnedSemaphorePermit> {
+    Arc::clone(&front.downloads).try_acquire_owned().map_err(|_| {
+        let why =
+            format!("{MAX_DOWNLOADS} downloads are under way (MAX_DOWNLOADS); try again later");
+        Refusal(StatusCode::SERVICE_UNAVAILABLE, why)
+    })
 }
 
 /// Sends a file that the bundle's own manifest lists, and no other.
@@ -181,11 +188,7 @@ async fn serve_file(
     let unknown = || Refusal(StatusCode::NOT_FOUND, "no such bundle or file".to_owned());
     let digest = Digest::from_hex(hex).map_err(|_| unknown())?;
     bundle::check_file_name(file).map_err(|_| unknown())?;
-    let permit = Arc::clone(&front.downloads).try_acquire_owned().map_err(|_| {
-        let why =
-            format!("{MAX_DOWNLOADS} downloads are under way (MAX_DOWNLOADS); try again later");
-        Refusal(StatusCode::SERVICE_UNAVAILABLE, why)
-    })?;
+    let permit = place(front)?;
     let dir = front.shop.bundles.join(digest.hex());
     let found = tokio::task::spawn_blocking({
         let (dir, file) = (dir.clone(), file.to_owned());
@@ -274,7 +277,7 @@ async fn deploy(
     let runtime = asked.runtime.unwrap_or_else(|| plan::wire_runtime(front.runtime));
     let shop = Arc::clone(&front.shop);
     let facts = tokio::task::spawn_blocking(move || original(&shop, &asked, runtime, &class));
-    let facts = facts.await.map_err(internal)?.map_err(internal)?;
+    let facts = facts.await.map_err(internal)??;
     front.shop.outbox.notify_one();
     let url = front.shop.store.offers().url(&facts);
     Ok(Json(Deployed { facts, url }))
@@ -285,30 +288,35 @@ fn original(
     asked: &Deploy,
     runtime: wire::Runtime,
     class: &str,
-) -> Result<OfferFacts, String> {
-    let model = shop.models.get(&asked.model).ok_or("the model is unknown")?;
+) -> Answer<OfferFacts> {
+    let model = shop.models.get(&asked.model).ok_or_else(|| internal("the model is unknown"))?;
     let key = format!("{}|{}|{runtime}|{class}", asked.model, model.source_digest);
-    let known = shop
-        .store
-        .original(&key, &asked.model, &asked.device)
-        .map_err(|error| error.to_string())?;
+    let known = shop.store.original(&key, &asked.model, &asked.device).map_err(internal)?;
     let facts = match known {
         Ok(facts) => {
-            // It may be older than the trust repository, or taken out of it.
+            // The owner may have taken it out of the trust repository.
             let opened = bundle::Bundle::open(&shop.bundles.join(facts.hex()), &Limits::default());
-            shop.sign(&opened.map_err(|error| error.to_string())?)?;
+            shop.sign(&opened.map_err(internal)?).map_err(unsigned)?;
             facts
         }
         Err(sequence) => {
-            shop.make_room()?;
+            shop.make_room().map_err(internal)?;
             let job = original_job(shop, asked, runtime, class, sequence, model);
             let make = || shop.compressor.bundle_original(&job, shop);
-            let facts = shop.take_in(Workshop::make(&job.out_dir, make)?, runtime)?;
+            let made = Workshop::make(&job.out_dir, make).map_err(internal)?;
+            let facts = shop.take_in(made, runtime).map_err(internal)?;
             let kept = shop.store.keep_original(&key, &facts);
-            return offered(shop, &asked.device, facts, kept);
+            return offered(shop, &asked.device, facts, kept).map_err(internal);
         }
     };
-    offered(shop, &asked.device, facts, Ok(()))
+    offered(shop, &asked.device, facts, Ok(())).map_err(internal)
+}
+
+fn unsigned(why: Unsigned) -> Refusal {
+    match why {
+        Unsigned::TakenBack(reason) => Refusal(StatusCode::CONFLICT, reason),
+        Unsigned::Failed(reason) => internal(reason),
+    }
 }
 
 /// Posts the offer of a bundle, if what had to be done before it was.

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use super::desk::Counters;
 use super::offers::{OfferFacts, content};
 use super::plan::{self, JobRun, JobSpec, Model};
-use super::signing::Signing;
+use super::signing::{Signing, Unsigned};
 use super::store::{Job, Lesson, MAX_TAKEN_BACK, Room, Shelf, Store, StoreError};
 use crate::error::CompressError;
 use crate::pipeline::{self, CompressJob, Goal, OriginalJob, Progress, Recall};
@@ -143,7 +143,7 @@ impl Workshop {
         let facts = OfferFacts::of(&bundle, runtime);
         self.fresh().insert(facts.hex().to_owned());
         let moved = bundle.move_into(&self.bundles).map_err(|error| error.to_string());
-        let signed = moved.and_then(|bundle| self.sign(&bundle));
+        let signed = moved.and_then(|bundle| Ok(self.sign(&bundle)?));
         if let Err(reason) = signed {
             self.settle(&facts);
             return Err(reason);
@@ -152,7 +152,7 @@ impl Workshop {
     }
 
     /// Makes a bundle one that devices may install, where that takes a signature.
-    pub(super) fn sign(&self, bundle: &Bundle) -> Result<(), String> {
+    pub(super) fn sign(&self, bundle: &Bundle) -> Result<(), Unsigned> {
         match &self.signing {
             Some(signing) => signing.allow(bundle),
             None => Ok(()),
@@ -169,31 +169,32 @@ impl Workshop {
         let fresh = self.fresh();
         let room = self.store.collect(&self.shelf, &fresh, &self.work);
         drop(fresh);
-        let gone =
-            self.empty_trash().map_err(|error| format!("{}: {error}", self.work.display()))?;
-        if let Some(signing) = &self.signing
-            && let Err(error) = signing.forget(&gone)
-        {
-            tracing::warn!(%error, "forgotten bundles stay allowed");
-        }
+        self.empty_trash().map_err(|error| format!("{}: {error}", self.work.display()))?;
         match room.map_err(|error| error.to_string())? {
             Room::Free => Ok(()),
             Room::Full(reason) => Err(reason),
         }
     }
 
-    /// Returns the hexadecimal digits of what it deleted.
-    fn empty_trash(&self) -> io::Result<Vec<String>> {
-        let mut deleted = Vec::new();
-        for entry in fs::read_dir(&self.work)? {
-            let entry = entry?;
-            if let Some(hex) = entry.file_name().to_string_lossy().strip_prefix(super::store::TRASH)
-            {
-                remove_if_there(&entry.path())?;
-                deleted.push(hex.to_owned());
+    /// Deletes what the store has forgotten, once it is allowed no more. Where that fails an empty folder of its name
+    /// stays, for the next time.
+    fn empty_trash(&self) -> io::Result<()> {
+        let gone = super::store::trashed(&self.work)?;
+        let forgotten = match &self.signing {
+            Some(signing) => signing.forget(&gone),
+            None => Ok(()),
+        };
+        for hex in &gone {
+            let dir = self.work.join(format!("{}{hex}", super::store::TRASH));
+            remove_if_there(&dir)?;
+            if forgotten.is_err() {
+                fs::create_dir(&dir)?;
             }
         }
-        Ok(deleted)
+        if let Err(error) = forgotten {
+            tracing::warn!(%error, "forgotten bundles stay allowed");
+        }
+        Ok(())
     }
 
     fn fresh(&self) -> MutexGuard<'_, BTreeSet<String>> {

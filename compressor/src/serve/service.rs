@@ -79,11 +79,11 @@ impl Service {
     ) -> Result<Self, ServeError> {
         let lock = lock(&config.store)?;
         let (bundles, work) = (config.store.join("bundles"), config.store.join("work"));
+        let signing = signing(&config, &bundles, &work).await?;
         remove_if_there(&work).map_err(at("cannot clear", &work))?;
         for dir in [&bundles, &work] {
             fs::create_dir_all(dir).map_err(at("cannot create", dir))?;
         }
-        let signing = config.trust.as_deref().map(Signing::open).transpose()?;
         let models = read_models(&config.models)?;
         let address = config.listen;
         let listen = |source| ServeError::Listen { address, source };
@@ -160,6 +160,24 @@ impl Drop for Service {
             let _ = worker.join();
         }
     }
+}
+
+/// The trust repository, in line with what the store holds.
+async fn signing(
+    config: &ServeConfig,
+    bundles: &Path,
+    work: &Path,
+) -> Result<Option<Signing>, ServeError> {
+    let Some(repository) = config.trust.clone() else { return Ok(None) };
+    fs::create_dir_all(bundles).map_err(at("cannot create", bundles))?;
+    let (bundles, at_work) = (bundles.to_owned(), work.to_owned());
+    let opened = tokio::task::spawn_blocking(move || {
+        let signing = Signing::open(&repository)?;
+        signing.reconcile(&bundles, &at_work)?;
+        Ok::<_, ServeError>(Some(signing))
+    });
+    let opened = opened.await.map_err(io::Error::other);
+    opened.map_err(at("cannot look through", work))?
 }
 
 /// What should be seen to about the way to the broker; the service runs without one all the same.

@@ -1,13 +1,32 @@
 //! The trust repository: bundles become targets of it before they are offered, and it is kept in date.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ::trust::{Host, Limits, TrustError, target_name};
+use ::trust::{Host, TrustError, target_name};
 use bundle::{Bundle, Digest};
+
+use super::store;
 
 /// How often it is looked at whether the timestamp is to be signed again.
 const LOOK: Duration = Duration::from_secs(3600);
+
+/// Why a bundle is not signed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unsigned {
+    /// Its owner took it back.
+    #[error("{0}")]
+    TakenBack(String),
+    /// It could not be.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<Unsigned> for String {
+    fn from(why: Unsigned) -> Self {
+        why.to_string()
+    }
+}
 
 /// A trust repository whose daily keys are at hand. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -34,43 +53,84 @@ impl Signing {
     }
 
     /// Allows a bundle, for the class of its manifest.
-    pub(super) fn allow(&self, bundle: &Bundle) -> Result<(), String> {
-        let tell = |error: TrustError| format!("the bundle cannot be signed: {error}");
-        let (target, written) = self.host.add(&bundle.dir, &[]).map_err(tell)?;
-        warn(&written.warnings);
-        tracing::info!(target, targets = written.targets, "the bundle is signed");
+    pub(super) fn allow(&self, bundle: &Bundle) -> Result<(), Unsigned> {
+        let tell =
+            |error: String| Unsigned::Failed(format!("the bundle cannot be signed: {error}"));
+        let made = self.host.allow_made(&[&bundle.dir]).map_err(|error| tell(error.to_string()))?;
+        if let Some(error) = made.unreadable.into_iter().next() {
+            return Err(tell(error));
+        }
+        if let Some(digest) = made.taken_back.first() {
+            return Err(Unsigned::TakenBack(format!(
+                "the owner took bundle {digest} out of the trust repository (espalier trust remove), so that no device \
+                 installs it; espalier trust add allows it again"
+            )));
+        }
+        if let Some(written) = made.written {
+            warn(&written.warnings);
+            let target = made.targets.first();
+            tracing::info!(target, targets = written.targets, "the bundle is signed");
+        }
         Ok(())
+    }
+
+    /// Brings the repository into line with a store that was filled without it, or was being emptied when the service
+    /// was killed: forgets what is in the trash, and signs what stands unsigned and was not taken back.
+    pub(super) fn reconcile(&self, bundles: &Path, work: &Path) -> Result<(), TrustError> {
+        self.forget(&store::trashed(work).map_err(at(work))?)?;
+        let unsigned = self.unsigned(bundles)?;
+        let paths: Vec<&Path> = unsigned.iter().map(PathBuf::as_path).collect();
+        let made = match self.host.allow_made(&paths) {
+            Ok(made) => made,
+            Err(error) => {
+                tracing::error!(%error, bundles = paths.len(), "bundles made before stay unsigned");
+                return Ok(());
+            }
+        };
+        for error in made.unreadable {
+            tracing::warn!(error, "a bundle in the store stays unsigned");
+        }
+        if let Some(written) = made.written {
+            warn(&written.warnings);
+            let (signed, targets) = (made.targets.len(), written.targets);
+            tracing::info!(signed, targets, "bundles made before are signed");
+        }
+        Ok(())
+    }
+
+    /// The folders of bundles that are neither targets nor taken back.
+    fn unsigned(&self, bundles: &Path) -> Result<Vec<PathBuf>, TrustError> {
+        let (targets, removed) = (self.host.targets()?, self.host.removed()?);
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(bundles).map_err(at(bundles))? {
+            let entry = entry.map_err(at(bundles))?;
+            let digest = entry.file_name().to_str().and_then(|hex| Digest::from_hex(hex).ok());
+            if let Some(digest) = digest
+                && !targets.contains_key(&target_name(&digest))
+                && !removed.contains(&digest)
+            {
+                found.push(entry.path());
+            }
+        }
+        Ok(found)
     }
 
     /// Allows bundles no more that the store has forgotten, by the hexadecimal digits of their digests. What was
     /// allowed by hand stays.
     pub(super) fn forget(&self, forgotten: &[String]) -> Result<(), TrustError> {
-        let targets = self.host.targets()?;
-        let digests = forgotten.iter().filter_map(|hex| Digest::from_hex(hex).ok());
         let gone: Vec<Digest> =
-            digests.filter(|digest| targets.contains_key(&target_name(digest))).collect();
-        if !gone.is_empty() {
-            warn(&self.host.remove(&gone)?.warnings);
+            forgotten.iter().filter_map(|hex| Digest::from_hex(hex).ok()).collect();
+        if let Some(written) = self.host.forget(&gone)? {
+            warn(&written.warnings);
         }
         Ok(())
     }
 
-    /// A file of the metadata, `None` where there is none of that name.
-    pub(super) fn metadata(&self, name: &str) -> Result<Option<Vec<u8>>, String> {
+    /// Where a file of the metadata is, `None` where none can be of that name.
+    pub(super) fn metadata(&self, name: &str) -> Option<PathBuf> {
         let known = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '.';
-        if !name.ends_with(".json") || !name.chars().all(known) || name.starts_with('.') {
-            return Ok(None);
-        }
-        let path = self.host.metadata().join(name);
-        match std::fs::metadata(&path) {
-            Ok(meta) if meta.len() > Limits::default().targets_bytes => {
-                Err(format!("{} is over max_targets_bytes", path.display()))
-            }
-            Ok(meta) if !meta.is_file() => Ok(None),
-            Ok(_) => std::fs::read(&path).map(Some).map_err(|e| format!("{}: {e}", path.display())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(format!("{}: {error}", path.display())),
-        }
+        let is_name = name.ends_with(".json") && name.chars().all(known) && !name.starts_with('.');
+        is_name.then(|| self.host.metadata().join(name))
     }
 
     /// Signs the timestamp again once it has lived half of its life.
@@ -113,6 +173,11 @@ pub(super) async fn keep_fresh(signing: Option<Signing>) {
             Err(error) => tracing::error!(%error, "the trust repository is not refreshed"),
         }
     }
+}
+
+fn at(path: &Path) -> impl FnOnce(std::io::Error) -> TrustError {
+    let path = path.to_owned();
+    move |source| TrustError::File { doing: "read", path, source }
 }
 
 fn warn(warnings: &[String]) {

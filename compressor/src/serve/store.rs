@@ -19,7 +19,7 @@ mod outbox;
 mod tests;
 
 pub use collect::{MAX_BUNDLES, MAX_FINISHED_JOBS, MAX_STORE_BYTES};
-pub(super) use collect::{Room, Shelf, TRASH};
+pub(super) use collect::{Room, Shelf, TRASH, trashed};
 pub use devices::MAX_DEVICES;
 pub(super) use devices::{Heard, Lesson};
 pub(super) use jobs::{Accepted, Job};

@@ -20,6 +20,8 @@ use crate::{Check, Result, Role, TrustError};
 
 /// The member of `timestamp.json` that says when it was signed, Unix seconds.
 pub(crate) const SIGNED_AT: &str = "x-espalier-signed-at";
+/// The first file that is asked for once there is no newer root.
+const TIMESTAMP: &str = "timestamp.json";
 
 /// Says what an owner's keys allow, from one owner's repository at any address.
 #[derive(Debug)]
@@ -129,12 +131,15 @@ impl Client {
             remembered,
             warnings: warning.into_iter().collect(),
         };
+        let roots_done = transport.asked_for(TIMESTAMP);
         let outcome = match loaded {
-            Ok(repository) => session.accept(&root, &work, Some(&repository)).map(|()| repository),
+            Ok(repository) => {
+                session.accept(&root, &work, roots_done, Some(&repository)).map(|()| repository)
+            }
             Err(error) => {
                 // What it accepted before the error stays accepted. That is all there is to it: what is expired here
                 // may be what was remembered, and is no finding of this update.
-                let _ = session.accept(&root, &work, None);
+                let _ = session.accept(&root, &work, roots_done, None);
                 Err(transport.failure().unwrap_or_else(|| TrustError::of(&error)))
             }
         };
@@ -178,15 +183,18 @@ struct Session {
 
 impl Session {
     /// Takes over what is signed and in date, in the order of the specification, up to the first that is expired.
-    /// `repository` is none where `tough` gave up.
+    /// `repository` is none where `tough` gave up. Where that was before it was done with the roots, timestamp and
+    /// snapshot in its folder are still those that it was given: they stay remembered, or forgotten, as the roots have it.
     fn accept(
         &mut self,
         before: &[u8],
         work: &Work,
+        roots_done: bool,
         repository: Option<&Repository>,
     ) -> Result<()> {
         let root = self.accept_root(before, work)?;
-        let timestamp = work.text("timestamp.json")?;
+        let signed = |name| if roots_done { work.text(name) } else { Ok(None) };
+        let timestamp = signed(TIMESTAMP)?;
         let (now_s, known) = self.judge(timestamp.as_deref(), &root);
         self.now_s = now_s;
         self.remembered.known = Known { proved_s: self.remembered.known.proved_s, ..known };
@@ -196,7 +204,7 @@ impl Session {
             self.remembered.timestamp = Some(text);
             self.remembered.known.proved_s = known.proved_s;
         }
-        if let Some(text) = work.text("snapshot.json")? {
+        if let Some(text) = signed("snapshot.json")? {
             self.in_date(&parse::<Snapshot>(&text)?.signed)?;
             self.remembered.snapshot = Some(text);
         }

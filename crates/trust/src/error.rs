@@ -102,16 +102,41 @@ pub enum TrustError {
     Host(String),
 }
 
-impl TrustError {
-    /// Whether the same may work later with nothing changed: the network's or the disk's doing.
+/// What asking again for the same may bring. `docs/trust.md` has the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outlook {
+    /// The network's or the disk's doing: it may work a moment later.
+    Passing,
+    /// What answers is not what the owner keeps in date: an owner, a mirror or a gateway that wants a login first can
+    /// take any time to change that, and then the same is allowed.
+    Withheld,
+    /// For good as a rule; but the moment in which a root is published, and a mirror behind another, look the same.
+    Doubtful,
+    /// What is signed says no: it takes another target, another offer or another root.
+    Lasting,
+}
+
+impl Check {
+    /// What asking again may bring where this check did not pass.
     #[must_use]
-    pub fn is_passing(&self) -> bool {
+    pub fn outlook(self) -> Outlook {
         match self {
-            Self::Fetch { .. } | Self::File { .. } => true,
-            Self::Refused { check, .. } => {
-                matches!(check, Check::SlowRetrieval | Check::RootUpdates)
-            }
-            Self::Root(_) | Self::Key { .. } | Self::Host(_) => false,
+            Self::SlowRetrieval | Self::RootUpdates => Outlook::Passing,
+            Self::Freeze | Self::Mismatch | Self::Format | Self::EndlessData => Outlook::Withheld,
+            Self::Signature | Self::Rollback | Self::Target => Outlook::Doubtful,
+            Self::Delegation | Self::DeviceClass | Self::Facts | Self::Content => Outlook::Lasting,
+        }
+    }
+}
+
+impl TrustError {
+    /// What asking again for the same may bring.
+    #[must_use]
+    pub fn outlook(&self) -> Outlook {
+        match self {
+            Self::Fetch { .. } | Self::File { .. } => Outlook::Passing,
+            Self::Refused { check, .. } => check.outlook(),
+            Self::Root(_) | Self::Key { .. } | Self::Host(_) => Outlook::Lasting,
         }
     }
 

@@ -8,6 +8,7 @@
 //! metadata/timestamp.json   which version of the snapshot holds; short-lived
 //! keys/ROLE.pem             keys at hand: those of targets, snapshot and timestamp, and for a trial the root's
 //! root.pending.json         the next root, while signatures for it are gathered
+//! removed.json              what the owner took back: nobody signs it again unasked
 //! trust.json                how long metadata lasts
 //! lock                      held while the repository changes
 //! ```
@@ -24,9 +25,11 @@ use crate::keys::{self, KeyFile, PublicKey};
 use crate::target::{Target, bundles};
 use crate::{Limits, Result, Role, TrustError, file};
 
+mod made;
 mod publish;
 mod root;
 
+pub use made::{MAX_REMOVED, Made};
 pub use publish::{MAX_TARGETS, Written};
 pub use root::{Edit, PENDING, Pending, Signing, sign_root};
 

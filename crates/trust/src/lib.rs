@@ -26,11 +26,11 @@ mod time;
 mod transport;
 
 pub use client::{Client, Trusted, check_root, look};
-pub use error::{Check, TrustError};
+pub use error::{Check, Outlook, TrustError};
 pub use fetch::{Fetch, FetchError, Folder};
 pub use host::{
-    Current, Days, Edit, Host, Init, MAX_TARGETS, PENDING, Pending, RoleFacts, Signing, Written,
-    sign_root,
+    Current, Days, Edit, Host, Init, MAX_REMOVED, MAX_TARGETS, Made, PENDING, Pending, RoleFacts,
+    Signing, Written, sign_root,
 };
 pub use keys::{KeyFile, PublicKey};
 pub use limits::{Limits, Pace};

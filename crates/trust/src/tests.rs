@@ -17,6 +17,7 @@ mod attacks;
 mod clocks;
 mod crashes;
 mod hosting;
+mod monotone;
 mod roots;
 
 const DAY: u64 = 86_400;

@@ -18,11 +18,18 @@ pub(crate) struct Bounded {
     fetch: Arc<dyn Fetch>,
     limits: Limits,
     failure: Arc<Mutex<Option<TrustError>>>,
+    /// Names, in the order in which they were asked for. An update asks for a few more than its limit of roots.
+    asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl Bounded {
     pub(crate) fn new(fetch: Arc<dyn Fetch>, limits: Limits) -> Self {
-        Self { fetch, limits, failure: Arc::default() }
+        Self { fetch, limits, failure: Arc::default(), asked: Arc::default() }
+    }
+
+    /// Whether `tough` has come to a file.
+    pub(crate) fn asked_for(&self, name: &str) -> bool {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|own| own == name)
     }
 
     /// What went wrong with a file, if anything did.
@@ -65,6 +72,7 @@ impl Transport for Bounded {
     /// and whoever cuts the connection could hide a new root.
     async fn fetch(&self, url: Url) -> Result<TransportStream, TransportError> {
         let name = url.path().trim_start_matches('/').to_owned();
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).push(name.clone());
         let item = match self.get(&name) {
             Ok(Some(bytes)) => Ok(Bytes::from(bytes)),
             Ok(None) => Err(TransportError::new(TransportErrorKind::FileNotFound, &name)),

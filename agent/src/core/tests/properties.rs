@@ -25,7 +25,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => (0..3_usize, 1..6_u64, 0..4_u64, any::<bool>())
             .prop_map(|(m, s, n, fit)| Op::Offer(m, s, n, fit)),
-        16 => (any::<usize>(), 0..12_u8).prop_map(|(w, c)| Op::Answer(w, c)),
+        16 => (any::<usize>(), 0..16_u8).prop_map(|(w, c)| Op::Answer(w, c)),
         8 => (0..2_usize, 50..3000_u64, 0..4_u64, 0..6_u8)
             .prop_map(|(m, us, e, f)| Op::Window(m, us, e, f)),
         8 => (0..2_usize, 0..60_u64, any::<bool>())
@@ -48,6 +48,8 @@ fn class(chance: u8) -> Option<FailureClass> {
         1 => Some(FailureClass::Attempt),
         2 => Some(FailureClass::Bundle),
         3 => Some(FailureClass::Damaged),
+        4 => Some(FailureClass::Withheld),
+        5 => Some(FailureClass::Doubtful),
         _ => None,
     }
 }

@@ -7,6 +7,7 @@ mod drift;
 mod evidence;
 mod held;
 mod trouble;
+mod withheld;
 
 /// Installs bundle `n` of model `m` as sequence `n`, up to its commit.
 pub(super) fn install(world: &mut World, n: u64) {
@@ -222,6 +223,56 @@ fn of_ends_that_are_never_told_the_oldest_are_forgotten_first() {
     assert_eq!(numbers(&durable), (5..=20).collect::<Vec<_>>());
     durable.apply(&Record::Told { through: 18 });
     assert_eq!(numbers(&durable), [19, 20]);
+}
+
+/// What an agent wrote that did not record which ends it had told.
+fn old_journal(ends: u64) -> Vec<Record> {
+    let installs = (1..=ends).flat_map(|n| {
+        let moved = |state: &str, block: bool| {
+            serde_json::json!({
+                "kind": "install", "model": "m", "install": n, "state": state, "block": block,
+            })
+        };
+        let offer = offer("m", n, n);
+        let offered =
+            serde_json::json!({ "kind": "offered", "model": "m", "install": n, "offer": offer });
+        [offered, moved("downloading", false), moved("rejected", true)]
+    });
+    installs.map(|record| serde_json::from_value(record).unwrap()).collect()
+}
+
+#[test]
+fn ends_in_the_journal_of_an_agent_that_did_not_record_what_it_told_are_not_told_again() {
+    let snapshot =
+        r#"{"kind":"snapshot","durable":{"models":{},"next_install":1,"next_request":0}}"#;
+    for first in [None, Some(serde_json::from_str::<Record>(snapshot).unwrap())] {
+        let mut world = World::new();
+        world.journal = first.into_iter().chain(old_journal(20)).collect();
+        world.crash();
+        assert_eq!(installs(&world), []);
+        assert!(
+            world.core.durable().models["m"].blocked.contains(&digest(20)),
+            "read, not dropped"
+        );
+        // From now on none is lost: an end whose telling was cut off is told at the next start, and once.
+        world.feed(Event::Offer(offer("m", 21, 21)));
+        let event = |world: &World| {
+            let Owed::Step(model, install, _) = &world.owed[0] else { panic!() };
+            let failed = StepFailure::attempt("by hand");
+            Event::Step { model: model.clone(), install: *install, outcome: Err(failed) }
+        };
+        let event = event(&world);
+        world.feed_until(event, 1);
+        assert!(
+            matches!(world.journal.last(), Some(Record::Install { state, .. }) if state.is_terminal())
+        );
+        let told = installs(&world).len();
+        world.crash();
+        assert_eq!(refusal(&world), "by hand");
+        assert_eq!(installs(&world).len(), told + 1);
+        world.crash();
+        assert_eq!(installs(&world).len(), told + 1, "told again");
+    }
 }
 
 #[test]

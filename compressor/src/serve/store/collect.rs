@@ -56,6 +56,20 @@ struct Held {
     since: SystemTime,
 }
 
+/// Bundles in the trash, by the hexadecimal digits of their digests: forgotten by the store, and not by others yet.
+pub(in crate::serve) fn trashed(work: &Path) -> io::Result<Vec<String>> {
+    let mut found = Vec::new();
+    let entries = match fs::read_dir(work) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        entries => entries?,
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        found.extend(name.to_str().and_then(|name| name.strip_prefix(TRASH)).map(str::to_owned));
+    }
+    Ok(found)
+}
+
 impl Store {
     /// Forgets what is over the limits, and says whether one more bundle has room. Folders that are
     /// not needed are moved into `trash`, oldest first; `fresh` are bundles just made that nothing

@@ -42,34 +42,15 @@ impl Host {
     /// # Errors
     /// The bundle is damaged, a limit is reached, or a key is missing.
     pub fn add(&self, bundle: &Path, classes: &[String]) -> Result<(String, Written)> {
-        let opened = Bundle::open(bundle, &bundle::Limits::default());
-        let opened = opened.map_err(|e| TrustError::Host(e.to_string()))?;
-        let path = opened.dir.join(bundle::MANIFEST_FILE);
-        let manifest = file::read(&path, bundle::Limits::default().manifest_bytes)?;
-        if Digest::of(&manifest) != opened.digest {
-            let what = std::io::Error::other("it changes while it is read");
-            return Err(TrustError::file("read", &path)(what));
-        }
-        let mut facts = Facts::of(&opened.manifest);
-        if !classes.is_empty() {
-            facts.device_classes = classes.to_vec();
-        }
-        let name = target_name(&opened.digest);
-        let target = target(&opened.digest, manifest.len() as u64, &facts)?;
-        let key = TargetName::new(&name).map_err(|e| TrustError::Host(e.to_string()))?;
+        let draft = Draft::read(bundle, classes)?;
+        let (name, digest) = (draft.name.clone(), draft.digest);
         let _lock = self.lock()?;
-        if let Some(written) = self.has(&key, &target)? {
-            return Ok((name, written));
-        }
-        let written = self.commit(None, |targets| {
-            if targets.targets.len() >= MAX_TARGETS && !targets.targets.contains_key(&key) {
-                return Err(TrustError::Host(format!(
-                    "the repository has reached its limit MAX_TARGETS of {MAX_TARGETS}: take some back first"
-                )));
-            }
-            targets.add_target(key, target);
-            Ok(true)
-        })?;
+        let written = match self.has(&draft.key, &draft.target)? {
+            Some(written) => written,
+            None => self.commit(None, |targets| draft.enter(targets).map(|()| true))?,
+        };
+        // Interrupted before this, it counts as taken back where it did before, and the same command finishes.
+        self.note_added(digest)?;
         Ok((name, written))
     }
 
@@ -91,22 +72,20 @@ impl Host {
         }))
     }
 
-    /// Allows bundles no more, by their digests. Devices go on serving what they have.
+    /// Allows bundles no more, by their digests, and remembers that they were taken back. Devices go on serving what
+    /// they have.
     ///
     /// # Errors
     /// One of them is no target, or a key is missing.
     pub fn remove(&self, digests: &[Digest]) -> Result<Written> {
         let _lock = self.lock()?;
-        self.commit(None, |targets| {
-            for digest in digests {
-                let name = target_name(digest);
-                let key = TargetName::new(&name).map_err(|e| TrustError::Host(e.to_string()))?;
-                if targets.remove_target(&key).is_none() {
-                    return Err(TrustError::Host(format!("{name} is no target")));
-                }
-            }
-            Ok(!digests.is_empty())
-        })
+        let written = self.commit(None, |targets| {
+            let changed = take_out(targets, digests)?;
+            // Before anything is published: interrupted, it is allowed still, and nobody signs it again.
+            self.note_removed(digests)?;
+            Ok(changed)
+        })?;
+        Ok(written)
     }
 
     /// Whether some of targets, snapshot and timestamp has lived more than half of its life, or is not there.
@@ -193,6 +172,59 @@ impl Host {
                 old -= 1;
             }
         }
+    }
+}
+
+/// Takes bundles out of the targets.
+pub(super) fn take_out(targets: &mut Targets, digests: &[Digest]) -> Result<bool> {
+    for digest in digests {
+        let name = target_name(digest);
+        let key = TargetName::new(&name).map_err(|e| TrustError::Host(e.to_string()))?;
+        if targets.remove_target(&key).is_none() {
+            return Err(TrustError::Host(format!("{name} is no target")));
+        }
+    }
+    Ok(!digests.is_empty())
+}
+
+/// A bundle that is to become a target.
+pub(super) struct Draft {
+    pub(super) digest: Digest,
+    pub(super) name: String,
+    key: TargetName,
+    target: schema::Target,
+}
+
+impl Draft {
+    /// A bundle for some classes of device; for those of its manifest if none is given.
+    pub(super) fn read(bundle: &Path, classes: &[String]) -> Result<Self> {
+        let opened = Bundle::open(bundle, &bundle::Limits::default());
+        let opened = opened.map_err(|e| TrustError::Host(e.to_string()))?;
+        let path = opened.dir.join(bundle::MANIFEST_FILE);
+        let manifest = file::read(&path, bundle::Limits::default().manifest_bytes)?;
+        if Digest::of(&manifest) != opened.digest {
+            let what = std::io::Error::other("it changes while it is read");
+            return Err(TrustError::file("read", &path)(what));
+        }
+        let mut facts = Facts::of(&opened.manifest);
+        if !classes.is_empty() {
+            facts.device_classes = classes.to_vec();
+        }
+        let name = target_name(&opened.digest);
+        let target = target(&opened.digest, manifest.len() as u64, &facts)?;
+        let key = TargetName::new(&name).map_err(|e| TrustError::Host(e.to_string()))?;
+        Ok(Self { digest: opened.digest, name, key, target })
+    }
+
+    /// Enters it into the targets.
+    pub(super) fn enter(self, targets: &mut Targets) -> Result<()> {
+        if targets.targets.len() >= MAX_TARGETS && !targets.targets.contains_key(&self.key) {
+            return Err(TrustError::Host(format!(
+                "the repository has reached its limit MAX_TARGETS of {MAX_TARGETS}: take some back first"
+            )));
+        }
+        targets.add_target(self.key, self.target);
+        Ok(())
     }
 }
 

@@ -241,7 +241,10 @@ fn slow_retrieval_ends_by_rate_and_by_deadline_and_may_be_tried_again() {
     let drip = owner.copy().with("timestamp.json", Answer::Drip(timestamp));
     let error = owner.device().refresh(&drip, NOW).unwrap_err();
     assert_eq!(error.check(), Some(Check::SlowRetrieval));
-    assert!(error.is_passing() && error.to_string().contains("min_bytes_per_s"), "{error}");
+    assert!(
+        error.outlook() == Outlook::Passing && error.to_string().contains("min_bytes_per_s"),
+        "{error}"
+    );
     let mut device = owner.device();
     device.limits.pace.min_bytes_per_s = 0;
     let (check, reason) = device.refused(&drip, NOW);
@@ -255,11 +258,11 @@ fn a_connection_that_fails_is_no_attack_and_hides_no_new_root() {
     for name in ["2.root.json", "timestamp.json", "1.snapshot.json", "1.targets.json"] {
         let cut = owner.copy().with(name, Answer::Refused);
         let error = owner.device().refresh(&cut, NOW).unwrap_err();
-        assert!(error.is_passing() && error.check().is_none(), "{name}: {error}");
+        assert!(error.outlook() == Outlook::Passing && error.check().is_none(), "{name}: {error}");
         assert!(error.to_string().contains(name), "{name}: {error}");
     }
     let error = owner.device().refresh(&owner.copy().without("timestamp.json"), NOW).unwrap_err();
-    assert!(error.is_passing(), "{error}");
+    assert!(error.outlook() == Outlook::Passing, "{error}");
 }
 
 #[test]

@@ -27,6 +27,23 @@ fn a_new_repository_is_one_that_a_device_trusts() {
     let trusted = look(&root, fetch, Limits::default(), Expiry::Strict, now).unwrap();
     assert!(trusted.targets.is_empty());
     refused(host.remove(&[bundle.digest]), "is no target");
+    assert!(host.removed().unwrap().contains(&bundle.digest));
+    // Whoever makes bundles does not sign again what was taken back; its owner may.
+    let made = host.allow_made(&[&bundle.dir, dir.path()]).unwrap();
+    assert_eq!((made.taken_back, made.written), (vec![bundle.digest], None));
+    assert_eq!(made.unreadable.len(), 1, "{:?}", made.unreadable);
+    host.add(&bundle.dir, &["a".into()]).unwrap();
+    assert!(host.removed().unwrap().is_empty());
+    let made = host.allow_made(&[&bundle.dir]).unwrap();
+    assert_eq!((made.targets, made.written), (vec![name.clone()], None), "it stands as it is");
+    host.forget(&[bundle.digest]).unwrap().unwrap();
+    assert_eq!(host.forget(&[bundle.digest]).unwrap(), None);
+    let made = host.allow_made(&[&bundle.dir]).unwrap();
+    assert!(
+        made.written.is_some() && made.taken_back.is_empty(),
+        "what was forgotten may come again"
+    );
+    host.forget(&[bundle.digest]).unwrap();
     refused(Host::init(&repository, None, &Init::default()), "there is a repository already");
     refused(Host::open(dir.path(), None), "there is no repository here");
 }

@@ -238,6 +238,39 @@ async fn of_two_offers_at_once_the_newer_is_installed_in_whatever_order_they_com
     }
 }
 
+fn lost(records: u64) -> Report {
+    let header = Header::of::<wire::SpoolDrop>(0, 0, "");
+    Report::SpoolDrop(wire::SpoolDrop { header, dropped_records: records, dropped_bytes: 1 })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn as_many_events_as_may_wait_for_the_disk_are_kept_and_told_in_their_order() {
+    let mut device = Device::new();
+    let events = device.state_dir().join("spool/events");
+    device
+        .start_with(|driver| {
+            std::fs::remove_dir(&events).unwrap();
+            let many = MAX_UNKEPT as u64 + 6;
+            (0..many).for_each(|n| driver.put(lost(n)).unwrap());
+            assert_eq!(driver.unkept.len(), MAX_UNKEPT);
+            driver.put_unkept();
+            assert_eq!(driver.unkept.len(), MAX_UNKEPT, "the disk takes nothing yet");
+            std::fs::create_dir(&events).unwrap();
+            driver.put_unkept();
+            assert_eq!(driver.unkept.len(), 0);
+        })
+        .await;
+    let told = || {
+        let said = device.broker.as_ref().unwrap().said.lock().unwrap();
+        let drops = said.iter().filter(|(topic, _)| topic.ends_with("up/e/spool_drop"));
+        let decoded = drops.map(|(_, payload)| wire::decode::<wire::SpoolDrop>(payload).unwrap());
+        decoded.map(|event| event.dropped_records).collect::<Vec<_>>()
+    };
+    until("all that was kept is told", || told().len() == MAX_UNKEPT).await;
+    assert_eq!(told(), (0..MAX_UNKEPT as u64).collect::<Vec<_>>());
+    device.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_offer_withdrawn_while_the_journal_cannot_be_written_is_given_up_afterwards() {
     let mut device = Device::new();
@@ -246,7 +279,7 @@ async fn an_offer_withdrawn_while_the_journal_cannot_be_written_is_given_up_afte
     let first = bundle(device.dir.path(), 1, "2");
     let server = serve(&first.dir, Box::new(honest));
     device.offer(&first, &server.url).await;
-    until("the journal is full", || device.journal().len() == 4).await;
+    until("the journal is full", || device.journal().len() == 5).await;
     device.withdraw().await;
     until("the end", || !device.ends().is_empty()).await;
     let end = device.ends().pop().unwrap();
