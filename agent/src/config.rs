@@ -22,13 +22,17 @@ use layers::Layers;
 use reader::Reader;
 
 mod download;
+mod homeassistant;
 mod layers;
 mod reader;
 mod secure;
+mod spool;
 mod trust;
 
 pub use download::DownloadConfig;
+pub use homeassistant::HomeAssistantConfig;
 pub use secure::Checked;
+pub use spool::{Fsync, SpoolConfig};
 
 /// Where the configuration is looked for when no file is named.
 pub const DEFAULT_FILE: &str = "/etc/espalier/agent.toml";
@@ -61,8 +65,8 @@ pub struct Config {
     pub mqtt: Option<MqttConfig>,
     /// The length of a telemetry window.
     pub window: Duration,
-    /// The most bytes the spool takes.
-    pub spool_bytes: u64,
+    /// What waits for the broker.
+    pub spool: SpoolConfig,
     /// Budgets by model.
     pub budgets: BTreeMap<String, Budgets>,
     /// When a budget counts as broken.
@@ -77,6 +81,8 @@ pub struct Config {
     pub trust: Option<TrustConfig>,
     /// How bundles are fetched.
     pub download: DownloadConfig,
+    /// Whether and where Home Assistant is told of the device.
+    pub homeassistant: HomeAssistantConfig,
     /// How power is to be had.
     pub power: PowerConfig,
     /// The prefix of `/proc` and `/sys`.
@@ -267,7 +273,7 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Option<Config> {
     };
     let mqtt = mqtt(r);
     let window = r.millis("telemetry.window_ms", 10_000, 100..=3_600_000);
-    let spool_bytes = r.integer("spool.max_bytes", 64 << 20, 1 << 20..=1 << 40);
+    let spool = spool::read(r);
     let budgets = budgets(r);
     let breach = breach(r);
     let drift = drift(r);
@@ -275,6 +281,7 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Option<Config> {
     let install = install(r);
     let trust = trust::read(r, environment);
     let download = download::read(r);
+    let homeassistant = homeassistant::read(r);
     let power = power(r);
     let sys_root = r.path("sys.root").unwrap_or_else(|| PathBuf::from("/"));
     #[cfg(debug_assertions)]
@@ -287,7 +294,7 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Option<Config> {
         worker,
         mqtt,
         window,
-        spool_bytes,
+        spool,
         budgets,
         breach,
         drift,
@@ -295,6 +302,7 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Option<Config> {
         install,
         trust,
         download,
+        homeassistant,
         power,
         sys_root,
         #[cfg(debug_assertions)]

@@ -12,12 +12,14 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use self::cpu::CpuTimes;
+use self::disk::DiskMeter;
 use self::power::PowerMeter;
 pub use self::power::{PowerConfig, PowerReading, PowerSource};
 use self::thermal::ThrottleWatch;
 
 pub mod cgroup;
 pub mod cpu;
+pub mod disk;
 pub mod memory;
 pub mod power;
 pub mod thermal;
@@ -83,6 +85,10 @@ pub struct Sample {
     pub throttled: bool,
     /// What says so.
     pub throttle_cause: Option<&'static str>,
+    /// Bytes that this process gave to the disk within the window.
+    pub disk_written_bytes: Option<u64>,
+    /// Within the last 24 hours, or since its start where that is less.
+    pub disk_written_day_bytes: Option<u64>,
     /// The power drawn within the window.
     pub power: PowerReading,
 }
@@ -93,6 +99,7 @@ pub struct Sampler {
     roots: Roots,
     power: PowerMeter,
     throttle: ThrottleWatch,
+    disk: DiskMeter,
     window: Counters,
     last_tick: Option<CpuTimes>,
 }
@@ -117,6 +124,7 @@ impl Sampler {
         let mut sampler = Self {
             power: PowerMeter::new(power),
             throttle: ThrottleWatch::default(),
+            disk: DiskMeter::default(),
             last_tick: window.cpu,
             window,
             roots,
@@ -144,6 +152,7 @@ impl Sampler {
         let info = memory::info(&self.roots);
         let temperature_mc = thermal::temperature_mc(&self.roots);
         let throttle_cause = self.throttle.cause(&self.roots, temperature_mc, busy);
+        let disk = self.disk.take(now, disk::written_bytes(&self.roots));
         let swap_in_pages = match (before.swap_in, self.window.swap_in) {
             (Some(then), Some(now)) => now.checked_sub(then),
             _ => None,
@@ -164,6 +173,8 @@ impl Sampler {
             freq_khz: cpu::freq_khz(&self.roots),
             throttled: throttle_cause.is_some(),
             throttle_cause,
+            disk_written_bytes: disk.window_bytes,
+            disk_written_day_bytes: disk.day_bytes,
             power: self.power.take(inferences),
         }
     }

@@ -103,6 +103,7 @@ fn window(model: &str, digest: &str, shape: Shape) -> Event {
     let resources = ResourceWindow {
         header: header::<ResourceWindow>(),
         window_ms: 1000,
+        windows: 1,
         agent_pss_bytes: None,
         workers_pss_bytes: None,
         memory_total_bytes: 0,
@@ -114,8 +115,10 @@ fn window(model: &str, digest: &str, shape: Shape) -> Event {
         temperature_mc: None,
         freq_khz: None,
         throttled: shape.throttled,
+        disk_written_bytes: None,
+        disk_written_day_bytes: None,
     };
-    Event::Window(WindowFacts {
+    Event::Window(Box::new(WindowFacts {
         window_ms: 1000,
         models: vec![ModelFacts {
             model: model.into(),
@@ -128,7 +131,7 @@ fn window(model: &str, digest: &str, shape: Shape) -> Event {
         }],
         resources: Some(resources),
         power: None,
-    })
+    }))
 }
 
 /// Two features: five classes alike in the reference, and a number that never changes.

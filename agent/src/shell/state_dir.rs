@@ -7,6 +7,7 @@
 //! active.json         which bundle serves which model; a copy for people, the journal is the truth
 //! spool/              messages that no broker has acknowledged yet
 //! trust/              what of the owner's signed metadata the device has seen
+//! homeassistant       where Home Assistant was told of the device, if it was
 //! run/endpoints.json  where inference is really served
 //! run/status.sock     what `espalier-agent status` asks
 //! lock                held by the running agent
@@ -123,6 +124,12 @@ impl StateDir {
         self.root.join("trust")
     }
 
+    /// Where Home Assistant was told of the device.
+    #[must_use]
+    pub fn homeassistant(&self) -> PathBuf {
+        self.root.join("homeassistant")
+    }
+
     /// Sockets and addresses.
     #[must_use]
     pub fn run(&self) -> PathBuf {
@@ -151,6 +158,7 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> Result<(), PathError> {
         file.sync_all()
     };
     write().map_err(PathError::at("write", &temporary))?;
+    crate::sys::disk::count(content.len());
     fs::rename(&temporary, path).map_err(PathError::at("replace", path))?;
     sync_folder_of(path)
 }

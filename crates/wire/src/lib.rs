@@ -12,6 +12,7 @@ pub mod asyncapi;
 pub mod budget;
 pub mod drift;
 pub mod histogram;
+pub mod merge;
 pub mod payload;
 pub mod schema;
 pub mod topic;
@@ -19,10 +20,11 @@ pub mod topic;
 pub use budget::{BudgetKind, Budgets, Cause, Quality, Runtime, UnknownName, finite};
 pub use drift::{DriftFeature, DriftTest, Feature, MAX_DRIFT_FEATURES, Side, Statistic};
 pub use histogram::{Histogram, HistogramError};
+pub use merge::Window;
 pub use payload::{
-    Birth, BudgetBreach, Command, CommandKind, CommandResult, Comparison, DeviceState, Header,
-    InferWindow, InstallEvent, InstallOutcome, MAX_PAYLOAD_BYTES, ModelPhase, ModelState, Offer,
-    Payload, PayloadError, PowerWindow, RecompressRequest, ResourceWindow, RollbackEvent,
+    Birth, BudgetBreach, Command, CommandKind, CommandResult, Comparison, DeviceState, DropReason,
+    Header, InferWindow, InstallEvent, InstallOutcome, MAX_PAYLOAD_BYTES, ModelPhase, ModelState,
+    Offer, Payload, PayloadError, PowerWindow, RecompressRequest, ResourceWindow, RollbackEvent,
     SpoolDrop, StateReport, ThrottleEvent, decode, encode, try_encode,
 };
 pub use topic::{

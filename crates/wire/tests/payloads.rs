@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use wire::{
     Birth, BudgetBreach, BudgetKind, Budgets, Cause, Command, CommandKind, CommandResult,
-    Comparison, DeviceState, DriftFeature, DriftTest, Feature, Header, Histogram, InferWindow,
-    InstallEvent, InstallOutcome, MAX_PAYLOAD_BYTES, ModelPhase, ModelState, Offer, Payload,
-    PayloadError, PowerWindow, Quality, RecompressRequest, ResourceWindow, RollbackEvent, Runtime,
-    Side, SpoolDrop, StateReport, Statistic, ThrottleEvent, decode, encode, try_encode,
+    Comparison, DeviceState, DriftFeature, DriftTest, DropReason, Feature, Header, Histogram,
+    InferWindow, InstallEvent, InstallOutcome, MAX_PAYLOAD_BYTES, ModelPhase, ModelState, Offer,
+    Payload, PayloadError, PowerWindow, Quality, RecompressRequest, ResourceWindow, RollbackEvent,
+    Runtime, Side, SpoolDrop, StateReport, Statistic, ThrottleEvent, decode, encode, try_encode,
 };
 
 const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -68,6 +68,7 @@ fn infer() -> InferWindow {
         model: "magika".into(),
         digest: DIGEST.into(),
         window_ms: 5000,
+        windows: 1,
         requests: 6,
         errors: 0,
         rejected: 1,
@@ -111,6 +112,7 @@ fn resources() -> ResourceWindow {
     ResourceWindow {
         header: header::<ResourceWindow>(),
         window_ms: 5000,
+        windows: 1,
         agent_pss_bytes: Some(9 << 20),
         workers_pss_bytes: None,
         memory_total_bytes: 4 << 30,
@@ -122,6 +124,8 @@ fn resources() -> ResourceWindow {
         temperature_mc: Some(-4500),
         freq_khz: Some(1_500_000),
         throttled: false,
+        disk_written_bytes: Some(0),
+        disk_written_day_bytes: Some(40_960),
     }
 }
 
@@ -129,6 +133,7 @@ fn power() -> PowerWindow {
     PowerWindow {
         header: header::<PowerWindow>(),
         window_ms: 5000,
+        windows: 1,
         source: "model".into(),
         quality: Quality::Modelled,
         power_mw: Some(2900.5),
@@ -195,7 +200,13 @@ fn throttle() -> ThrottleEvent {
 }
 
 fn drop_report() -> SpoolDrop {
-    SpoolDrop { header: header::<SpoolDrop>(), dropped_records: 2, dropped_bytes: 4096 }
+    SpoolDrop {
+        header: header::<SpoolDrop>(),
+        dropped_records: 2,
+        dropped_bytes: 4096,
+        dropped_events: 1,
+        reason: DropReason::Age,
+    }
 }
 
 fn request() -> RecompressRequest {

@@ -13,7 +13,7 @@ use wire::{
 use crate::config::Config;
 use crate::core::{Conditions, Event, ModelFacts, Settings, WindowFacts};
 use crate::plane::ModelWindow;
-use crate::sys::{PowerReading, PowerSource, Roots, Sample, memory};
+use crate::sys::{PowerReading, PowerSource, Roots, Sample, disk, memory};
 
 /// A name for this run of the agent that no other run has.
 pub(super) fn boot_id() -> String {
@@ -175,6 +175,15 @@ pub(super) fn window(
     }
 }
 
+/// What was given to the disk.
+pub(super) fn disk(roots: &Roots, day_bytes: Option<u64>) -> serde_json::Value {
+    serde_json::json!({
+        "written_bytes": disk::written_bytes(roots),
+        "written_day_bytes": day_bytes,
+        "asked_bytes": disk::asked_bytes(),
+    })
+}
+
 fn model(pss_bytes: Option<u64>, window: ModelWindow) -> ModelFacts {
     ModelFacts {
         model: window.model,
@@ -198,6 +207,7 @@ fn resources(window_ms: u64, sample: &Sample) -> ResourceWindow {
     ResourceWindow {
         header: blank::<ResourceWindow>(),
         window_ms,
+        windows: 1,
         agent_pss_bytes: sample.agent_pss_bytes,
         workers_pss_bytes: sample.workers_pss_bytes,
         memory_total_bytes: sample.memory_total_bytes.unwrap_or(0),
@@ -209,6 +219,8 @@ fn resources(window_ms: u64, sample: &Sample) -> ResourceWindow {
         temperature_mc: sample.temperature_mc,
         freq_khz: sample.freq_khz,
         throttled: sample.throttled,
+        disk_written_bytes: sample.disk_written_bytes,
+        disk_written_day_bytes: sample.disk_written_day_bytes,
     }
 }
 
@@ -223,6 +235,7 @@ fn power_window(
     Some(PowerWindow {
         header: blank::<PowerWindow>(),
         window_ms,
+        windows: 1,
         source: reading.source.to_owned(),
         quality: reading.quality,
         power_mw: reading.power_mw.and_then(wire::finite),
