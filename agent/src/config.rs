@@ -24,17 +24,21 @@ use reader::Reader;
 
 mod doubts;
 mod download;
+mod homeassistant;
 mod layers;
 mod otlp;
 mod probation;
 mod reader;
 mod secure;
+mod spool;
 mod trust;
 
 pub use doubts::Doubt;
 pub use download::DownloadConfig;
+pub use homeassistant::HomeAssistantConfig;
 pub use otlp::OtlpConfig;
 pub use secure::Checked;
+pub use spool::{Fsync, SpoolConfig};
 
 /// Where the configuration is looked for when no file is named.
 pub const DEFAULT_FILE: &str = "/etc/espalier/agent.toml";
@@ -67,8 +71,8 @@ pub struct Config {
     pub mqtt: Option<MqttConfig>,
     /// The length of a telemetry window.
     pub window: Duration,
-    /// The most bytes the spool takes.
-    pub spool_bytes: u64,
+    /// What waits for the broker.
+    pub spool: SpoolConfig,
     /// Budgets by model.
     pub budgets: BTreeMap<String, Budgets>,
     /// When a budget counts as broken.
@@ -87,6 +91,8 @@ pub struct Config {
     pub download: DownloadConfig,
     /// Where metrics are sent to, if anywhere.
     pub otlp: Option<OtlpConfig>,
+    /// Whether and where Home Assistant is told of the device.
+    pub homeassistant: HomeAssistantConfig,
     /// How power is to be had.
     pub power: PowerConfig,
     /// The prefix of `/proc` and `/sys`.
@@ -284,7 +290,7 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Config {
     };
     let mqtt = mqtt(r);
     let window = r.millis("telemetry.window_ms", 10_000, 100..=3_600_000);
-    let spool_bytes = r.integer("spool.max_bytes", 64 << 20, 1 << 20..=1 << 40);
+    let spool = spool::read(r);
     let budgets = budgets(r);
     let breach = breach(r);
     let drift = drift(r);
@@ -294,6 +300,7 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Config {
     let trust = trust::read(r, environment);
     let download = download::read(r);
     let otlp = otlp::read(r);
+    let homeassistant = homeassistant::read(r);
     let power = power(r);
     let sys_root = r.path("sys.root").unwrap_or_else(|| PathBuf::from("/"));
     #[cfg(debug_assertions)]
@@ -306,7 +313,7 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Config {
         worker,
         mqtt,
         window,
-        spool_bytes,
+        spool,
         budgets,
         breach,
         drift,
@@ -316,6 +323,7 @@ fn read(r: &mut Reader, environment: &[(String, String)]) -> Config {
         trust,
         download,
         otlp,
+        homeassistant,
         power,
         sys_root,
         #[cfg(debug_assertions)]

@@ -23,8 +23,8 @@ pub use drift::{DriftFacts, FeatureFacts, examine};
 pub use effect::{ActiveEntry, Effect, Report, Step};
 pub use ending::End;
 pub use event::{
-    BundleFacts, Event, FailureClass, GroupUsage, InstallId, Millis, ModelFacts, ShadowFacts,
-    StepDone, StepFailure, WindowFacts,
+    BundleFacts, Dropped, Event, FailureClass, GroupUsage, InstallId, Millis, ModelFacts,
+    ShadowFacts, StepDone, StepFailure, WindowFacts,
 };
 pub use measure::MeasureOrder;
 pub use record::{Baseline, Durable, DurableModel, InstallState, Installed, Record};
@@ -154,7 +154,7 @@ impl Core {
             Event::WorkerDied { model, reason } => self.on_worker_died(now, &model, &reason),
             Event::RestartFailed { model, reason } => self.on_restart_failed(&model, &reason),
             Event::WorkerRestarted { model } => self.on_worker_restarted(&model),
-            Event::SpoolDropped { records, bytes } => self.report_spool_drop(records, bytes),
+            Event::SpoolDropped(dropped) => self.report_spool_drop(dropped),
             Event::BudgetsConfigured(budgets) => self.on_budgets_configured(budgets),
             Event::Conditions(conditions) => self.on_conditions(now, conditions),
             Event::Shutdown => self.on_shutdown(now),

@@ -7,6 +7,7 @@ pub mod download;
 pub mod driver;
 #[cfg(debug_assertions)]
 pub mod hold;
+pub mod homeassistant;
 pub mod install;
 pub mod journal;
 pub mod logging;

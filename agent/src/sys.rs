@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use self::cgroup::{MemoryGroup, Usage, Version};
 use self::cpu::CpuTimes;
+use self::disk::DiskMeter;
 use self::power::PowerMeter;
 pub use self::power::{PowerConfig, PowerReading, PowerSource};
 use self::pressure::{Pressure, PressureShares};
@@ -22,6 +23,7 @@ use self::thermal::ThrottleWatch;
 
 pub mod cgroup;
 pub mod cpu;
+pub mod disk;
 pub mod machine;
 pub mod memory;
 pub mod power;
@@ -101,6 +103,10 @@ pub struct Sample {
     pub throttled: bool,
     /// What says so.
     pub throttle_cause: Option<&'static str>,
+    /// Bytes that this process gave to the disk within the window.
+    pub disk_written_bytes: Option<u64>,
+    /// Within the last 24 hours, or since its start where that is less.
+    pub disk_written_day_bytes: Option<u64>,
     /// The power drawn within the window.
     pub power: PowerReading,
     /// The machine's pressure within the window.
@@ -121,6 +127,7 @@ pub struct Sampler {
     throttle: ThrottleWatch,
     /// `None` where processes are not of the machine that the rest of the files tell of.
     processes: Option<ProcessWatch>,
+    disk: DiskMeter,
     window: Counters,
     began: Instant,
     last_tick: Option<CpuTimes>,
@@ -165,6 +172,7 @@ impl Sampler {
             power: PowerMeter::new(power),
             throttle: ThrottleWatch::default(),
             processes: Some(ProcessWatch::default()),
+            disk: DiskMeter::default(),
             began: now,
             last_tick: window.cpu,
             window,
@@ -203,6 +211,7 @@ impl Sampler {
         let info = memory::info(&self.roots);
         let temperature_mc = thermal::temperature_mc(&self.roots);
         let throttle_cause = self.throttle.cause(&self.roots, temperature_mc, busy);
+        let disk = self.disk.take(now, disk::written_bytes(&self.roots));
         let processes = self.spent(workers);
         let window = &self.window;
         Sample {
@@ -223,6 +232,8 @@ impl Sampler {
             freq_khz: cpu::freq_khz(&self.roots),
             throttled: throttle_cause.is_some(),
             throttle_cause,
+            disk_written_bytes: disk.window_bytes,
+            disk_written_day_bytes: disk.day_bytes,
             power: self.power.take(inferences, workers),
             pressure: window.pressure.since(&before.pressure, elapsed),
             group_pressure: window.group_pressure.since(&before.group_pressure, elapsed),

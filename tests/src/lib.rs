@@ -7,11 +7,13 @@ pub mod container;
 pub mod files;
 pub mod guarded;
 pub mod hold;
+pub mod homeassistant;
 pub mod journal;
 pub mod load;
 pub mod offers;
 pub mod packages;
 pub mod subscriber;
+pub mod telegraf;
 
 use std::env;
 use std::path::PathBuf;

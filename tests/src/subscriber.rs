@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -44,7 +44,10 @@ impl Subscriber {
     /// When the broker does not take it within `patience`.
     #[must_use]
     pub fn start((host, port): (&str, u16), root: &str, patience: Duration) -> Self {
-        let mut options = MqttOptions::new("subscriber", host, port);
+        // Two of one name would kick each other out.
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("subscriber-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut options = MqttOptions::new(name, host, port);
         options.set_max_packet_size(Some(PACKET_BYTES));
         let (client, mut connection) = Client::new(options, 16);
         let mut filter = Filter::new(format!("{root}/#"), QoS::AtLeastOnce);

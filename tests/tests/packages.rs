@@ -133,6 +133,7 @@ const AGENT_FILES: &[&str] = &[
     "usr/share/doc/espalier-agent/agent.md.gz",
     "usr/share/doc/espalier-agent/bundle.md.gz",
     "usr/share/doc/espalier-agent/copyright",
+    "usr/share/doc/espalier-agent/examples/telegraf.conf",
     "usr/share/fish/vendor_completions.d/espalier-agent.fish",
     "usr/share/man/man8/espalier-agent-bench.8.gz",
     "usr/share/man/man8/espalier-agent-check.8.gz",

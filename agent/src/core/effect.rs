@@ -145,6 +145,18 @@ impl Report {
         }
     }
 
+    /// Whether it is kept when other events have to go: what an operator or a compressor acts on.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        match self {
+            Self::Breach(_) | Self::Rollback(_) | Self::Recompress(_) | Self::Result(_) => true,
+            Self::Install(_) => self.is_vouched_for(),
+            Self::Birth(_) | Self::State(_) | Self::Model(_) => false,
+            Self::Infer(_) | Self::Resources(_) | Self::Power(_) => false,
+            Self::Throttle(_) | Self::SpoolDrop(_) => false,
+        }
+    }
+
     /// Whether the journal says, once this is kept, that it was told.
     #[must_use]
     pub fn is_vouched_for(&self) -> bool {

@@ -1,7 +1,8 @@
 //! What can happen to a device: everything the core is told.
 
 use wire::{
-    Budgets, Command, CommandKind, Histogram, MeasureProfile, Offer, PowerWindow, ResourceWindow,
+    Budgets, Command, CommandKind, DropReason, Histogram, MeasureProfile, Offer, PowerWindow,
+    ResourceWindow,
 };
 
 use super::drift::DriftFacts;
@@ -80,7 +81,7 @@ pub enum Event {
         outcome: Result<Box<MeasureProfile>, String>,
     },
     /// One telemetry window ended.
-    Window(WindowFacts),
+    Window(Box<WindowFacts>),
     /// A step of an install finished.
     Step {
         /// The model the install belongs to.
@@ -134,17 +135,46 @@ pub enum Event {
         /// The model.
         model: String,
     },
-    /// The spool reached its limit and gave up records.
-    SpoolDropped {
-        /// How many.
-        records: u64,
-        /// Their bytes.
-        bytes: u64,
-    },
+    /// Messages were given up.
+    SpoolDropped(Dropped),
     /// The configuration's budgets were read again.
     BudgetsConfigured(std::collections::BTreeMap<String, Budgets>),
     /// The service is asked to end.
     Shutdown,
+}
+
+/// Messages that were given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    /// How many.
+    pub records: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// How many of them were events rather than telemetry.
+    pub events: u64,
+    /// Why.
+    pub reason: DropReason,
+}
+
+impl Dropped {
+    /// None, which would have been for that reason.
+    #[must_use]
+    pub fn none(reason: DropReason) -> Self {
+        Self { records: 0, bytes: 0, events: 0, reason }
+    }
+
+    /// Whether nothing was given up.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.records == 0 && self.bytes == 0
+    }
+
+    /// Adds what was given up for the same reason.
+    pub fn add(&mut self, other: Self) {
+        self.records = self.records.saturating_add(other.records);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.events = self.events.saturating_add(other.events);
+    }
 }
 
 /// What one telemetry window measured.

@@ -6,7 +6,7 @@ use wire::{
 };
 
 use super::effect::{Effect, Report};
-use super::event::Millis;
+use super::event::{Dropped, Millis};
 use super::record::{DurableInstall, InstallState};
 use super::{Core, DurableModel, judge};
 
@@ -197,11 +197,13 @@ impl Core {
         }));
     }
 
-    pub(super) fn report_spool_drop(&mut self, records: u64, bytes: u64) {
+    pub(super) fn report_spool_drop(&mut self, dropped: Dropped) {
         self.publish(Report::SpoolDrop(SpoolDrop {
             header: blank::<SpoolDrop>(),
-            dropped_records: records,
-            dropped_bytes: bytes,
+            dropped_records: dropped.records,
+            dropped_bytes: dropped.bytes,
+            dropped_events: dropped.events,
+            reason: dropped.reason,
         }));
     }
 }

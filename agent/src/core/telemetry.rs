@@ -309,6 +309,7 @@ fn infer_window(facts: &ModelFacts, window_ms: u64, drift: Option<DriftTest>) ->
         model: facts.model.clone(),
         digest: facts.digest.clone(),
         window_ms,
+        windows: 1,
         requests: facts.requests,
         errors: facts.errors,
         rejected: facts.rejected,

@@ -107,6 +107,7 @@ fn quiet() -> ResourceWindow {
     ResourceWindow {
         header: header::<ResourceWindow>(),
         window_ms: 1000,
+        windows: 1,
         agent_pss_bytes: None,
         workers_pss_bytes: None,
         memory_total_bytes: 0,
@@ -133,6 +134,8 @@ fn quiet() -> ResourceWindow {
         group_memory_high_events: None,
         group_memory_max_events: None,
         group_oom_kills: None,
+        disk_written_bytes: None,
+        disk_written_day_bytes: None,
     }
 }
 
@@ -140,7 +143,7 @@ fn window(model: &str, digest: &str, shape: Shape) -> Event {
     let mut compute = Histogram::default();
     (0..shape.requests).for_each(|_| compute.record(shape.us));
     let resources = ResourceWindow { throttled: shape.throttled, ..quiet() };
-    Event::Window(WindowFacts {
+    Event::Window(Box::new(WindowFacts {
         window_ms: 1000,
         models: vec![ModelFacts {
             model: model.into(),
@@ -153,7 +156,7 @@ fn window(model: &str, digest: &str, shape: Shape) -> Event {
         }],
         resources: Some(resources),
         power: None,
-    })
+    }))
 }
 
 /// Two features: five classes alike in the reference, and a number that never changes.

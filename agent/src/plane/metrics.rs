@@ -13,7 +13,7 @@ use super::registry::Registry;
 use super::window::Totals;
 use crate::sys::cgroup::Usage;
 use crate::sys::pressure::{Pressure, Stalls};
-use crate::sys::{Roots, memory};
+use crate::sys::{Roots, disk, memory};
 
 /// The media type of [`render`]'s text.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -31,6 +31,23 @@ pub(super) fn render(registry: &Registry) -> String {
     family(&mut text, "espalier_agent", "info", "", "The agent.");
     let _ = writeln!(text, "espalier_agent_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
     machine(&mut text, roots);
+    for (name, help, value) in [
+        (
+            "espalier_agent_disk_written_bytes",
+            "Bytes that the agent gave to the disk, as the kernel counts them.",
+            disk::written_bytes(roots),
+        ),
+        (
+            "espalier_agent_state_written_bytes",
+            "Bytes of journal, spool and small files that the agent wrote.",
+            Some(disk::asked_bytes()),
+        ),
+    ] {
+        if let Some(value) = value {
+            family(&mut text, name, "counter", "bytes", help);
+            let _ = writeln!(text, "{name}_total {value}");
+        }
+    }
     family(&mut text, "espalier_model", "info", "", "What is served.");
     for served in &served {
         let _ = writeln!(text, "espalier_model_info{{{}}} 1", served.info);

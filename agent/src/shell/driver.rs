@@ -13,13 +13,14 @@ use tokio::time::MissedTickBehavior;
 use super::download::Access;
 #[cfg(debug_assertions)]
 use super::hold::Hold;
+use super::homeassistant::HomeAssistant;
 use super::install::Installer;
 use super::journal::Journal;
 use super::measure::Measurer;
 use super::mqtt::{LinkEvent, Will};
 use super::notify::{Manager, watchdog_interval};
 use super::outbox::{Outbox, PutError, Stamp};
-use super::spool::{Dropped, Spool};
+use super::spool::{Moment, Spool};
 use super::state_dir::{PathError, StateDir, write_atomically};
 use super::status::Question;
 use super::store::Store;
@@ -52,6 +53,8 @@ const MAX_WAITING: usize = 64;
 const MAX_UNKEPT: usize = 64;
 /// How often a disk that took nothing at the start is tried again.
 const DISK_RETRY: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
+/// How often losses of the spool are told: the telling may itself cost a record.
+const LOSSES: Duration = Duration::from_secs(10);
 /// Clocks that show an earlier time than this (September 2020) were never set.
 const CLOCK_SET_MS: u64 = 1_600_000_000_000;
 
@@ -131,6 +134,10 @@ struct Driver {
     manager: Manager,
     clock: Instant,
     window_began: Instant,
+    /// Bytes given to the disk in a day, when the last window ended.
+    written_day: Option<u64>,
+    /// When losses may be told again.
+    losses_due: Instant,
     stalled: Option<(Instant, String)>,
     /// Commands that came meanwhile.
     waiting: Vec<Event>,
@@ -228,6 +235,8 @@ impl Driver {
             manager: Manager::default(),
             clock,
             window_began: clock,
+            written_day: None,
+            losses_due: clock,
             stalled: None,
             waiting: Vec::new(),
             unkept: VecDeque::new(),
@@ -435,18 +444,8 @@ impl Driver {
         };
         let vouched_for = report.is_vouched_for();
         let again = report.happened_once().then(|| report.clone());
-        match outbox.put(report, unix_ms()) {
-            Ok(dropped) if dropped.records > 0 => {
-                let event = Event::SpoolDropped { records: dropped.records, bytes: dropped.bytes };
-                let effects = self.core.step(self.now(), event);
-                // The report of a loss may itself cost a record; that one is not reported.
-                for effect in effects {
-                    if let (Effect::Publish(report), Some(outbox)) = (effect, &mut self.outbox) {
-                        let _ = outbox.put(*report, unix_ms());
-                    }
-                }
-            }
-            Ok(_) => {}
+        match outbox.put(report, moment()) {
+            Ok(()) => {}
             Err(PutError::Disk(error)) if vouched_for => return Err(error),
             Err(error) => self.keep_for_later(again, &error),
         }
@@ -490,6 +489,7 @@ impl Driver {
         }
         self.put_unkept();
         self.try_disk(Instant::now());
+        self.tend_spool();
         self.feed(Event::Tick);
         for (model, install) in self.core.shadowing() {
             if let Some(facts) = self.installer.shadow_facts(install) {
@@ -532,6 +532,28 @@ impl Driver {
         }
     }
 
+    /// Lets the spool write what is due, and tells what it had to give up.
+    fn tend_spool(&mut self) {
+        let Some(outbox) = &mut self.outbox else {
+            return;
+        };
+        if let Err(error) = outbox.tick(moment()) {
+            tracing::warn!(%error, "the spool cannot be written");
+        }
+        if self.stalled.is_some() {
+            return;
+        }
+        let now = Instant::now();
+        if now < self.losses_due {
+            return;
+        }
+        while let Some(lost) = self.outbox.as_mut().and_then(Outbox::take_lost) {
+            tracing::warn!(?lost, "messages are given up");
+            self.losses_due = now + LOSSES;
+            self.feed(Event::SpoolDropped(lost));
+        }
+    }
+
     fn on_power_tick(&mut self) {
         self.sampler.tick(Instant::now());
         if self.settings.download.are_strict() {
@@ -557,9 +579,10 @@ impl Driver {
         let workers: Vec<u32> = pids.iter().map(|(_, pid)| *pid).collect();
         let inferences = windows.iter().map(|window| window.requests).sum();
         let sample = self.sampler.sample(now, &workers, inferences);
+        self.written_day = sample.disk_written_day_bytes;
         let serving = self.plane.serving_pids();
         let facts = facts::window(length, windows, &serving, &sample, &self.roots);
-        self.feed(Event::Window(facts));
+        self.feed(Event::Window(Box::new(facts)));
     }
 
     fn on_plane(&mut self, event: PlaneEvent) {
@@ -612,12 +635,9 @@ impl Driver {
             }
             LinkEvent::Sent(packet) => outbox.sent(packet),
             LinkEvent::Acknowledged { packet, refused } => {
-                match outbox.acknowledged(packet, refused.as_ref(), Instant::now()) {
-                    Ok(Dropped { records: 0, .. }) => {}
-                    Ok(Dropped { records, bytes }) => {
-                        self.feed(Event::SpoolDropped { records, bytes });
-                    }
-                    Err(reason) => tracing::error!(reason, "the spool cannot be written"),
+                let now = Instant::now();
+                if let Err(reason) = outbox.acknowledged(packet, refused.as_ref(), now) {
+                    tracing::error!(reason, "the spool cannot be written");
                 }
             }
             LinkEvent::Subscribed { refused } => {
@@ -680,6 +700,7 @@ impl Driver {
             "plane": self.plane.status(),
             "endpoints": self.plane.endpoints(),
             "spool": self.outbox.as_ref().map(Outbox::fill),
+            "disk": facts::disk(&self.roots, self.written_day),
         })
     }
 
@@ -701,6 +722,9 @@ impl Driver {
                 self.pump();
             }
             if let Some(outbox) = &mut self.outbox {
+                if let Err(error) = outbox.flush(Instant::now()) {
+                    tracing::error!(%error, "what waits in memory is lost");
+                }
                 outbox.close();
             }
             // The good-bye itself has to go out, which the broker answers by closing.
@@ -858,9 +882,13 @@ fn connect(config: &Config, state: &StateDir, boot_id: &str) -> Result<Connectio
     let (Some(mqtt), Some(topics)) = (&config.mqtt, config.topics()) else {
         return Ok((None, None));
     };
-    let spool = Spool::open(&state.spool(), config.spool_bytes)?;
+    let spool = Spool::open(&state.spool(), config.spool.clone())?;
     let will = Will { topic: topics.state(), payload: facts::will(boot_id, unix_ms()) };
+    let memory = state.homeassistant();
+    let homeassistant = HomeAssistant::new(&config.homeassistant, topics.clone(), memory);
+    homeassistant.remember()?;
     let outbox = Outbox::new(topics, Stamp::new(boot_id), spool, mqtt.inflight);
+    let outbox = outbox.telling(homeassistant);
     warn_of_findings(config);
     let (link, _task) = mqtt::start(mqtt, &config.device.id, will);
     Ok((Some(outbox), Some(link)))
@@ -903,6 +931,11 @@ pub(crate) fn unix_ms() -> Option<u64> {
     (ms >= CLOCK_SET_MS).then_some(ms)
 }
 
+/// Now, by both clocks.
+fn moment() -> Moment {
+    Moment { at: Instant::now(), unix_ms: unix_ms() }
+}
+
 fn log_report(report: &Report) {
     match report {
         Report::Breach(b) => tracing::warn!(
@@ -938,4 +971,4 @@ fn log_report(report: &Report) {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests;
+pub(super) mod tests;

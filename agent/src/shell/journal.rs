@@ -118,6 +118,7 @@ impl Journal {
             let _ = self.file.set_len(self.bytes);
             return Err(PathError::at("append to", &self.path)(error));
         }
+        crate::sys::disk::count(line.len());
         self.bytes += line.len() as u64;
         Ok(())
     }

@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use wire::{EventKind, Header, Payload, Stream, Topics};
+use wire::{DropReason, EventKind, Header, Payload, Stream, Topics};
 
+use super::homeassistant::HomeAssistant;
 use super::mqtt::{Publisher, Refusal};
-use super::spool::{Class, Dropped, Fill, Spool};
+use super::spool::{Class, Fill, Moment, Spool};
 use super::state_dir::PathError;
-use crate::core::Report;
+use crate::core::{Dropped, Report};
 
 /// Stamps headers: when, which in a row, of which run.
 #[derive(Debug)]
@@ -53,7 +54,7 @@ pub enum PutError {
 #[derive(Debug)]
 enum Handed {
     Retained { topic: String, payload: Vec<u8> },
-    Spooled { id: u64, bytes: u64, is_loss: bool },
+    Spooled { id: u64, bytes: u64, is_loss: bool, is_event: bool },
 }
 
 /// Something that the broker refused and may take later.
@@ -94,14 +95,15 @@ pub struct Outbox {
     inflight: HashMap<u16, Handed>,
     held: BTreeMap<u64, Held>,
     aside: BTreeMap<String, Aside>,
+    /// What the broker refused for good.
+    refused: Option<Dropped>,
+    homeassistant: Option<HomeAssistant>,
 }
 
 /// A report ready to be sent.
 struct Letter {
     topic: String,
     payload: Vec<u8>,
-    /// How it is kept until then; retained reports are not.
-    class: Option<Class>,
 }
 
 impl Outbox {
@@ -121,7 +123,15 @@ impl Outbox {
             inflight: HashMap::new(),
             held: BTreeMap::new(),
             aside: BTreeMap::new(),
+            refused: None,
+            homeassistant: None,
         }
+    }
+
+    /// Tells Home Assistant of the device, or takes back what was told.
+    #[must_use]
+    pub fn telling(self, homeassistant: HomeAssistant) -> Self {
+        Self { homeassistant: Some(homeassistant), ..self }
     }
 
     /// How full the spool is.
@@ -146,6 +156,7 @@ impl Outbox {
     /// The broker took the connection. The core's retained reports follow.
     pub fn connected(&mut self, link: Box<dyn Publisher>) {
         self.disconnected();
+        self.spool.connected();
         self.link = Some(link);
     }
 
@@ -182,20 +193,48 @@ impl Outbox {
         }
     }
 
-    /// Takes a report in, and says what the spool had to give up for it.
+    /// What was given up since this was asked last, one reason at a time.
+    pub fn take_lost(&mut self) -> Option<Dropped> {
+        self.refused.take().or_else(|| self.spool.take_lost())
+    }
+
+    /// Writes what is due, and gives up what is too old.
+    ///
+    /// # Errors
+    /// The spool's; it is tried again after a while.
+    pub fn tick(&mut self, moment: Moment) -> Result<(), PathError> {
+        self.spool.tick(moment)
+    }
+
+    /// Makes everything durable that waits.
+    ///
+    /// # Errors
+    /// The spool's.
+    pub fn flush(&mut self, now: Instant) -> Result<(), PathError> {
+        self.spool.flush(now)
+    }
+
+    /// Takes a report in.
     ///
     /// # Errors
     /// The report could not be written, with the reason; it is not kept.
-    pub fn put(&mut self, report: Report, unix_ms: Option<u64>) -> Result<Dropped, PutError> {
-        let letter = self.write(report, unix_ms).map_err(PutError::Unfit)?;
-        let Letter { topic, payload, class } = letter;
+    pub fn put(&mut self, report: Report, moment: Moment) -> Result<(), PutError> {
+        let class = class_of(&report);
+        if let Some(homeassistant) = &mut self.homeassistant {
+            let told = homeassistant.hear(&report);
+            if self.link.is_some() {
+                self.retained.extend(told);
+            }
+        }
+        let letter = self.write(report, moment.unix_ms).map_err(PutError::Unfit)?;
+        let Letter { topic, payload } = letter;
         let Some(class) = class else {
             if self.link.is_some() {
                 self.retained.insert(topic, payload);
             }
-            return Ok(Dropped::default());
+            return Ok(());
         };
-        Ok(self.spool.push(class, unix_ms.unwrap_or(0), &topic, &payload)?)
+        Ok(self.spool.push(class, moment, &topic, &payload)?)
     }
 
     /// Hands over as much as may be under way. The subscription goes last on a new connection, so
@@ -225,7 +264,7 @@ impl Outbox {
             if waiting >= self.limit {
                 break;
             }
-            let Some(message) = self.spool.take_unsent().map_err(|e| e.to_string())? else {
+            let Some(message) = self.spool.take_unsent(now).map_err(|e| e.to_string())? else {
                 break;
             };
             if link.publish(&message.topic, false, &message.payload).is_err() {
@@ -236,6 +275,7 @@ impl Outbox {
                 id: message.id,
                 bytes: message.payload.len() as u64,
                 is_loss: message.topic == self.topics.event(EventKind::SpoolDrop),
+                is_event: !message.topic.starts_with(&self.topics.metrics_prefix()),
             });
         }
         Ok(())
@@ -271,8 +311,7 @@ impl Outbox {
         }
     }
 
-    /// The broker has the message of this number, or refuses it; the result says what is given up
-    /// for that. Only a message that is wrong in itself is: sending it again would not help, and
+    /// The broker has the message of this number, or refuses it. Only a message that is wrong in itself is: sending it again would not help, and
     /// would hold up what is behind it. Any other is kept and tried again.
     ///
     /// # Errors
@@ -282,98 +321,113 @@ impl Outbox {
         packet: u16,
         refused: Option<&Refusal>,
         now: Instant,
-    ) -> Result<Dropped, String> {
+    ) -> Result<(), String> {
         let Some(handed) = self.inflight.remove(&packet) else {
-            return Ok(Dropped::default());
+            return Ok(());
         };
         match (handed, refused) {
             (Handed::Spooled { id, .. }, Some(refusal)) if !refusal.for_good => {
                 tracing::warn!(refusal.reason, "the broker refused a message; it is kept");
                 self.held.entry(id).or_default().refused(now);
-                Ok(Dropped::default())
             }
-            (Handed::Spooled { id, bytes, is_loss }, refused) => {
+            (Handed::Spooled { id, bytes, is_loss, is_event }, refused) => {
                 self.held.remove(&id);
                 self.spool.acknowledge(id).map_err(|e| e.to_string())?;
                 let Some(Refusal { reason, .. }) = refused else {
-                    return Ok(Dropped::default());
+                    return Ok(());
                 };
                 tracing::warn!(reason, "the broker refused a message for good; it is given up");
                 // A loss that cannot be told is not told by another such message.
-                let records = u64::from(!is_loss);
-                Ok(Dropped { records, bytes: bytes * records })
+                if !is_loss {
+                    let reason = DropReason::Refused;
+                    let none = Dropped::none(reason);
+                    let events = u64::from(is_event);
+                    let own = Dropped { records: 1, bytes, events, reason };
+                    self.refused.get_or_insert(none).add(own);
+                }
             }
             (Handed::Retained { topic, payload }, Some(refusal)) if !refusal.for_good => {
                 let aside = self.aside.entry(topic).or_default();
                 aside.payload = payload;
                 tracing::warn!(refusal.reason, "the broker refused a report; it is kept");
                 aside.held.refused(now);
-                Ok(Dropped::default())
             }
             (Handed::Retained { topic, .. }, _) => {
                 self.aside.remove(&topic);
-                Ok(Dropped::default())
+                if let (Some(homeassistant), None) = (&mut self.homeassistant, refused) {
+                    let done = homeassistant.acknowledged(&topic);
+                    done.and_then(|()| homeassistant.remember()).map_err(|e| e.to_string())?;
+                }
             }
         }
+        Ok(())
     }
 
     fn write(&mut self, report: Report, unix_ms: Option<u64>) -> Result<Letter, String> {
         let t = &self.topics;
         let s = &mut self.stamp;
-        let event = Some(Class::Event);
-        let window = Some(Class::Telemetry);
         let topic = |topic: Result<String, wire::TopicError>| topic.map_err(|e| e.to_string());
         match report {
-            Report::Birth(mut p) => letter(s, unix_ms, &mut p, |p| &mut p.header, t.birth(), None),
-            Report::State(mut p) => letter(s, unix_ms, &mut p, |p| &mut p.header, t.state(), None),
+            Report::Birth(mut p) => letter(s, unix_ms, &mut p, |p| &mut p.header, t.birth()),
+            Report::State(mut p) => letter(s, unix_ms, &mut p, |p| &mut p.header, t.state()),
             Report::Model(mut p) => {
                 let topic = topic(t.model(&p.model))?;
-                letter(s, unix_ms, &mut p, |p| &mut p.header, topic, None)
+                letter(s, unix_ms, &mut p, |p| &mut p.header, topic)
             }
             Report::Infer(mut p) => {
                 let topic = topic(t.metrics(&Stream::Infer(p.model.clone())))?;
-                letter(s, unix_ms, &mut p, |p| &mut p.header, topic, window)
+                letter(s, unix_ms, &mut p, |p| &mut p.header, topic)
             }
             Report::Resources(mut p) => {
                 let topic = topic(t.metrics(&Stream::Res))?;
-                letter(s, unix_ms, &mut p, |p| &mut p.header, topic, window)
+                letter(s, unix_ms, &mut p, |p| &mut p.header, topic)
             }
             Report::Power(mut p) => {
                 let topic = topic(t.metrics(&Stream::Power))?;
-                letter(s, unix_ms, &mut p, |p| &mut p.header, topic, window)
+                letter(s, unix_ms, &mut p, |p| &mut p.header, topic)
             }
             Report::Breach(mut p) => {
                 let topic = t.event(EventKind::BudgetBreach);
-                letter(s, unix_ms, &mut p, |p| &mut p.header, topic, event)
+                letter(s, unix_ms, &mut p, |p| &mut p.header, topic)
             }
             Report::Install(mut p) => {
                 let topic = t.event(EventKind::Install);
-                letter(s, unix_ms, &mut p, |p| &mut p.header, topic, event)
+                letter(s, unix_ms, &mut p, |p| &mut p.header, topic)
             }
             Report::Rollback(mut p) => {
                 let topic = t.event(EventKind::Rollback);
-                letter(s, unix_ms, &mut p, |p| &mut p.header, topic, event)
+                letter(s, unix_ms, &mut p, |p| &mut p.header, topic)
             }
             Report::Throttle(mut p) => {
                 let topic = t.event(EventKind::Throttle);
-                letter(s, unix_ms, &mut p, |p| &mut p.header, topic, event)
+                letter(s, unix_ms, &mut p, |p| &mut p.header, topic)
             }
             Report::SpoolDrop(mut p) => {
                 let topic = t.event(EventKind::SpoolDrop);
-                letter(s, unix_ms, &mut p, |p| &mut p.header, topic, event)
+                letter(s, unix_ms, &mut p, |p| &mut p.header, topic)
             }
             Report::Command(mut p) => {
                 let topic = t.event(EventKind::Command);
                 letter(s, unix_ms, &mut p, |p| &mut p.header, topic, event)
             }
             Report::Recompress(mut p) => {
-                letter(s, unix_ms, &mut p, |p| &mut p.header, t.recompress(), event)
+                letter(s, unix_ms, &mut p, |p| &mut p.header, t.recompress())
             }
             Report::Result(mut p) => {
                 let topic = topic(t.result(&p.id))?;
-                letter(s, unix_ms, &mut p, |p| &mut p.header, topic, event)
+                letter(s, unix_ms, &mut p, |p| &mut p.header, topic)
             }
         }
+    }
+}
+
+/// How a report is kept until the broker has it; retained ones are not.
+fn class_of(report: &Report) -> Option<Class> {
+    match report {
+        Report::Birth(_) | Report::State(_) | Report::Model(_) => None,
+        Report::Infer(_) | Report::Resources(_) | Report::Power(_) => Some(Class::Telemetry),
+        urgent if urgent.is_urgent() => Some(Class::Urgent),
+        _ => Some(Class::Event),
     }
 }
 
@@ -389,11 +443,10 @@ fn letter<P: Payload>(
     payload: &mut P,
     header: impl Fn(&mut P) -> &mut Header,
     topic: String,
-    class: Option<Class>,
 ) -> Result<Letter, String> {
     stamp.write(header(payload), unix_ms);
     let payload = wire::try_encode(payload).map_err(|e| e.to_string())?;
-    Ok(Letter { topic, payload, class })
+    Ok(Letter { topic, payload })
 }
 
 #[cfg(test)]
@@ -403,6 +456,7 @@ mod tests {
 
     use super::super::mqtt::Busy;
     use super::*;
+    use crate::config::SpoolConfig;
     use wire::{SpoolDrop, StateReport};
 
     #[derive(Debug, Clone, Default)]
@@ -424,8 +478,13 @@ mod tests {
 
     fn outbox(dir: &std::path::Path, limit: u16) -> Outbox {
         let topics = Topics::new("r", "d").unwrap();
-        let spool = Spool::open(dir, 1 << 20).unwrap();
+        let spool =
+            Spool::open(dir, SpoolConfig { max_bytes: 1 << 20, ..SpoolConfig::default() }).unwrap();
         Outbox::new(topics, Stamp::new("b"), spool, limit)
+    }
+
+    fn at() -> Moment {
+        Moment { at: Instant::now(), unix_ms: None }
     }
 
     fn event() -> Report {
@@ -433,6 +492,8 @@ mod tests {
             header: Header::of::<SpoolDrop>(0, 0, ""),
             dropped_records: 1,
             dropped_bytes: 1,
+            dropped_events: 0,
+            reason: DropReason::Full,
         })
     }
 
@@ -449,7 +510,7 @@ mod tests {
     fn an_event_is_kept_until_its_acknowledgement_over_any_number_of_connections() {
         let dir = tempfile::tempdir().unwrap();
         let mut outbox = outbox(dir.path(), 4);
-        outbox.put(event(), None).unwrap();
+        outbox.put(event(), at()).unwrap();
         for _ in 0..2 {
             let wire = Wire::default();
             outbox.connected(Box::new(wire.clone()));
@@ -471,11 +532,11 @@ mod tests {
     fn retained_reports_go_first_then_the_subscription_then_the_spool() {
         let dir = tempfile::tempdir().unwrap();
         let mut outbox = outbox(dir.path(), 4);
-        outbox.put(event(), None).unwrap();
-        outbox.put(state(), None).unwrap();
+        outbox.put(event(), at()).unwrap();
+        outbox.put(state(), at()).unwrap();
         let wire = Wire::default();
         outbox.connected(Box::new(wire.clone()));
-        outbox.put(state(), None).unwrap();
+        outbox.put(state(), at()).unwrap();
         outbox.pump(Instant::now()).unwrap();
         assert_eq!(
             *wire.0.lock().unwrap(),
@@ -489,7 +550,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut outbox = outbox(dir.path(), 2);
         for _ in 0..5 {
-            outbox.put(event(), None).unwrap();
+            outbox.put(event(), at()).unwrap();
         }
         let wire = Wire::default();
         outbox.connected(Box::new(wire.clone()));
@@ -501,6 +562,7 @@ mod tests {
         assert_eq!(wire.0.lock().unwrap().len(), 4);
         assert_eq!(outbox.fill().records, 4);
     }
+
     fn refusal(reason: &str, for_good: bool) -> Refusal {
         Refusal { reason: reason.to_owned(), for_good }
     }
@@ -509,7 +571,7 @@ mod tests {
     fn a_message_refused_for_a_quota_is_kept_and_tried_again_with_growing_waits() {
         let dir = tempfile::tempdir().unwrap();
         let mut outbox = outbox(dir.path(), 4);
-        outbox.put(event(), None).unwrap();
+        outbox.put(event(), at()).unwrap();
         let wire = Wire::default();
         outbox.connected(Box::new(wire.clone()));
         let mut now = Instant::now();
@@ -518,8 +580,8 @@ mod tests {
             let before = wire.0.lock().unwrap().len();
             outbox.sent(1);
             let refused = refusal("QuotaExceeded", false);
-            let dropped = outbox.acknowledged(1, Some(&refused), now).unwrap();
-            assert_eq!((dropped.records, outbox.fill().records), (0, 1));
+            outbox.acknowledged(1, Some(&refused), now).unwrap();
+            assert_eq!((outbox.take_lost(), outbox.fill().records), (None, 1));
             now += Duration::from_secs(wait) - Duration::from_millis(1);
             outbox.pump(now).unwrap();
             assert_eq!(wire.0.lock().unwrap().len(), before, "tried again too soon");
@@ -554,7 +616,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut outbox = outbox(dir.path(), 2);
         for _ in 0..5 {
-            outbox.put(event(), None).unwrap();
+            outbox.put(event(), at()).unwrap();
         }
         let wire = Wire::default();
         outbox.connected(Box::new(wire.clone()));
@@ -577,7 +639,7 @@ mod tests {
         let mut outbox = outbox(dir.path(), 4);
         let wire = Wire::default();
         outbox.connected(Box::new(wire.clone()));
-        outbox.put(state(), None).unwrap();
+        outbox.put(state(), at()).unwrap();
         let now = Instant::now();
         outbox.pump(now).unwrap();
         outbox.sent(1);
@@ -599,16 +661,17 @@ mod tests {
             error: None,
             data: serde_json::Value::Null,
         });
-        outbox.put(answer, None).unwrap();
-        outbox.put(event(), None).unwrap();
+        outbox.put(answer, at()).unwrap();
+        outbox.put(event(), at()).unwrap();
         outbox.connected(Box::new(Wire::default()));
         let now = Instant::now();
         outbox.pump(now).unwrap();
         let refused = refusal("PayloadFormatInvalid", true);
         for (packet, lost) in [(1, 1), (2, 0)] {
             outbox.sent(packet);
-            let dropped = outbox.acknowledged(packet, Some(&refused), now).unwrap();
-            assert_eq!((dropped.records, dropped.bytes > 0), (lost, lost > 0));
+            outbox.acknowledged(packet, Some(&refused), now).unwrap();
+            let told = outbox.take_lost().map_or((0, 0, 0), |l| (l.records, l.events, l.bytes));
+            assert_eq!((told.0, told.1, told.2 > 0), (lost, lost, lost > 0));
         }
         assert_eq!(outbox.fill().records, 0);
     }

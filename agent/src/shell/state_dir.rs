@@ -8,6 +8,7 @@
 //! spool/              messages that no broker has acknowledged yet
 //! measure/HEX/        a bundle that is measured off to the side, while it is
 //! trust/              what of the owner's signed metadata the device has seen
+//! homeassistant       where Home Assistant was told of the device, if it was
 //! run/endpoints.json  where inference is really served
 //! run/status.sock     what `espalier-agent status` asks
 //! lock                held by the running agent
@@ -203,6 +204,12 @@ impl StateDir {
         self.root.join("trust")
     }
 
+    /// Where Home Assistant was told of the device.
+    #[must_use]
+    pub fn homeassistant(&self) -> PathBuf {
+        self.root.join("homeassistant")
+    }
+
     /// Sockets and addresses.
     #[must_use]
     pub fn run(&self) -> PathBuf {
@@ -283,6 +290,7 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> Result<(), PathError> {
         file.sync_all()
     };
     write().map_err(PathError::at("write", &temporary))?;
+    crate::sys::disk::count(content.len());
     fs::rename(&temporary, path).map_err(PathError::at("replace", path))?;
     sync_folder_of(path)
 }

@@ -93,8 +93,15 @@ pub fn render(status: &Value) -> String {
             text(&status["endpoints"]["unix"])
         ),
         format!(
-            "spool: {} messages, {} of {} bytes",
-            status["spool"]["records"], status["spool"]["bytes"], status["spool"]["max_bytes"]
+            "spool: {} messages, {} of {} bytes, {} bytes in memory",
+            status["spool"]["records"],
+            status["spool"]["bytes"],
+            status["spool"]["max_bytes"],
+            status["spool"]["memory_bytes"]
+        ),
+        format!(
+            "disk: {} bytes written in the last 24 hours or since the start",
+            text(&status["disk"]["written_day_bytes"])
         ),
     ];
     if let Some(level) = core["log_level"].as_object() {

@@ -54,6 +54,8 @@ fn a_machine_that_says_nothing_gives_nothing_and_no_panic() {
         freq_khz: None,
         throttled: false,
         throttle_cause: None,
+        disk_written_bytes: None,
+        disk_written_day_bytes: None,
         power: PowerReading {
             source: "none",
             quality: Quality::None,

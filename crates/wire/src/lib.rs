@@ -15,6 +15,7 @@ pub mod budget;
 pub mod command;
 pub mod drift;
 pub mod histogram;
+pub mod merge;
 pub mod payload;
 pub mod schema;
 pub mod topic;
@@ -24,12 +25,13 @@ pub use budget::{BudgetKind, Budgets, Cause, Quality, Runtime, UnknownName, fini
 pub use command::{InputSource, LogLevelArgs, MeasureArgs, MeasureEnd, MeasureProfile, Priority};
 pub use drift::{DriftFeature, DriftTest, Feature, MAX_DRIFT_FEATURES, Side, Statistic};
 pub use histogram::{Histogram, HistogramError};
+pub use merge::Window;
 pub use payload::{
     Birth, BudgetBreach, Command, CommandEvent, CommandKind, CommandOutcome, CommandResult,
-    Comparison, DeviceState, Header, InferWindow, InstallEvent, InstallOutcome, MAX_PAYLOAD_BYTES,
-    ModelPhase, ModelState, Offer, Payload, PayloadError, PowerWindow, RecompressRequest,
-    ResourceWindow, RollbackEvent, SpoolDrop, StateReport, ThrottleEvent, decode, encode,
-    try_encode,
+    Comparison, DeviceState, DropReason, Header, InferWindow, InstallEvent, InstallOutcome,
+    MAX_PAYLOAD_BYTES, ModelPhase, ModelState, Offer, Payload, PayloadError, PowerWindow,
+    RecompressRequest, ResourceWindow, RollbackEvent, SpoolDrop, StateReport, ThrottleEvent,
+    decode, encode, try_encode,
 };
 pub use topic::{
     DEFAULT_ROOT, EventKind, MAX_NAME_BYTES, MAX_ROOT_BYTES, Stream, Topic, TopicError, Topics,

@@ -141,6 +141,22 @@ vocabulary! {
 }
 
 vocabulary! {
+    /// Why a message was given up before the broker had it.
+    DropReason {
+        /// The spool was full, and its windows could not be merged any further.
+        Full = "full",
+        /// It was older than `spool.max_age_s`.
+        Age = "age",
+        /// It was larger than a message may be.
+        TooLarge = "too_large",
+        /// The broker refuses its topic or its format.
+        Refused = "refused",
+        /// The disk gave back something else than what was written.
+        Damaged = "damaged",
+    }
+}
+
+vocabulary! {
     /// How an install stands.
     InstallOutcome {
         /// Under way.
@@ -271,6 +287,9 @@ pub struct InferWindow {
     pub digest: String,
     /// Length of the window, milliseconds.
     pub window_ms: u64,
+    /// How many windows this one was merged from, where a device was away for so long that its spool became coarser; else 1.
+    #[serde(default = "one")]
+    pub windows: u64,
     /// Requests that were accepted and have ended, with an answer or without.
     pub requests: u64,
     /// Of these, without an answer and by no fault of the client: the model or its worker failed, or the
@@ -296,7 +315,7 @@ pub struct InferWindow {
     /// Mean compute time.
     #[serde(default)]
     pub mean_us: Option<f64>,
-    /// 95th percentile of the time in the queue.
+    /// 95th percentile of the time in the queue; of merged windows the highest, which that of all requests is not above.
     #[serde(default)]
     pub queue_p95_us: Option<u64>,
     /// How long the threads of the model's workers could have run and waited for a CPU, together.
@@ -329,12 +348,14 @@ pub struct InferWindow {
     /// All times in the queue.
     #[serde(default)]
     pub queue: Histogram,
-    /// How far requests are from what the model was judged on, when a test of that ended in the window.
+    /// How far requests are from what the model was judged on, when a test of that ended in the window; of merged
+    /// windows the last test.
     #[serde(default)]
     pub drift: Option<DriftTest>,
 }
 
-/// One window of the device's resources.
+/// One window of the device's resources. Of merged windows: percentages and load are means by length, memory in use and
+/// temperature the highest, memory available and frequency the lowest, pages and bytes written sums.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ResourceWindow {
     /// Schema, time, sequence.
@@ -342,6 +363,9 @@ pub struct ResourceWindow {
     pub header: Header,
     /// Length of the window, milliseconds.
     pub window_ms: u64,
+    /// How many windows this one was merged from, where a device was away for so long that its spool became coarser; else 1.
+    #[serde(default = "one")]
+    pub windows: u64,
     /// Proportional set size of the agent.
     #[serde(default)]
     pub agent_pss_bytes: Option<u64>,
@@ -418,9 +442,15 @@ pub struct ResourceWindow {
     /// Processes of it that the kernel killed for want of memory.
     #[serde(default)]
     pub group_oom_kills: Option<u64>,
+    /// Bytes that the agent gave to the disk in the window, as the kernel counts them (`write_bytes`).
+    #[serde(default)]
+    pub disk_written_bytes: Option<u64>,
+    /// The same in the last 24 hours, or since the agent's start where that is less.
+    #[serde(default)]
+    pub disk_written_day_bytes: Option<u64>,
 }
 
-/// One window of power.
+/// One window of power. Of merged windows: means by length.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PowerWindow {
     /// Schema, time, sequence.
@@ -428,6 +458,9 @@ pub struct PowerWindow {
     pub header: Header,
     /// Length of the window, milliseconds.
     pub window_ms: u64,
+    /// How many windows this one was merged from, where a device was away for so long that its spool became coarser; else 1.
+    #[serde(default = "one")]
+    pub windows: u64,
     /// Where the figures come from.
     pub source: String,
     /// Whether they are measured.
@@ -571,7 +604,7 @@ pub struct ThrottleEvent {
     pub freq_khz: Option<u64>,
 }
 
-/// Telemetry was dropped for lack of space.
+/// Messages were given up.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SpoolDrop {
     /// Schema, time, sequence.
@@ -579,8 +612,22 @@ pub struct SpoolDrop {
     pub header: Header,
     /// Records dropped since the last report.
     pub dropped_records: u64,
-    /// Their size.
+    /// Their size; where the disk was damaged, that of the damage.
     pub dropped_bytes: u64,
+    /// How many of them were events rather than telemetry.
+    #[serde(default)]
+    pub dropped_events: u64,
+    /// Why.
+    #[serde(default = "full")]
+    pub reason: DropReason,
+}
+
+fn one() -> u64 {
+    1
+}
+
+fn full() -> DropReason {
+    DropReason::Full
 }
 
 /// Somebody commanded something: who, what, when, and what became of it.

@@ -145,6 +145,12 @@ impl Topics {
         }
     }
 
+    /// What all windowed metrics begin with.
+    #[must_use]
+    pub fn metrics_prefix(&self) -> String {
+        format!("{}/up/m/", self.base)
+    }
+
     /// Events.
     #[must_use]
     pub fn event(&self, kind: EventKind) -> String {

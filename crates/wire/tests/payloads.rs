@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use wire::{
     Birth, BudgetBreach, BudgetKind, Budgets, Cause, Command, CommandEvent, CommandKind,
-    CommandOutcome, CommandResult, Comparison, DeviceState, DriftFeature, DriftTest, Feature,
-    Header, Histogram, InferWindow, InstallEvent, InstallOutcome, MAX_PAYLOAD_BYTES, ModelPhase,
-    ModelState, Offer, Payload, PayloadError, PowerWindow, Quality, RecompressRequest,
+    CommandOutcome, CommandResult, Comparison, DeviceState, DriftFeature, DriftTest, DropReason,
+    Feature, Header, Histogram, InferWindow, InstallEvent, InstallOutcome, MAX_PAYLOAD_BYTES,
+    ModelPhase, ModelState, Offer, Payload, PayloadError, PowerWindow, Quality, RecompressRequest,
     ResourceWindow, RollbackEvent, Runtime, Side, SpoolDrop, StateReport, Statistic, ThrottleEvent,
     decode, encode, try_encode,
 };
@@ -70,6 +70,7 @@ fn infer() -> InferWindow {
         model: "magika".into(),
         digest: DIGEST.into(),
         window_ms: 5000,
+        windows: 1,
         requests: 6,
         errors: 0,
         rejected: 1,
@@ -123,6 +124,7 @@ fn resources() -> ResourceWindow {
     ResourceWindow {
         header: header::<ResourceWindow>(),
         window_ms: 5000,
+        windows: 1,
         agent_pss_bytes: Some(9 << 20),
         workers_pss_bytes: None,
         memory_total_bytes: 4 << 30,
@@ -149,6 +151,8 @@ fn resources() -> ResourceWindow {
         group_memory_high_events: Some(0),
         group_memory_max_events: Some(0),
         group_oom_kills: Some(0),
+        disk_written_bytes: Some(0),
+        disk_written_day_bytes: Some(40_960),
     }
 }
 
@@ -156,6 +160,7 @@ fn power() -> PowerWindow {
     PowerWindow {
         header: header::<PowerWindow>(),
         window_ms: 5000,
+        windows: 1,
         source: "model".into(),
         quality: Quality::Modelled,
         power_mw: Some(2900.5),
@@ -248,7 +253,13 @@ fn throttle() -> ThrottleEvent {
 }
 
 fn drop_report() -> SpoolDrop {
-    SpoolDrop { header: header::<SpoolDrop>(), dropped_records: 2, dropped_bytes: 4096 }
+    SpoolDrop {
+        header: header::<SpoolDrop>(),
+        dropped_records: 2,
+        dropped_bytes: 4096,
+        dropped_events: 1,
+        reason: DropReason::Age,
+    }
 }
 
 fn request() -> RecompressRequest {

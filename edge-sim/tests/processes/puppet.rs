@@ -290,6 +290,7 @@ impl Device {
             model: MODEL.to_owned(),
             digest: digest.to_owned(),
             window_ms: 2500,
+            windows: 1,
             requests: 10,
             errors: 0,
             rejected: 0,

@@ -52,6 +52,10 @@ pub(super) const RECIPES: &[Recipe] = &[
             ("systemd/espalier.tmpfiles", "/usr/lib/tmpfiles.d/espalier.conf"),
             ("systemd/espalier-powercap.rules", "/lib/udev/rules.d/60-espalier-powercap.rules"),
             ("packaging/agent.toml", "/etc/espalier/agent.toml"),
+            (
+                "packaging/telegraf/espalier.conf",
+                "/usr/share/doc/espalier-agent/examples/telegraf.conf",
+            ),
         ],
         docs: &["docs/agent.md", "docs/bundle.md"],
         conffiles: &["/etc/espalier/agent.toml"],

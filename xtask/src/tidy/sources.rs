@@ -38,6 +38,8 @@ enum Files {
 const TEST_WORKER: &str = "agent/src/plane/fake.rs";
 /// The agent that another test traces.
 const TRACED: &str = "agent/src/shell/driver/tests/crashes.rs";
+/// The spool that another test traces.
+const TRACED_SPOOL: &str = "agent/src/shell/spool/tests/crashes.rs";
 /// The agents on disks that take no more, each in a process that another test starts.
 const STARVED: &str = "agent/src/shell/driver/tests/faults.rs";
 
@@ -62,7 +64,11 @@ const BANS: &[Ban] = &[
     path(concat!("/ro", "ot/")),
     path(concat!("/wo", "rk/")),
     path(concat!("/Us", "ers/")),
-    rust(concat!("#[ign", "ore"), &[TEST_WORKER, TRACED, STARVED], "a test runs or does not exist"),
+    rust(
+        concat!("#[ign", "ore"),
+        &[TEST_WORKER, TRACED, TRACED_SPOOL, STARVED],
+        "a test runs or does not exist",
+    ),
     rust(
         concat!("process::", "exit("),
         &[TEST_WORKER],

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::core::{Conditions, Event, GroupUsage, ModelFacts, Settings, WindowFacts};
 use crate::plane::ModelWindow;
 use crate::sys::cgroup::Usage;
-use crate::sys::{PowerReading, Roots, Sample, memory, power};
+use crate::sys::{PowerReading, Roots, Sample, disk, memory, power};
 
 /// A name for this run of the agent that no other run has.
 pub(super) fn boot_id() -> String {
@@ -174,6 +174,15 @@ pub(super) fn window(
     }
 }
 
+/// What was given to the disk.
+pub(super) fn disk(roots: &Roots, day_bytes: Option<u64>) -> serde_json::Value {
+    serde_json::json!({
+        "written_bytes": disk::written_bytes(roots),
+        "written_day_bytes": day_bytes,
+        "asked_bytes": disk::asked_bytes(),
+    })
+}
+
 fn model(window: ModelWindow, workers: &[u32], sample: &Sample, roots: &Roots) -> ModelFacts {
     let pss = workers.iter().filter_map(|pid| memory::pss_bytes(roots, *pid));
     let spent = || workers.iter().filter_map(|pid| sample.processes.get(pid));
@@ -216,6 +225,7 @@ fn resources(window_ms: u64, sample: &Sample) -> ResourceWindow {
     ResourceWindow {
         header: blank::<ResourceWindow>(),
         window_ms,
+        windows: 1,
         agent_pss_bytes: sample.agent_pss_bytes,
         workers_pss_bytes: sample.workers_pss_bytes,
         memory_total_bytes: sample.memory_total_bytes.unwrap_or(0),
@@ -242,6 +252,8 @@ fn resources(window_ms: u64, sample: &Sample) -> ResourceWindow {
         group_memory_high_events: group.high_events,
         group_memory_max_events: group.max_events,
         group_oom_kills: group.oom_kills,
+        disk_written_bytes: sample.disk_written_bytes,
+        disk_written_day_bytes: sample.disk_written_day_bytes,
     }
 }
 
@@ -256,6 +268,7 @@ fn power_window(
     Some(PowerWindow {
         header: blank::<PowerWindow>(),
         window_ms,
+        windows: 1,
         source: reading.source.to_owned(),
         quality: reading.quality,
         power_mw: reading.power_mw.and_then(wire::finite),

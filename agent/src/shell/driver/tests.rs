@@ -18,10 +18,10 @@ use super::*;
 use crate::core::InstallState;
 
 mod crashes;
-mod disk;
+pub(in crate::shell) mod disk;
 mod faults;
 mod measure;
-mod trace;
+pub(in crate::shell) mod trace;
 mod trust;
 
 /// A topic and what was said there.
@@ -131,7 +131,7 @@ impl Device {
         };
         let connect = |config: &Config, state: &StateDir, boot_id: &str| {
             let topics = Topics::new("espalier/v1", "d").unwrap();
-            let spool = Spool::open(&state.spool(), config.spool_bytes)?;
+            let spool = Spool::open(&state.spool(), config.spool.clone())?;
             Ok((Some(Outbox::new(topics, Stamp::new(boot_id), spool, 16)), Some(link)))
         };
         let mut driver =

@@ -8,6 +8,11 @@ const HEAD: usize = 12;
 /// Id, time, length of the topic.
 const FIXED: usize = 18;
 
+/// The bytes of a record.
+pub(super) fn size(topic: &str, payload: &[u8]) -> usize {
+    HEAD + FIXED + topic.len() + payload.len()
+}
+
 pub(super) fn encode(id: u64, unix_ms: u64, topic: &str, payload: &[u8]) -> Vec<u8> {
     let topic = topic.as_bytes();
     let topic_length = u16::try_from(topic.len()).unwrap_or(u16::MAX);

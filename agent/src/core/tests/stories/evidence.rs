@@ -71,13 +71,14 @@ fn reading(
     let mut facts = WindowFacts { window_ms: 1000, models: all, resources, power: None };
     facts.resources.as_mut().unwrap().cpu_percent = Some(80.0);
     reading(&mut facts);
-    Event::Window(facts)
+    Event::Window(Box::new(facts))
 }
 
 fn power_window(facts: &mut WindowFacts) {
     facts.power = Some(wire::PowerWindow {
         header: header::<wire::PowerWindow>(),
         window_ms: 1000,
+        windows: 1,
         source: "test".into(),
         quality: Quality::Measured,
         power_mw: Some(5000.0),

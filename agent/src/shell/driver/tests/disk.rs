@@ -8,11 +8,11 @@ use std::path::{Component, Path, PathBuf};
 use super::trace::Call;
 
 /// What a crash leaves: folders, and files with their content.
-pub(super) type Image = BTreeMap<PathBuf, Option<Vec<u8>>>;
+pub(in crate::shell) type Image = BTreeMap<PathBuf, Option<Vec<u8>>>;
 
 /// What of that which was not synced is there after a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Loss {
+pub(in crate::shell) enum Loss {
     /// All of it: the process was killed, the system lived on.
     Nothing,
     /// None of it.
@@ -26,7 +26,7 @@ pub(super) enum Loss {
 }
 
 impl Loss {
-    pub(super) const EVERY: [Self; 5] =
+    pub(in crate::shell) const EVERY: [Self; 5] =
         [Self::Nothing, Self::All, Self::Contents, Self::Half, Self::Names];
 }
 
@@ -46,7 +46,7 @@ struct Open {
 
 /// A folder that calls are applied to. Its own name is durable.
 #[derive(Debug)]
-pub(super) struct Disk {
+pub(in crate::shell) struct Disk {
     root: PathBuf,
     nodes: Vec<Node>,
     open: HashMap<i64, Open>,
@@ -54,13 +54,13 @@ pub(super) struct Disk {
 
 impl Disk {
     /// The empty folder `root`.
-    pub(super) fn new(root: &Path) -> Self {
+    pub(in crate::shell) fn new(root: &Path) -> Self {
         let empty = Node::Folder { now: BTreeMap::new(), safe: BTreeMap::new() };
         Self { root: root.to_owned(), nodes: vec![empty], open: HashMap::new() }
     }
 
     /// Does one call; whether it was one on this folder that can leave another image.
-    pub(super) fn apply(&mut self, call: &Call) -> bool {
+    pub(in crate::shell) fn apply(&mut self, call: &Call) -> bool {
         match call {
             Call::Open { fd, path, append, truncate } => {
                 let opened = self.inside(path);
@@ -131,7 +131,7 @@ impl Disk {
     }
 
     /// What a crash leaves now.
-    pub(super) fn image(&self, loss: Loss) -> Image {
+    pub(in crate::shell) fn image(&self, loss: Loss) -> Image {
         let mut image = Image::new();
         self.collect(0, Path::new(""), loss, &mut image);
         image
@@ -218,7 +218,7 @@ fn half(now: &[u8], safe: &[u8]) -> Vec<u8> {
 }
 
 /// Lays an image out in `folder`.
-pub(super) fn lay_out(image: &Image, folder: &Path) {
+pub(in crate::shell) fn lay_out(image: &Image, folder: &Path) {
     fs::create_dir_all(folder).unwrap();
     for (path, content) in image {
         let path = folder.join(path);

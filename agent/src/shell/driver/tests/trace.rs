@@ -13,7 +13,7 @@ const MAX_STRING: &str = "16777216";
 
 /// A call that succeeded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Call {
+pub(in crate::shell) enum Call {
     /// A file was opened for writing.
     Open {
         fd: i64,
@@ -57,7 +57,7 @@ pub(super) enum Call {
 }
 
 /// A command that runs `program` and writes its calls down in `log`.
-pub(super) fn traced(program: &Path, log: &Path) -> Command {
+pub(in crate::shell) fn traced(program: &Path, log: &Path) -> Command {
     let mut command = Command::new("strace");
     // With its paths behind descriptors, all processes, all strings in hexadecimal.
     command.args(["-f", "-y", "-xx", "-s", MAX_STRING, "-e", &format!("trace={TRACED}"), "-o"]);
@@ -66,7 +66,7 @@ pub(super) fn traced(program: &Path, log: &Path) -> Command {
 }
 
 /// The calls of all processes in the order in which they returned.
-pub(super) fn calls(log: &str) -> Vec<Call> {
+pub(in crate::shell) fn calls(log: &str) -> Vec<Call> {
     let mut begun: HashMap<&str, &str> = HashMap::new();
     let mut calls = Vec::new();
     for line in log.lines() {
