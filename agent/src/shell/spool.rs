@@ -22,6 +22,8 @@ use std::path::{Path, PathBuf};
 
 use super::state_dir::PathError;
 
+#[doc(hidden)]
+pub mod fuzzing;
 mod record;
 
 /// The largest record taken: a payload of the largest size, and its topic.
