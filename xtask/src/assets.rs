@@ -119,6 +119,26 @@ pub(crate) fn for_agent_bench() -> Result<AgentBenchAssets> {
     })
 }
 
+/// A compiler of C++, which libFuzzer is written in.
+pub(crate) fn cpp_compiler() -> Result<PathBuf> {
+    debian::cpp_compiler()
+}
+
+/// What the tests of programs for other machines need beside those.
+pub(crate) fn for_foreign() -> Result<()> {
+    python::foreign_onnxruntime(&paths::assets()?)
+}
+
+/// An emulator of another machine's processor.
+pub(crate) fn emulator(name: &str) -> Result<PathBuf> {
+    debian::emulator(name)
+}
+
+/// Installs packages of Debian where `program`, which one of them holds, is missing.
+pub(crate) fn packages(program: &str, packages: &[&str]) -> Result<()> {
+    debian::packages(program, packages)
+}
+
 /// What keeps this machine's Python from holding the tests' packages.
 pub(crate) fn python_problem() -> Option<String> {
     python::system_python().err().map(|error| format!("{error:#}"))
@@ -146,6 +166,11 @@ fn write_atomically(to: &Path, bytes: &[u8]) -> Result<()> {
     let partial = to.with_extension("partial");
     fs::write(&partial, bytes).with_context(|| format!("cannot write {}", partial.display()))?;
     fs::rename(&partial, to).with_context(|| format!("cannot write {}", to.display()))
+}
+
+/// Tells texts apart in the name of a file.
+pub(crate) fn short_digest(text: &str) -> String {
+    hex(&Sha256::digest(text)[..6])
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -60,22 +60,29 @@ pub(crate) fn forget_other_clone() -> Result<()> {
     let target = paths::target()?;
     fs::create_dir_all(&target)
         .with_context(|| format!("cannot create the target folder {}", target.display()))?;
-    let stamp = target.join("last-clone");
+    forget_clone_of(&target.join("last-clone"), || {
+        let mut clean = cargo()?;
+        clean.args(["clean", "--release", "--quiet"]);
+        Ok(clean)
+    })
+}
+
+/// As [`forget_other_clone`], for what `clean` cleans once it is told packages; `stamp` names who built last.
+pub(crate) fn forget_clone_of(stamp: &Path, clean: impl FnOnce() -> Result<Command>) -> Result<()> {
     let root = paths::root();
     let root = root.to_string_lossy();
-    let last = fs::read_to_string(&stamp).unwrap_or_default();
+    let last = fs::read_to_string(stamp).unwrap_or_default();
     if last == root {
         return Ok(());
     }
     if !last.is_empty() {
-        let mut clean = cargo()?;
-        clean.args(["clean", "--release", "--quiet"]);
+        let mut clean = clean()?;
         for package in members()? {
             clean.args(["--package", &package]);
         }
         process::run(&mut clean)?;
     }
-    fs::write(&stamp, root.as_bytes()).with_context(|| format!("cannot write {}", stamp.display()))
+    fs::write(stamp, root.as_bytes()).with_context(|| format!("cannot write {}", stamp.display()))
 }
 
 /// Names of the workspace's packages, without this runner (which is running).

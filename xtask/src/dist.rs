@@ -1,4 +1,4 @@
-//! `cargo xtask dist`: Debian packages of the programs, for this machine or through `cross` for another.
+//! `cargo xtask dist`: Debian packages of the programs, for this machine or another.
 
 mod contents;
 mod deb;
@@ -10,11 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
+use crate::cross::{self, Foreign};
 use crate::{build, paths, process};
 use contents::{Parts, RECIPES, Recipe};
 
+/// What is packaged is built for speed and size.
+const PROFILE: &str = "dist";
 /// Who the packages are from, where `DEBFULLNAME` and `DEBEMAIL` do not say.
 const MAINTAINER: (&str, &str) = ("Espalier", "espalier@localhost");
 
@@ -23,9 +26,12 @@ pub(crate) struct DistArgs {
     /// The packages: espalier-agent (for devices), espalier (the compressor and edge-sim)
     #[arg(default_value = "espalier-agent")]
     packages: Vec<String>,
-    /// A target of cross.toml; without it, this machine
+    /// The machine's target, such as aarch64-unknown-linux-gnu; without it, this machine
     #[arg(long)]
     target: Option<String>,
+    /// What builds for another machine
+    #[arg(long, value_enum, default_value = "debian", requires = "target")]
+    through: Through,
     /// Package the programs of this folder instead of building them
     #[arg(long, value_name = "DIR")]
     built: Option<PathBuf>,
@@ -37,6 +43,15 @@ pub(crate) struct DistArgs {
     package_version: String,
 }
 
+/// How programs for another machine are built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Through {
+    /// Debian's cross compilers, on this machine
+    Debian,
+    /// `cross` with the settings of cross.toml, in a container
+    Cross,
+}
+
 pub(crate) fn run(args: &DistArgs) -> Result<ExitCode> {
     let recipes = args.packages.iter().map(|name| recipe(name)).collect::<Result<Vec<_>>>()?;
     check_version(&args.package_version)?;
@@ -44,7 +59,7 @@ pub(crate) fn run(args: &DistArgs) -> Result<ExitCode> {
     let maintainer = maintainer();
     let programs = match &args.built {
         Some(folder) => folder.clone(),
-        None => built(args.target.as_deref(), &recipes)?,
+        None => built(args.target.as_deref(), args.through, &recipes)?,
     };
     // A foreign program cannot write its manual here; the one of this machine is no other.
     let own = if args.target.is_some() { paths::binaries()? } else { programs.clone() };
@@ -113,25 +128,34 @@ fn maintainer() -> String {
 }
 
 /// Builds the programs and returns their folder.
-fn built(target: Option<&str>, recipes: &[&Recipe]) -> Result<PathBuf> {
-    let mut command = match target {
-        None => build::cargo()?,
-        Some(target) => cross(target)?,
+fn built(target: Option<&str>, through: Through, recipes: &[&Recipe]) -> Result<PathBuf> {
+    let (mut command, programs) = match (target, through) {
+        (None, _) => (build::cargo()?, paths::target()?.join(PROFILE)),
+        (Some(target), Through::Debian) => cross::cargo(foreign(target)?, PROFILE)?,
+        (Some(target), Through::Cross) => (contained(target)?, left_by_cross(target)),
     };
     process::run(command.args(arguments(target, recipes)))?;
-    // `cross` builds where its containers see it, unless CARGO_TARGET_DIR says where.
-    let folder = match target {
-        None => paths::target()?,
-        Some(target) => match env::var_os("CARGO_TARGET_DIR") {
-            Some(folder) => paths::root().join(folder).join(target),
-            None => paths::root().join("target").join(target),
-        },
-    };
-    let programs = folder.join("dist");
     if !programs.is_dir() {
         bail!("the build left no folder {}", programs.display());
     }
     Ok(programs)
+}
+
+fn foreign(target: &str) -> Result<&'static Foreign> {
+    cross::find(target).with_context(|| {
+        let names: Vec<_> = cross::FOREIGN.iter().map(|foreign| foreign.triple).collect();
+        format!(
+            "{target} is not built for with Debian's compilers; {} are, and `--through cross` builds for all \
+             that cross.toml has",
+            names.join(" and ")
+        )
+    })
+}
+
+/// `cross` builds where its containers see it, unless CARGO_TARGET_DIR says where.
+fn left_by_cross(target: &str) -> PathBuf {
+    let folder = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    paths::root().join(folder).join(target).join(PROFILE)
 }
 
 /// What cargo is asked for. `cross` passes its arguments on in their order, and cargo takes no option
@@ -139,7 +163,7 @@ fn built(target: Option<&str>, recipes: &[&Recipe]) -> Result<PathBuf> {
 fn arguments<'a>(target: Option<&'a str>, recipes: &[&Recipe]) -> Vec<&'a str> {
     let mut arguments = vec!["build"];
     arguments.extend(target.into_iter().flat_map(|target| ["--target", target]));
-    arguments.extend(["--profile", "dist"]);
+    arguments.extend(["--profile", PROFILE]);
     for program in recipes.iter().flat_map(|recipe| recipe.built()) {
         arguments.extend(["--package", program]);
     }
@@ -147,7 +171,7 @@ fn arguments<'a>(target: Option<&'a str>, recipes: &[&Recipe]) -> Vec<&'a str> {
 }
 
 /// `cross` ignores a lower-case `cross.toml` unless `CROSS_CONFIG` names it.
-fn cross(target: &str) -> Result<Command> {
+fn contained(target: &str) -> Result<Command> {
     let config = paths::root().join("cross.toml");
     let known = targets(&std::fs::read_to_string(&config).context("cannot read cross.toml")?)?;
     anyhow::ensure!(
@@ -235,8 +259,16 @@ mod tests {
 
     #[test]
     fn a_target_without_settings_is_refused_with_the_list() {
-        let error = cross("riscv64gc-unknown-linux-gnu").unwrap_err().to_string();
+        let error = contained("riscv64gc-unknown-linux-gnu").unwrap_err().to_string();
         assert!(error.contains("aarch64-unknown-linux-gnu"), "{error}");
+    }
+
+    #[test]
+    fn a_target_that_debian_has_no_compiler_for_is_refused_with_those_that_it_has() {
+        assert_eq!(foreign("aarch64-unknown-linux-gnu").unwrap(), &cross::FOREIGN[0]);
+        let error = foreign("x86_64-unknown-linux-gnu").unwrap_err().to_string();
+        assert!(error.contains("armv7-unknown-linux-gnueabihf"), "{error}");
+        assert!(error.contains("--through cross"), "{error}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The task runner: `demo`, `test`, `tidy`, `assets`, `bench`.
+//! The task runner: `demo`, `test`, `tidy`, `fuzz`, `assets`, `dist`, `bench`.
 //!
 //! Everything a fresh machine lacks is fetched here, by package name through the ordinary clients.
 
@@ -8,8 +8,10 @@
 mod assets;
 mod bench;
 mod build;
+mod cross;
 mod demo;
 mod dist;
+mod fuzz;
 mod paths;
 mod preflight;
 mod process;
@@ -37,8 +39,10 @@ enum Task {
     Tidy,
     /// Fetch models, data and tools; the one place that knows packages, versions and hashes
     Assets(assets::AssetsArgs),
-    /// Build the packaged agent, for this machine or through `cross`
+    /// Build the packaged agent, for this machine or another
     Dist(dist::DistArgs),
+    /// Feed what comes from outside with made-up bytes, and keep what reaches more of the code
+    Fuzz(fuzz::FuzzArgs),
     /// Measure, and write the table that is printed
     Bench(bench::BenchArgs),
 }
@@ -62,6 +66,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         Task::Tidy => tidy::run(),
         Task::Assets(args) => assets::run(&args),
         Task::Dist(args) => dist::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Bench(args) => bench::run(&args),
     }
 }

@@ -7,7 +7,8 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::assets::{self, TestAssets};
-use crate::{build, paths, preflight, process, tidy};
+use crate::cross::{self, ForTests};
+use crate::{build, fuzz, paths, preflight, process, tidy};
 
 #[derive(Args)]
 pub(crate) struct TestArgs {
@@ -23,25 +24,43 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     preflight::check(args.tests_only)?;
     let needs = assets::for_tests()?;
     let binaries = build::binaries()?;
+    let foreign = cross::for_tests()?;
     if !args.tests_only {
         checks()?;
     }
     let mut nextest = with(build::cargo()?, &needs);
     nextest
         .env("ESPALIER_BIN", &binaries)
+        .env("ESPALIER_FOREIGN", built(&foreign))
         .args(["nextest", "run", "--release", "--workspace", "--no-fail-fast"])
         .args(&args.rest);
     let tested = process::status(&mut nextest)?;
     let mut doc = with(build::cargo()?, &needs);
     doc.args(["test", "--release", "--workspace", "--doc", "--quiet"]);
     let documented = process::status(&mut doc)?;
-    if tested.success() && documented.success() {
+    // Tests that were picked are not about this.
+    let fuzzed = if args.rest.is_empty() { fuzz::with_the_tests()? } else { ExitCode::SUCCESS };
+    let fuzzed = fuzzed == ExitCode::SUCCESS;
+    if let ForTests::Skipped(why) = &foreign {
+        eprintln!("NOT TESTED: the programs for other machines: {why}");
+    }
+    if tested.success() && documented.success() && fuzzed {
         Ok(ExitCode::SUCCESS)
     } else {
+        let fuzzed = if fuzzed { "nothing found" } else { "an input that breaks something" };
         eprintln!(
-            "error: tests failed (unit and integration: {tested}; documentation: {documented})"
+            "error: tests failed (unit and integration: {tested}; documentation: {documented}; \
+             fuzzing: {fuzzed})"
         );
         Ok(ExitCode::FAILURE)
+    }
+}
+
+/// Where programs for other machines are; `none` has no tests of them.
+fn built(foreign: &ForTests) -> OsString {
+    match foreign {
+        ForTests::Built(folder) => folder.into(),
+        ForTests::Skipped(_) => "none".into(),
     }
 }
 

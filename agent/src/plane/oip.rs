@@ -33,6 +33,8 @@ mod coding;
 pub mod element;
 pub mod error;
 mod extensions;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod request;
 pub mod response;
 

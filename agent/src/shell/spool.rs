@@ -34,6 +34,8 @@ use pending::Pending;
 use queue::{Encoded, Gone, Queue, Short};
 
 mod coarsen;
+#[doc(hidden)]
+pub mod fuzzing;
 mod pace;
 mod pending;
 mod queue;

@@ -117,17 +117,25 @@ impl Client {
     /// # Errors
     /// Nobody listens there.
     pub fn connect(at: &Address) -> Result<Self> {
+        Self::patient(at, PATIENCE)
+    }
+
+    /// Connects to a server that may take so long for each answer.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub fn patient(at: &Address, patience: Duration) -> Result<Self> {
         let wrong = || format!("cannot connect to {at}");
         let stream: Box<dyn Stream> = match at {
             Address::Http(address) => {
                 let stream = TcpStream::connect(address).with_context(wrong)?;
                 stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_read_timeout(Some(patience))?;
                 Box::new(stream)
             }
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).with_context(wrong)?;
-                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_read_timeout(Some(patience))?;
                 Box::new(stream)
             }
         };
@@ -137,7 +145,7 @@ impl Client {
     /// Asks and waits; the answer's body.
     ///
     /// # Errors
-    /// The connection broke, no answer came within 30 s, or it is not 200: then its text.
+    /// The connection broke, no answer came in time (30 s where nothing else was said), or it is not 200: then its text.
     pub fn ask(&mut self, request: &Request) -> Result<&[u8]> {
         self.stream.write_all(&request.0).context("cannot send the request")?;
         self.buffer.clear();

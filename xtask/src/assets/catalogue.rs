@@ -287,6 +287,23 @@ pub(super) const CLIENT_PACKAGES: &[Pinned] = &[
 /// The library of the `onnxruntime` wheel, below `site-packages`.
 pub(super) const ONNXRUNTIME_LIBRARY: &str = "onnxruntime/capi/libonnxruntime.so.1.26.0";
 
+/// The same library for arm64, of which the tests run nothing but it. Its publisher builds none for 32-bit Arm.
+pub(super) const FOREIGN_ONNXRUNTIME: Wheel = Wheel {
+    requirement: "onnxruntime==1.26.0",
+    files: &[(
+        ONNXRUNTIME_LIBRARY,
+        "libonnxruntime-arm64.so",
+        "8cac3d595f13c6c87c7d9b0590083f299bdd654def63960a58c8407b8b112328",
+    )],
+};
+/// The system that it is for, as pip names it, and a version of CPython that it has a wheel for.
+pub(super) const FOREIGN_PLATFORM: &[&str] = &[
+    "--platform=manylinux_2_28_aarch64",
+    "--implementation=cp",
+    "--abi=cp311",
+    "--python-version=3.11",
+];
+
 /// The models of the `onnx` wheel, below `site-packages`: real topologies, generated weights.
 pub(super) const LIGHT_MODELS: &str = "onnx/backend/test/data/light";
 /// How many those are.
@@ -304,6 +321,10 @@ pub(super) const MOSQUITTO: Program = Program { name: "mosquitto", package: "mos
 pub(super) const SYSTEMD_ANALYZE: Program = Program { name: "systemd-analyze", package: "systemd" };
 /// Writes down a process's calls.
 pub(super) const STRACE: Program = Program { name: "strace", package: "strace" };
+/// Compiles C++, under the name that cargo's build scripts look for.
+pub(super) const CPP_COMPILER: Program = Program { name: "c++", package: "g++" };
+/// Run programs of other machines, one emulator for each kind of processor.
+pub(super) const EMULATORS: &str = "qemu-user-static";
 /// Makes trees of Debian.
 pub(super) const MMDEBSTRAP: Program = Program { name: "mmdebstrap", package: "mmdebstrap" };
 /// Starts a systemd in a container.

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use sha2::{Digest, Sha256};
 
 use super::catalogue::{self, DebianData, Program, Tree};
 use crate::{paths, process};
@@ -20,6 +19,25 @@ pub(super) fn systemd_analyze() -> Result<PathBuf> {
     program(&catalogue::SYSTEMD_ANALYZE)
 }
 
+/// Compiles C++.
+pub(super) fn cpp_compiler() -> Result<PathBuf> {
+    program(&catalogue::CPP_COMPILER)
+}
+
+/// Runs another machine's programs.
+pub(super) fn emulator(name: &str) -> Result<PathBuf> {
+    found_in(name, catalogue::EMULATORS)
+}
+
+/// Installs packages where `program`, which one of them holds, is missing.
+pub(super) fn packages(program: &str, packages: &[&str]) -> Result<()> {
+    if process::find(program).is_some() {
+        return Ok(());
+    }
+    packages.iter().try_for_each(|package| install(package))?;
+    found_in(program, packages.first().copied().unwrap_or_default()).map(drop)
+}
+
 /// Writes down the calls of the agent under test.
 pub(super) fn strace() -> Result<PathBuf> {
     program(&catalogue::STRACE)
@@ -32,8 +50,8 @@ pub(super) fn tree(wanted: &Tree) -> Result<PathBuf> {
     let (make, _) = (program(&catalogue::MMDEBSTRAP)?, program(&catalogue::NSPAWN)?);
     let trees = paths::target()?.join("trees");
     let packages = wanted.packages.join(",");
-    let digest = super::hex(&Sha256::digest(format!("{} {packages}", wanted.suite)));
-    let tree = trees.join(format!("{}-{}", wanted.suite, &digest[..12]));
+    let digest = super::short_digest(&format!("{} {packages}", wanted.suite));
+    let tree = trees.join(format!("{}-{digest}", wanted.suite));
     if tree.is_dir() {
         return Ok(tree);
     }
@@ -123,13 +141,16 @@ fn download(package: &str, folder: &Path) -> Result<()> {
 }
 
 fn program(wanted: &Program) -> Result<PathBuf> {
-    if let Some(found) = process::find(wanted.name) {
+    found_in(wanted.name, wanted.package)
+}
+
+fn found_in(name: &str, package: &str) -> Result<PathBuf> {
+    if let Some(found) = process::find(name) {
         return Ok(found);
     }
-    install(wanted.package)?;
-    process::find(wanted.name).with_context(|| {
-        format!("Debian's {} is installed but holds no {}", wanted.package, wanted.name)
-    })
+    install(package)?;
+    process::find(name)
+        .with_context(|| format!("Debian's {package} is installed but holds no {name}"))
 }
 
 /// Installs a package, with fresh package lists where the ones at hand are too old.

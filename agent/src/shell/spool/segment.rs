@@ -34,12 +34,13 @@ impl Name {
     pub(super) fn parse(path: &Path) -> Option<Self> {
         let stem = path.file_name()?.to_str()?.strip_suffix(".seg")?;
         let mut parts = stem.split('-').map(str::parse::<u64>);
-        let first = parts.next()?.ok()?;
+        let number = |part: Result<u64, _>| part.ok().filter(|number| *number <= record::MAX_ID);
+        let first = number(parts.next()?)?;
         let Some(last) = parts.next() else {
             return Some(Self::raw(first));
         };
         let level = u8::try_from(parts.next()?.ok()?).ok()?;
-        parts.next().is_none().then_some(Self { first, last: last.ok()?, level })
+        parts.next().is_none().then_some(Self { first, last: number(last)?, level })
     }
 
     pub(super) fn file(self) -> String {

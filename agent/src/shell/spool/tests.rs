@@ -370,3 +370,19 @@ fn what_the_disk_does_not_give_back_is_counted_and_its_file_goes() {
     );
     assert_eq!(segments(dir.path(), "events").len(), 1);
 }
+
+#[test]
+fn a_number_that_leaves_none_for_what_comes_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    for (id, whole) in [(u64::MAX, 0), (u64::MAX - 1, 0), (u64::MAX / 2, 1)] {
+        fs::create_dir_all(dir.path().join("events")).unwrap();
+        let segment = dir.path().join("events/00000000000000000001.seg");
+        fs::write(&segment, record::encode(id, 7, "t/0", b"x")).unwrap();
+        let mut spool = open(dir.path());
+        assert_eq!(unsent(&mut spool).len(), whole, "{id}");
+        push(&mut spool, Class::Event, 1);
+        push(&mut spool, Class::Event, 2);
+        assert_eq!(unsent(&mut spool), ["t/1", "t/2"], "{id}");
+        fs::remove_dir_all(dir.path().join("events")).unwrap();
+    }
+}
