@@ -37,6 +37,7 @@ mod drift;
 mod error;
 #[cfg(test)]
 mod fake;
+mod frames;
 pub mod groups;
 mod instance;
 mod metrics;
@@ -46,6 +47,7 @@ pub mod protocol;
 mod registry;
 mod server;
 mod shadow;
+mod socket;
 mod strings;
 mod window;
 pub mod worker;

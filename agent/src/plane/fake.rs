@@ -8,7 +8,6 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,7 +16,7 @@ use bundle::{Bundle, Case, Draft, NamedTensor, SelfTest, Source, TensorSpec};
 use engine::{ElementType, EngineError, ErrorKind, IoSpec, Session, Tensor};
 
 use super::protocol::{LoadFailure, LoadFault, LoadRequest};
-use super::worker::{NoHook, serve};
+use super::worker::NoHook;
 use super::{CandidateId, Plane, PlaneConfig};
 
 /// First elements of an input that make the engine misbehave.
@@ -37,8 +36,7 @@ const AS_WORKER: &str = "as-a-worker";
 #[ignore = "the worker process of other tests"]
 fn child() {
     if std::env::args().any(|arg| arg == AS_WORKER) {
-        let socket = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
-        std::process::exit(serve(UnixStream::from(socket), Box::new(NoHook), load));
+        std::process::exit(super::worker::main(Box::new(NoHook), load));
     }
 }
 

@@ -1,6 +1,6 @@
 //! A worker process as the agent holds it: started, loaded, asked, and found dead.
 
-use std::io;
+use std::io::{self, PipeWriter};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -9,18 +9,18 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{IoSpec, Tensor};
+use engine::IoSpec;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
-use tokio::io::{AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
+use super::frames::Frames;
 use super::groups::{self, Groups, WorkerGroup};
 use super::protocol::{
-    Failure, FailureKind, FrameError, LoadFailure, LoadFault, LoadRequest, Message, NamedTensors,
-    encode_run, read_frame_async, specs,
+    Failure, FailureKind, FrameError, HEADER_BYTES, LoadFailure, LoadFault, LoadRequest, Message,
+    NamedTensors, run_pieces, specs,
 };
+use super::socket::Socket;
 
 /// How long a model may take to load.
 pub(super) const LOAD_DEADLINE: Duration = Duration::from_secs(180);
@@ -60,6 +60,10 @@ pub(super) enum WorkerError {
     Died(String),
 }
 
+/// An inference that was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RunId(u64);
+
 /// What came of a run whose worker survived it.
 #[derive(Debug)]
 pub(super) enum RunOutcome {
@@ -78,8 +82,11 @@ pub(super) struct Interface {
 #[derive(Debug)]
 pub(super) struct WorkerProcess {
     child: Child,
-    /// What is read is read in one piece: a frame is most often one packet.
-    socket: BufReader<UnixStream>,
+    socket: Socket,
+    /// What was read from it.
+    frames: Frames,
+    /// Open for as long as the worker shall live, however busy it is.
+    life: Option<PipeWriter>,
     run_limit: Duration,
     memory_bytes: Option<u64>,
     /// After the child, so that it is empty when it goes.
@@ -121,37 +128,60 @@ impl WorkerProcess {
         self.group.clone()
     }
 
-    /// Runs one inference. An error means that the worker is lost; it says how it ended.
-    pub(super) async fn run(
+    /// Sends inferences to be run, in this order: how each is called, or why it was not sent. An error means
+    /// that the worker is lost; it says how it ended.
+    ///
+    /// Together they must fit into the socket, or be one: a worker that has an answer to write reads nothing.
+    pub(super) async fn send(
         &mut self,
-        inputs: &[(String, Tensor)],
-    ) -> Result<RunOutcome, WorkerError> {
-        self.next_id += 1;
-        let id = self.next_id;
-        let frame = match encode_run(id, inputs) {
-            Ok(frame) => frame,
-            Err(error) => {
-                return Ok(RunOutcome::Failed {
-                    kind: FailureKind::Input,
-                    error: error.to_string(),
-                });
-            }
+        runs: &[Arc<NamedTensors>],
+    ) -> Result<Vec<Result<RunId, String>>, WorkerError> {
+        let mut ids = Vec::with_capacity(runs.len());
+        let mut pieces = Vec::with_capacity(runs.len());
+        for inputs in runs {
+            self.next_id += 1;
+            let id = self.next_id;
+            let frame = run_pieces(id, inputs);
+            ids.push(match frame {
+                Ok(frame) => {
+                    pieces.extend(frame);
+                    Ok(RunId(id))
+                }
+                Err(error) => Err(error.to_string()),
+            });
+        }
+        let lost = match timeout(self.run_limit, self.socket.send(&pieces)).await {
+            Ok(Ok(())) => return Ok(ids),
+            Ok(Err(_)) => String::new(),
+            Err(_) => self.hung(),
         };
-        let exchange = async {
-            self.socket.write_all(&frame).await?;
-            expect_frame(&mut self.socket).await
-        };
-        let lost = match timeout(self.run_limit, exchange).await {
+        Err(self.lose(lost).await)
+    }
+
+    /// Waits for the answer to the oldest inference that was sent and has none. An error means that the worker
+    /// is lost; it says how it ended.
+    pub(super) async fn answer(&mut self, RunId(id): RunId) -> Result<RunOutcome, WorkerError> {
+        let answer = expect_frame(&mut self.socket, &mut self.frames);
+        let lost = match timeout(self.run_limit, answer).await {
             Ok(Ok(message)) => match outcome(id, message) {
                 Ok(outcome) => return Ok(outcome),
                 Err(error) => error,
             },
             Ok(Err(FrameError::Io(_) | FrameError::Truncated { .. })) => String::new(),
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer after {} ms, taken for hung", self.run_limit.as_millis()),
+            Err(_) => self.hung(),
         };
+        Err(self.lose(lost).await)
+    }
+
+    fn hung(&self) -> String {
+        format!("no answer after {} ms, taken for hung", self.run_limit.as_millis())
+    }
+
+    /// Ends a worker that is of no use any more.
+    async fn lose(&mut self, why: String) -> WorkerError {
         let ended = self.end().await;
-        Err(WorkerError::Died(if lost.is_empty() { ended } else { format!("{lost}; {ended}") }))
+        WorkerError::Died(if why.is_empty() { ended } else { format!("{why}; {ended}") })
     }
 
     /// Waits until the worker ends by itself, and says how. Safe to cancel.
@@ -160,11 +190,10 @@ impl WorkerProcess {
         self.describe(status)
     }
 
-    /// Closes the socket, waits for the worker to end, kills it if it does not, and says how it
-    /// ended.
+    /// Lets go of the worker, waits for it to end, kills it if it does not, and says how it ended.
     pub(super) async fn end(&mut self) -> String {
-        // A failure means that the other end is closed already.
-        let _ = self.socket.shutdown().await;
+        self.socket.close();
+        self.life = None;
         match timeout(EXIT_GRACE, self.child.wait()).await {
             Ok(status) => self.describe(status),
             Err(_) => match self.child.kill().await {
@@ -176,20 +205,25 @@ impl WorkerProcess {
 
     fn spawn(spec: &WorkerSpec) -> io::Result<Self> {
         let (ours, theirs) = StdUnixStream::pair()?;
-        ours.set_nonblocking(true)?;
-        let socket = UnixStream::from_std(ours)?;
+        let socket = Socket::new(ours)?;
+        let (lives, life) = io::pipe()?;
         let mut group = groups::for_worker(spec.groups.as_ref(), spec.memory_bytes);
-        let child = Command::new(&spec.program)
+        let mut command = Command::new(&spec.program);
+        command
             .args(&spec.args)
             .current_dir(&spec.working_dir)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
+            .stdout(Stdio::from(OwnedFd::from(lives)))
             // A Ctrl-C in a terminal is for the agent, which then drains its workers.
             .process_group(0)
             .env_remove("NOTIFY_SOCKET")
             .env_remove("WATCHDOG_USEC")
-            .kill_on_drop(true)
-            .spawn()?;
+            .kill_on_drop(true);
+        if spec.memory_bytes.is_some() {
+            // A panic for want of memory would find none for its backtrace either, and stand still there.
+            command.env("RUST_BACKTRACE", "0");
+        }
+        let child = command.spawn()?;
         if let Some(pid) = child.id() {
             prefer_for_oom_kill(pid);
             // It allocates nothing to speak of before it is told what to load.
@@ -197,9 +231,8 @@ impl WorkerProcess {
             spec.memory_bytes.map_or(Ok(()), |bytes| limit_memory(pid, bytes))?;
         }
         let (run_limit, memory_bytes) = (spec.run_limit, spec.memory_bytes);
-        let socket = BufReader::new(socket);
-        let group = group.map(Arc::new);
-        Ok(Self { child, socket, run_limit, memory_bytes, group, next_id: 0 })
+        let (frames, life, group) = (Frames::default(), Some(life), group.map(Arc::new));
+        Ok(Self { child, socket, frames, life, run_limit, memory_bytes, group, next_id: 0 })
     }
 
     /// How it ended.
@@ -231,8 +264,8 @@ impl WorkerProcess {
     async fn load(&mut self, request: &LoadRequest) -> Result<Interface, WorkerError> {
         let broken = |error: FrameError| WorkerError::Died(error.to_string());
         let frame = Message::Load(request.clone()).encode().map_err(broken)?;
-        self.socket.write_all(&frame).await.map_err(|e| broken(e.into()))?;
-        match expect_frame(&mut self.socket).await.map_err(broken)? {
+        self.socket.send(&[frame]).await.map_err(|e| broken(e.into()))?;
+        match expect_frame(&mut self.socket, &mut self.frames).await.map_err(broken)? {
             Message::Loaded(reply) => Ok(Interface {
                 inputs: specs(reply.inputs).map_err(broken)?,
                 outputs: specs(reply.outputs).map_err(broken)?,
@@ -280,9 +313,16 @@ fn is_admitted(group: &WorkerGroup, pid: u32) -> bool {
     admitted.is_ok()
 }
 
-async fn expect_frame(socket: &mut BufReader<UnixStream>) -> Result<Message, FrameError> {
-    let body = read_frame_async(socket).await?.ok_or(FrameError::Truncated { missing: 4 })?;
-    Message::decode(&body)
+async fn expect_frame(socket: &mut Socket, frames: &mut Frames) -> Result<Message, FrameError> {
+    loop {
+        if let Some(message) = frames.next()?.map(Message::decode) {
+            frames.let_go();
+            return message;
+        }
+        if socket.receive(frames.room()).await? == 0 {
+            return Err(frames.cut().unwrap_or(FrameError::Truncated { missing: HEADER_BYTES }));
+        }
+    }
 }
 
 fn outcome(id: u64, message: Message) -> Result<RunOutcome, String> {

@@ -5,12 +5,12 @@
 //! Neither side trusts the other: a worker may have been corrupted by its engine, so every length is
 //! checked against what really arrived before anything is allocated for it.
 
+use std::borrow::Cow;
 use std::io::{self, Read};
 use std::path::PathBuf;
 
 use engine::{ElementType, IoSpec, Tensor};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::strings;
 
@@ -22,7 +22,10 @@ pub const MAX_TENSORS: usize = 256;
 pub const MAX_NAME_BYTES: usize = 1024;
 /// The most dimensions of a tensor.
 pub const MAX_RANK: usize = 32;
-
+/// A frame's length, in front of it.
+pub(super) const HEADER_BYTES: usize = 4;
+/// Tensors up to this are copied into a frame's other bytes, which is cheaper than a piece of their own.
+const COPIED_BYTES: usize = 16 << 10;
 /// What is allocated before any of a frame's bytes have arrived.
 const FIRST_ALLOCATION: usize = 64 << 10;
 
@@ -219,10 +222,37 @@ impl Message {
 /// # Errors
 /// [`FrameError::TooLong`] when the worker would refuse the frame.
 pub fn encode_run(id: u64, tensors: &[(String, Tensor)]) -> Result<Vec<u8>, FrameError> {
-    let mut frame = start(RUN, payload_bytes(tensors) + 8);
-    frame.extend_from_slice(&id.to_le_bytes());
-    put_tensors(&mut frame, tensors)?;
-    finish(frame)
+    run_pieces(id, tensors).map(|pieces| pieces.concat())
+}
+
+/// As [`encode_run`], in pieces that are to follow each other: large tensors are not copied.
+///
+/// # Errors
+/// As [`encode_run`].
+pub fn run_pieces(id: u64, tensors: &[(String, Tensor)]) -> Result<Vec<Cow<'_, [u8]>>, FrameError> {
+    let total = payload_bytes(tensors);
+    if total > MAX_FRAME_BYTES {
+        return Err(FrameError::TooLong { got: total });
+    }
+    let mut pieces = Vec::new();
+    let mut piece = start(RUN, total.min(COPIED_BYTES) + 8);
+    piece.extend_from_slice(&id.to_le_bytes());
+    put_count(&mut piece, tensors)?;
+    for (name, tensor) in tensors {
+        put_head(&mut piece, name, tensor)?;
+        let bytes = strings::bytes_of(tensor);
+        if bytes.len() <= COPIED_BYTES {
+            piece.extend_from_slice(&bytes);
+        } else {
+            pieces.extend([Cow::Owned(std::mem::take(&mut piece)), bytes]);
+        }
+    }
+    pieces.push(Cow::Owned(piece));
+    let got = pieces.iter().map(|piece| piece.len()).sum::<usize>() - HEADER_BYTES;
+    if let Some(first) = pieces.first_mut() {
+        first.to_mut()[..HEADER_BYTES].copy_from_slice(&header(got)?);
+    }
+    Ok(pieces)
 }
 
 /// Reads one frame's body; `None` when the stream ends between frames.
@@ -230,30 +260,15 @@ pub fn encode_run(id: u64, tensors: &[(String, Tensor)]) -> Result<Vec<u8>, Fram
 /// # Errors
 /// A length over the limit, a stream that ends inside a frame, or a socket error.
 pub fn read_frame(stream: &mut impl Read) -> Result<Option<Vec<u8>>, FrameError> {
-    let mut header = Vec::with_capacity(4);
-    stream.take(4).read_to_end(&mut header)?;
-    let Some(length) = frame_length(&header)? else {
+    let mut header = Vec::with_capacity(HEADER_BYTES);
+    stream.take(HEADER_BYTES as u64).read_to_end(&mut header)?;
+    if header.is_empty() {
         return Ok(None);
-    };
+    }
+    let missing = FrameError::Truncated { missing: HEADER_BYTES - header.len() };
+    let length = frame_length(header.try_into().map_err(|_| missing)?)?;
     let mut body = Vec::with_capacity(length.min(FIRST_ALLOCATION));
     stream.take(length as u64).read_to_end(&mut body)?;
-    complete(body, length).map(Some)
-}
-
-/// As [`read_frame`], from the agent's side.
-///
-/// # Errors
-/// As [`read_frame`].
-pub async fn read_frame_async(
-    stream: &mut (impl AsyncRead + Unpin),
-) -> Result<Option<Vec<u8>>, FrameError> {
-    let mut header = Vec::with_capacity(4);
-    stream.take(4).read_to_end(&mut header).await?;
-    let Some(length) = frame_length(&header)? else {
-        return Ok(None);
-    };
-    let mut body = Vec::with_capacity(length.min(FIRST_ALLOCATION));
-    stream.take(length as u64).read_to_end(&mut body).await?;
     complete(body, length).map(Some)
 }
 
@@ -289,17 +304,13 @@ fn malformed(what: impl Into<String>) -> FrameError {
     FrameError::Malformed(what.into())
 }
 
-fn frame_length(header: &[u8]) -> Result<Option<usize>, FrameError> {
-    if header.is_empty() {
-        return Ok(None);
-    }
-    let bytes: [u8; 4] =
-        header.try_into().map_err(|_| FrameError::Truncated { missing: 4 - header.len() })?;
-    let got = u32::from_le_bytes(bytes) as usize;
+/// The length of the body behind a header.
+pub(super) fn frame_length(header: [u8; HEADER_BYTES]) -> Result<usize, FrameError> {
+    let got = u32::from_le_bytes(header) as usize;
     if got > MAX_FRAME_BYTES {
         return Err(FrameError::TooLong { got });
     }
-    Ok(Some(got))
+    Ok(got)
 }
 
 fn complete(body: Vec<u8>, length: usize) -> Result<Vec<u8>, FrameError> {
@@ -317,13 +328,15 @@ fn start(kind: u8, payload_bytes: usize) -> Vec<u8> {
 }
 
 fn finish(mut frame: Vec<u8>) -> Result<Vec<u8>, FrameError> {
-    let got = frame.len() - 4;
-    if got > MAX_FRAME_BYTES {
-        return Err(FrameError::TooLong { got });
-    }
-    let length = u32::try_from(got).map_err(|_| FrameError::TooLong { got })?;
-    frame[..4].copy_from_slice(&length.to_le_bytes());
+    let header = header(frame.len() - HEADER_BYTES)?;
+    frame[..HEADER_BYTES].copy_from_slice(&header);
     Ok(frame)
+}
+
+/// What goes in front of a body of so many bytes.
+fn header(got: usize) -> Result<[u8; HEADER_BYTES], FrameError> {
+    let length = u32::try_from(got).ok().filter(|_| got <= MAX_FRAME_BYTES);
+    length.map(u32::to_le_bytes).ok_or(FrameError::TooLong { got })
 }
 
 fn json_frame(kind: u8, value: &impl Serialize) -> Result<Vec<u8>, FrameError> {
@@ -348,20 +361,31 @@ fn put_tensors(frame: &mut Vec<u8>, tensors: &[(String, Tensor)]) -> Result<(), 
     if total > MAX_FRAME_BYTES {
         return Err(FrameError::TooLong { got: total });
     }
-    frame.extend_from_slice(&short(tensors.len(), MAX_TENSORS, "tensors")?.to_le_bytes());
+    put_count(frame, tensors)?;
     for (name, tensor) in tensors {
-        frame.extend_from_slice(&short(name.len(), MAX_NAME_BYTES, "name bytes")?.to_le_bytes());
-        frame.extend_from_slice(name.as_bytes());
-        let dtype = tensor.dtype.oip_name().as_bytes();
-        frame.push(u8::try_from(dtype.len()).map_err(|_| malformed("data type name"))?);
-        frame.extend_from_slice(dtype);
-        frame.extend_from_slice(&short(tensor.shape.len(), MAX_RANK, "dimensions")?.to_le_bytes());
-        for &dim in &tensor.shape {
-            frame.extend_from_slice(&(dim as u64).to_le_bytes());
-        }
-        frame.extend_from_slice(&(strings::byte_len(tensor) as u64).to_le_bytes());
+        put_head(frame, name, tensor)?;
         frame.extend_from_slice(&strings::bytes_of(tensor));
     }
+    Ok(())
+}
+
+fn put_count(frame: &mut Vec<u8>, tensors: &[(String, Tensor)]) -> Result<(), FrameError> {
+    frame.extend_from_slice(&short(tensors.len(), MAX_TENSORS, "tensors")?.to_le_bytes());
+    Ok(())
+}
+
+/// Everything of a tensor but its elements, which follow.
+fn put_head(frame: &mut Vec<u8>, name: &str, tensor: &Tensor) -> Result<(), FrameError> {
+    frame.extend_from_slice(&short(name.len(), MAX_NAME_BYTES, "name bytes")?.to_le_bytes());
+    frame.extend_from_slice(name.as_bytes());
+    let dtype = tensor.dtype.oip_name().as_bytes();
+    frame.push(u8::try_from(dtype.len()).map_err(|_| malformed("data type name"))?);
+    frame.extend_from_slice(dtype);
+    frame.extend_from_slice(&short(tensor.shape.len(), MAX_RANK, "dimensions")?.to_le_bytes());
+    for &dim in &tensor.shape {
+        frame.extend_from_slice(&(dim as u64).to_le_bytes());
+    }
+    frame.extend_from_slice(&(strings::byte_len(tensor) as u64).to_le_bytes());
     Ok(())
 }
 

@@ -12,12 +12,13 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::instance::until;
+use super::socket::Socket;
 use super::write_timeout::WriteTimeout;
 use super::{Endpoints, PlaneConfig, PlaneError};
 
@@ -115,10 +116,11 @@ impl Accept for TcpListener {
 }
 
 impl Accept for UnixListener {
-    type Stream = UnixStream;
+    type Stream = Socket;
 
-    async fn next(&self) -> io::Result<UnixStream> {
-        self.accept().await.map(|(stream, _)| stream)
+    async fn next(&self) -> io::Result<Socket> {
+        let (stream, _) = self.accept().await?;
+        Socket::new(stream.into_std()?)
     }
 }
 

@@ -1,21 +1,22 @@
 //! The worker process: one model in one engine, driven over the socket that is its standard input. It gets
 //! the engine from its caller: `espalier-worker` brings the real ones, and the agent links none.
 //!
-//! Three threads, so that none can keep another from seeing that the agent is gone. One reads orders. One
-//! holds the engine, carries them out and answers them, so that an inference waits for one other thread
-//! only. [`main`]'s own waits for either to say that it is over: when the socket closes it returns even if an
-//! inference is still running; the process ends and takes it along.
+//! Two threads, so that an inference does not keep the worker from seeing that the agent is gone. One holds
+//! the engine: it reads an order, carries it out and answers it, so that an inference waits for no other
+//! thread. [`main`]'s own waits for the agent to let go of the worker, by closing the pipe that is its standard
+//! output: then it returns even if an inference is still running; the process ends and takes it along.
 
 use std::any::Any;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, BufReader, Write};
+use std::io::{self, PipeReader, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,10 +24,13 @@ use engine::{ErrorKind, Session, Tensor};
 
 use super::protocol::{
     Failure, FailureKind, FrameError, LoadFailure, LoadFault, LoadRequest, LoadedReply, Message,
-    NamedTensors, ports, read_frame,
+    NamedTensors, ports,
 };
+use inbox::Inbox;
 
-/// The exit code after the agent closed the socket: the ordinary end.
+mod inbox;
+
+/// The exit code after the agent let go of the worker: the ordinary end.
 pub const EXIT_CLOSED: i32 = 0;
 /// The exit code when the model cannot be loaded.
 pub const EXIT_LOAD: i32 = 65;
@@ -36,6 +40,11 @@ pub const EXIT_PANIC: i32 = 70;
 pub const EXIT_SOCKET: i32 = 74;
 /// The exit code when what arrived was not the protocol.
 pub const EXIT_PROTOCOL: i32 = 76;
+
+/// How long the engine's thread may take, once the agent is gone, to say why it ends if it is not computing.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How often it is looked at meanwhile.
+const LAST_WORDS_STEP: Duration = Duration::from_millis(5);
 
 /// What a worker does besides inference: before it loads, and after each inference before it answers.
 pub trait ComputeHook {
@@ -86,12 +95,15 @@ impl ComputeHook for NoHook {
     }
 }
 
-/// Serves one model over standard input until that closes. The result is the exit code.
+/// Serves one model over standard input until standard output, the reading end of a pipe, closes. The result
+/// is the exit code.
 pub fn main(hook: Box<dyn ComputeHook + Send>, loader: Loader) -> i32 {
-    match io::stdin().as_fd().try_clone_to_owned() {
-        Ok(socket) => serve(UnixStream::from(socket), hook, loader),
+    let (input, output) = (io::stdin(), io::stdout());
+    let own = input.as_fd().try_clone_to_owned();
+    match own.and_then(|socket| Ok((socket, output.as_fd().try_clone_to_owned()?))) {
+        Ok((socket, life)) => serve(UnixStream::from(socket), PipeReader::from(life), hook, loader),
         Err(error) => {
-            tracing::error!(%error, "the worker has no socket as its standard input");
+            tracing::error!(%error, "the worker has no socket and pipe as its standard streams");
             EXIT_SOCKET
         }
     }
@@ -100,37 +112,54 @@ pub fn main(hook: Box<dyn ComputeHook + Send>, loader: Loader) -> i32 {
 /// Loads a model: the session, and the engine's name and version.
 pub type Loader = fn(&LoadRequest) -> Result<(Box<dyn Session>, String), LoadFailure>;
 
-/// Serves one model over `socket` until it closes. The result is the exit code.
-pub fn serve(socket: UnixStream, hook: Box<dyn ComputeHook + Send>, loader: Loader) -> i32 {
-    let reader = match socket.try_clone() {
-        Ok(reader) => reader,
+/// Serves one model over `socket` until `life` closes. The result is the exit code.
+pub fn serve(
+    socket: UnixStream,
+    mut life: PipeReader,
+    hook: Box<dyn ComputeHook + Send>,
+    loader: Loader,
+) -> i32 {
+    let inbox = match socket.try_clone().and_then(Inbox::new) {
+        Ok(inbox) => inbox,
         Err(error) => {
-            tracing::error!(%error, "the worker cannot share its socket");
+            tracing::error!(%error, "the worker cannot wait for its socket");
             return EXIT_SOCKET;
         }
     };
     let (over, ended) = channel();
-    let (orders, inbox) = channel();
-    let last = Arc::new(AtomicBool::new(false));
-    let (reader_over, answered_last) = (over.clone(), last.clone());
+    let busy = Arc::new(AtomicBool::new(false));
+    let host_busy = busy.clone();
     thread::spawn(move || {
-        let code = read_all(reader, &orders);
-        // Once the last answer is on its way, what comes of it is the engine's thread's to say.
-        if !answered_last.load(Ordering::SeqCst) {
-            // Nobody hears it where that thread was faster.
-            let _ = reader_over.send(code);
-        }
-    });
-    thread::spawn(move || {
-        let mut host = Host { socket, hook, loader, session: None, last };
+        let mut host = Host { socket, hook, loader, session: None, busy: host_busy };
         // A panic outside the engine ends the worker at once: the agent starts another.
-        let code = catch_unwind(AssertUnwindSafe(|| host.carry_out_all(&inbox)));
-        if let Some(code) = code.unwrap_or(Some(EXIT_PANIC)) {
-            // Nobody hears it where the reader was faster.
-            let _ = over.send(code);
-        }
+        let code = catch_unwind(AssertUnwindSafe(|| host.carry_out_all(inbox)));
+        // Nobody hears it once the agent is gone.
+        let _ = over.send(code.unwrap_or(EXIT_PANIC));
+        // The agent sees it, and lets go.
+        let _ = host.socket.shutdown(Shutdown::Both);
     });
-    ended.recv().unwrap_or(EXIT_PANIC)
+    match life.read(&mut [0]) {
+        Ok(0) => last_words(&ended, &busy),
+        Ok(_) => EXIT_PROTOCOL,
+        Err(error) => {
+            tracing::error!(%error, "the worker's standard output is no pipe to be read");
+            EXIT_SOCKET
+        }
+    }
+}
+
+/// The exit code once the agent has let go: what the engine's thread says, unless it is in an inference.
+fn last_words(ended: &Receiver<i32>, busy: &AtomicBool) -> i32 {
+    let began = Instant::now();
+    while began.elapsed() < LAST_WORDS {
+        match ended.recv_timeout(LAST_WORDS_STEP) {
+            Ok(code) => return code,
+            Err(RecvTimeoutError::Disconnected) => return EXIT_PANIC,
+            Err(RecvTimeoutError::Timeout) if busy.load(Ordering::SeqCst) => return EXIT_CLOSED,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+    EXIT_CLOSED
 }
 
 enum Order {
@@ -140,36 +169,28 @@ enum Order {
 
 type RunResult = Result<NamedTensors, (FailureKind, String)>;
 
-/// Passes orders on until there are no more. The result is the exit code.
-///
-/// The agent sends one order and waits for its answer, so the channel holds one message or two; it has no
-/// bound of its own.
-fn read_all(socket: UnixStream, orders: &Sender<Order>) -> i32 {
-    let mut socket = BufReader::new(socket);
-    loop {
-        let order = match read_frame(&mut socket) {
-            Ok(None) => return EXIT_CLOSED,
-            Ok(Some(body)) => match Message::decode(&body) {
-                Ok(Message::Load(load)) => Ok(Order::Load(load)),
-                Ok(Message::Run { id, tensors }) => Ok(Order::Run { id, tensors }),
-                Ok(_) => Err(FrameError::Malformed("an answer where an order was due".to_owned())),
-                Err(error) => Err(error),
-            },
-            Err(error) => Err(error),
-        };
-        match order {
-            Ok(order) => {
-                // The engine's thread has ended, and said why unless it panicked.
-                if orders.send(order).is_err() {
-                    return EXIT_PANIC;
-                }
-            }
-            Err(error) => {
-                tracing::error!(%error, "the worker cannot read what it was sent");
-                return EXIT_PROTOCOL;
-            }
+/// The next order, or the exit code when there is none.
+fn next_order(inbox: &mut Inbox) -> Result<Order, i32> {
+    match inbox.next() {
+        Ok(Some(Message::Load(load))) => Ok(Order::Load(load)),
+        Ok(Some(Message::Run { id, tensors })) => Ok(Order::Run { id, tensors }),
+        Ok(None) => Err(EXIT_CLOSED),
+        // The agent went without reading an answer.
+        Err(FrameError::Io(error)) if is_gone(&error) => Err(EXIT_CLOSED),
+        Ok(Some(_)) => {
+            Err(unreadable(&FrameError::Malformed("an answer where an order was due".to_owned())))
         }
+        Err(error) => Err(unreadable(&error)),
     }
+}
+
+fn unreadable(error: &FrameError) -> i32 {
+    tracing::error!(%error, "the worker cannot read what it was sent");
+    EXIT_PROTOCOL
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 /// What carries the orders out.
@@ -178,31 +199,36 @@ struct Host {
     hook: Box<dyn ComputeHook + Send>,
     loader: Loader,
     session: Option<Box<dyn Session>>,
-    /// Set before the last answer is sent.
-    last: Arc<AtomicBool>,
+    /// Whether an order is being carried out.
+    busy: Arc<AtomicBool>,
 }
 
 impl Host {
-    /// Carries out order after order, and answers each. The exit code, unless it is the reader that has to
-    /// say why no more orders come.
-    fn carry_out_all(&mut self, orders: &Receiver<Order>) -> Option<i32> {
-        while let Ok(order) = orders.recv() {
+    /// Carries out order after order, and answers each. The result is the exit code.
+    fn carry_out_all(&mut self, mut inbox: Inbox) -> i32 {
+        loop {
+            let order = match next_order(&mut inbox) {
+                Ok(order) => order,
+                Err(code) => return code,
+            };
+            self.busy.store(true, Ordering::SeqCst);
             let (answer, end) = match order {
                 Order::Load(request) => self.load(&request),
                 Order::Run { id, tensors } => self.run(id, &tensors),
             };
-            if end.is_some() {
-                self.last.store(true, Ordering::SeqCst);
+            self.busy.store(false, Ordering::SeqCst);
+            match send(&self.socket, &answer) {
+                Ok(()) => {}
+                Err(FrameError::Io(error)) if is_gone(&error) => return EXIT_CLOSED,
+                Err(error) => {
+                    tracing::error!(%error, "the worker cannot answer");
+                    return EXIT_SOCKET;
+                }
             }
-            if let Err(error) = send(&self.socket, &answer) {
-                tracing::error!(%error, "the worker cannot answer");
-                return Some(EXIT_SOCKET);
-            }
-            if end.is_some() {
-                return end;
+            if let Some(code) = end {
+                return code;
             }
         }
-        None
     }
 
     fn load(&mut self, request: &LoadRequest) -> (Message, Option<i32>) {

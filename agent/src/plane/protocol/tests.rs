@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::super::frames::Frames;
 use super::*;
 
 fn example() -> Vec<Message> {
@@ -116,6 +117,24 @@ fn strings_survive_a_frame_between_other_tensors() {
 }
 
 #[test]
+fn a_large_tensor_is_a_piece_of_its_own_and_the_frame_is_the_same() {
+    let tensor = |count: usize| Tensor::from_f32(vec![count], &vec![0.5; count]).unwrap();
+    let tensors = [("a", 3), ("b", 5000), ("c", 2), ("d", 4097), ("e", 4096)];
+    let tensors: NamedTensors =
+        tensors.map(|(name, count)| (name.to_owned(), tensor(count))).to_vec();
+    let pieces = run_pieces(9, &tensors).unwrap();
+    let borrowed: Vec<usize> = pieces
+        .iter()
+        .filter(|piece| matches!(piece, Cow::Borrowed(_)))
+        .map(|piece| piece.len())
+        .collect();
+    assert_eq!(borrowed, [20_000, 4 * 4097]);
+    let frame = pieces.concat();
+    let body = read_frame(&mut frame.as_slice()).unwrap().unwrap();
+    assert_eq!(Message::decode(&body).unwrap(), Message::Run { id: 9, tensors });
+}
+
+#[test]
 fn what_a_peer_would_refuse_is_not_sent() {
     let tensors = (0..=MAX_TENSORS)
         .map(|n| (n.to_string(), Tensor::from_i64(vec![], &[0]).unwrap()))
@@ -125,14 +144,19 @@ fn what_a_peer_would_refuse_is_not_sent() {
 }
 
 #[test]
-fn the_agents_side_reads_what_the_workers_side_reads() {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+fn frames_in_pieces_are_read_as_those_of_a_stream() {
     for message in example() {
         let frame = message.encode().unwrap();
         for cut in 0..=frame.len() {
-            let blocking = read_frame(&mut &frame[..cut]);
-            let polled = runtime.block_on(read_frame_async(&mut &frame[..cut]));
-            assert_eq!(format!("{blocking:?}"), format!("{polled:?}"));
+            let whole = read_frame(&mut &frame[..cut]);
+            let mut frames = Frames::default();
+            frames.room().extend_from_slice(&frame[..cut]);
+            let body = frames.next().unwrap().map(<[u8]>::to_vec);
+            let pieces = match frames.cut() {
+                Some(error) => Err(error),
+                None => Ok(body),
+            };
+            assert_eq!(format!("{whole:?}"), format!("{pieces:?}"));
         }
     }
 }

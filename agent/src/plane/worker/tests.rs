@@ -1,16 +1,18 @@
 #![allow(clippy::unwrap_used)]
 
+use std::io::PipeWriter;
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
 
 use super::super::fake;
-use super::super::protocol::encode_run;
+use super::super::protocol::{encode_run, read_frame};
 use super::*;
 
 /// A worker on a thread of this process, and the agent's end of its socket.
 struct Rig {
     socket: UnixStream,
+    life: PipeWriter,
     worker: JoinHandle<i32>,
     folder: tempfile::TempDir,
 }
@@ -18,9 +20,11 @@ struct Rig {
 impl Rig {
     fn start(hook: impl ComputeHook + Send + 'static) -> Self {
         let (socket, theirs) = UnixStream::pair().unwrap();
+        let (lives, life) = io::pipe().unwrap();
         Self {
             socket,
-            worker: thread::spawn(move || serve(theirs, Box::new(hook), fake::load)),
+            life,
+            worker: thread::spawn(move || serve(theirs, lives, Box::new(hook), fake::load)),
             folder: tempfile::tempdir().unwrap(),
         }
     }
@@ -52,9 +56,39 @@ impl Rig {
     }
 
     fn end(self) -> i32 {
-        drop(self.socket);
+        drop((self.socket, self.life));
         self.worker.join().unwrap()
     }
+}
+
+#[test]
+fn orders_that_come_together_and_in_pieces_are_answered_one_by_one() {
+    let mut rig = Rig::loaded(NoHook);
+    let frames: Vec<u8> = [1.0, 2.0, 3.0]
+        .iter()
+        .flat_map(|&first| encode_run(5, &fake::row(first, 1.0)).unwrap())
+        .collect();
+    let (some, rest) = frames.split_at(frames.len() / 2);
+    rig.socket.write_all(some).unwrap();
+    let mut answers = Vec::new();
+    for more in [rest, &[], &[]] {
+        rig.socket.write_all(more).unwrap();
+        let body = read_frame(&mut rig.socket).unwrap().unwrap();
+        let Message::Ran { tensors, .. } = Message::decode(&body).unwrap() else {
+            panic!("not an answer");
+        };
+        answers.push(tensors[0].1.to_f32().unwrap()[0]);
+    }
+    assert_eq!(answers, [2.0, 4.0, 6.0]);
+    assert_eq!(rig.end(), EXIT_CLOSED);
+}
+
+#[test]
+fn a_worker_whose_standard_output_cannot_be_read_says_so() {
+    let (_socket, theirs) = UnixStream::pair().unwrap();
+    let (_lives, life) = io::pipe().unwrap();
+    let wrong = PipeReader::from(OwnedFd::from(life));
+    assert_eq!(serve(theirs, wrong, Box::new(NoHook), fake::load), EXIT_SOCKET);
 }
 
 /// Reports how long the name of the model's file is.
@@ -164,23 +198,24 @@ fn hostile_frames_end_the_worker_with_the_protocols_exit_code() {
 }
 
 #[test]
-fn a_worker_in_the_middle_of_an_inference_ends_with_its_socket() {
+fn a_worker_in_the_middle_of_an_inference_ends_when_the_agent_lets_go() {
     let folder = tempfile::tempdir().unwrap();
     let config = fake::config(folder.path());
     let gate = std::os::unix::net::UnixListener::bind(folder.path().join("gate")).unwrap();
     let (socket, theirs) = UnixStream::pair().unwrap();
+    let (lives, life) = io::pipe().unwrap();
     let mut child = Command::new(&config.worker_program)
         .args(&config.worker_args)
         .current_dir(folder.path())
         .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::null())
+        .stdout(Stdio::from(OwnedFd::from(lives)))
         .spawn()
         .unwrap();
-    let mut rig = Rig { socket, worker: thread::spawn(|| 0), folder };
+    let mut rig = Rig { socket, life, worker: thread::spawn(|| 0), folder };
     assert!(matches!(rig.load("2"), Message::Loaded(_)));
     rig.socket.write_all(&encode_run(5, &fake::row(fake::GATE, 1.0)).unwrap()).unwrap();
     let _inside = gate.accept().unwrap();
-    drop(rig.socket);
+    drop((rig.socket, rig.life));
     assert_eq!(child.wait().unwrap().code(), Some(EXIT_CLOSED));
 }
 
