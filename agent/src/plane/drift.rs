@@ -3,17 +3,25 @@
 //! One request in [`Lens::every`] is looked at, and of one that brings several samples one. What is read of
 //! its tensors is bounded (`engine::features`), the table is made when the model is loaded, and a request
 //! only adds to it. What the counts mean is for the core to say.
+//!
+//! A request does not wait for that: its tensors are handed over before its answer is, and looked at
+//! afterwards. None is lost: once [`MAX_WAITING`] wait, the next one to come looks at them first.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bundle::{Feature, FeatureReference, Reference, Rows, Side, TensorReference};
 use engine::{IoSpec, Tensor, features};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::process::Interface;
 use super::protocol::NamedTensors;
 use crate::core::{DriftFacts, FeatureFacts};
+
+/// Requests that may wait to be looked at, with all their tensors.
+const MAX_WAITING: usize = 4;
 
 /// The reference of one instance, and what its requests looked like since the last window.
 #[derive(Debug)]
@@ -21,14 +29,30 @@ pub(super) struct Lens {
     tensors: Vec<TensorReference>,
     /// The least time between two requests that are looked at.
     every: Duration,
+    queue: Mutex<Queue>,
+    /// Told of each request that waits.
+    handed_over: Notify,
     table: Mutex<Table>,
+}
+
+/// What is to be looked at. Nothing else is locked while this is.
+#[derive(Debug, Default)]
+struct Queue {
+    /// When the last one was taken.
+    taken: Option<Instant>,
+    waiting: VecDeque<Answered>,
+}
+
+#[derive(Debug)]
+struct Answered {
+    inputs: Arc<NamedTensors>,
+    outputs: Arc<NamedTensors>,
 }
 
 #[derive(Debug)]
 struct Table {
     /// Requests looked at, ever.
     turn: u64,
-    looked: Option<Instant>,
     /// One per feature, in the reference's order.
     counts: Vec<Counts>,
 }
@@ -65,17 +89,58 @@ impl Lens {
             }
         }
         let features = reference.tensors.iter().flat_map(|tensor| &tensor.features);
-        let table = Table { turn: 0, looked: None, counts: features.map(Counts::of).collect() };
-        Ok(Self { tensors: reference.tensors, every, table: Mutex::new(table) })
+        let table = Table { turn: 0, counts: features.map(Counts::of).collect() };
+        Ok(Self {
+            tensors: reference.tensors,
+            every,
+            queue: Mutex::default(),
+            handed_over: Notify::new(),
+            table: Mutex::new(table),
+        })
     }
 
-    /// Counts an answered request.
-    pub(super) fn look(&self, inputs: &NamedTensors, outputs: &NamedTensors, now: Instant) {
-        let mut table = self.lock();
-        if table.looked.is_some_and(|before| now.duration_since(before) < self.every) {
+    /// Takes an answered request to be counted soon.
+    pub(super) fn hand_over(
+        &self,
+        inputs: &Arc<NamedTensors>,
+        outputs: &Arc<NamedTensors>,
+        now: Instant,
+    ) {
+        let mut queue = self.queue();
+        if queue.taken.is_some_and(|before| now.duration_since(before) < self.every) {
             return;
         }
-        table.looked = Some(now);
+        queue.taken = Some(now);
+        let (inputs, outputs) = (inputs.clone(), outputs.clone());
+        queue.waiting.push_back(Answered { inputs, outputs });
+        let full = queue.waiting.len() >= MAX_WAITING;
+        drop(queue);
+        if full {
+            self.catch_up();
+        } else {
+            self.handed_over.notify_one();
+        }
+    }
+
+    /// Counts what is handed over, for ever.
+    pub(super) async fn keep_up(&self) {
+        loop {
+            self.handed_over.notified().await;
+            self.catch_up();
+        }
+    }
+
+    /// Counts what waits, in the order in which it came.
+    fn catch_up(&self) {
+        let mut table = self.lock();
+        loop {
+            let next = self.queue().waiting.pop_front();
+            let Some(Answered { inputs, outputs }) = next else { break };
+            self.look(&mut table, &inputs, &outputs);
+        }
+    }
+
+    fn look(&self, table: &mut Table, inputs: &NamedTensors, outputs: &NamedTensors) {
         let turn = table.turn;
         table.turn = turn.wrapping_add(1);
         let mut counts = table.counts.iter_mut();
@@ -96,6 +161,7 @@ impl Lens {
 
     /// What was counted since the last call.
     pub(super) fn take(&self) -> DriftFacts {
+        self.catch_up();
         let mut table = self.lock();
         let mut counts = table.counts.iter_mut();
         let mut facts = Vec::with_capacity(counts.len());
@@ -104,6 +170,10 @@ impl Lens {
             facts.extend(pairs.map(|(feature, counts)| counts.take(tensor, feature)));
         }
         DriftFacts { features: facts }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -234,8 +304,8 @@ mod tests {
         }
     }
 
-    fn one(name: &str, values: [f32; 2]) -> NamedTensors {
-        vec![(name.to_owned(), Tensor::from_f32(vec![1, 2], &values).unwrap())]
+    fn one(name: &str, values: [f32; 2]) -> Arc<NamedTensors> {
+        Arc::new(vec![(name.to_owned(), Tensor::from_f32(vec![1, 2], &values).unwrap())])
     }
 
     fn lens(every: Duration) -> Lens {
@@ -247,7 +317,7 @@ mod tests {
         let lens = lens(Duration::ZERO);
         let now = Instant::now();
         for mean in [-50.0, 1.0, 500.0] {
-            lens.look(&one("x", [mean, mean]), &one("y", [0.0, 9.0]), now);
+            lens.hand_over(&one("x", [mean, mean]), &one("y", [0.0, 9.0]), now);
         }
         let facts = lens.take();
         let mean = &facts.features[0];
@@ -258,7 +328,7 @@ mod tests {
         assert_eq!((class.seen.as_slice(), class.product), ([0, 3, 0].as_slice(), 2));
         assert_eq!(lens.take().features[1].seen, [0, 0, 0]);
         // The first of a window has the last of the one before it for a neighbour.
-        lens.look(&one("x", [1.0, 1.0]), &one("y", [0.0, 9.0]), now);
+        lens.hand_over(&one("x", [1.0, 1.0]), &one("y", [0.0, 9.0]), now);
         assert_eq!(lens.take().features[1].pairs, 1);
     }
 
@@ -268,15 +338,40 @@ mod tests {
         let start = Instant::now();
         for ms in [0, 50, 99, 100, 150, 250] {
             let now = start + Duration::from_millis(ms);
-            lens.look(&one("x", [1.0, 1.0]), &one("y", [0.0, 9.0]), now);
+            lens.hand_over(&one("x", [1.0, 1.0]), &one("y", [0.0, 9.0]), now);
         }
         assert_eq!(lens.take().features[0].seen.iter().sum::<u64>(), 3);
     }
 
     #[test]
+    fn few_wait_to_be_looked_at_and_none_is_lost() {
+        let lens = lens(Duration::ZERO);
+        for _ in 0..10 * MAX_WAITING + 1 {
+            lens.hand_over(&one("x", [1.0, 1.0]), &one("y", [0.0, 9.0]), Instant::now());
+            assert!(lens.queue().waiting.len() < MAX_WAITING);
+        }
+        let seen: u64 = lens.take().features[0].seen.iter().sum();
+        assert_eq!(seen, 10 * MAX_WAITING as u64 + 1);
+        assert!(lens.queue().waiting.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_handed_over_is_counted_when_nobody_asks_for_it() {
+        let lens = lens(Duration::ZERO);
+        lens.hand_over(&one("x", [1.0, 1.0]), &one("y", [0.0, 9.0]), Instant::now());
+        tokio::select! {
+            biased;
+            () = lens.keep_up() => unreachable!("it keeps up for ever"),
+            () = tokio::task::yield_now() => {}
+        }
+        assert!(lens.queue().waiting.is_empty());
+        assert_eq!(lens.lock().turn, 1);
+    }
+
+    #[test]
     fn an_answer_that_chooses_nothing_is_of_no_known_class_and_beyond_all_confidence() {
         let lens = lens(Duration::ZERO);
-        lens.look(&one("x", [1.0, 1.0]), &one("y", [f32::NAN, 0.0]), Instant::now());
+        lens.hand_over(&one("x", [1.0, 1.0]), &one("y", [f32::NAN, 0.0]), Instant::now());
         let facts = lens.take();
         assert_eq!(facts.features[1].seen, [0, 0, 1]);
         assert_eq!(facts.features[2].seen.last(), Some(&1));

@@ -5,8 +5,9 @@
 //!              │                    │
 //!              └──────retire────────┴──► ended        (a candidate goes from down to ended)
 //! ```
-//! The task owns the worker. While the instance is up it takes one job at a time; while it is down
-//! every job is answered at once with the reason; once retired it finishes what was queued first.
+//! The task owns the worker. While the instance is up it takes one job at a time, or what waits for a quick model
+//! ([`queue`]); while it is down every job is answered at once with the reason; once retired it finishes what was
+//! queued first.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -14,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::CandidateId;
@@ -25,6 +26,9 @@ use super::protocol::{FailureKind, NamedTensors};
 use super::shadow::Mirror;
 use super::window::Stats;
 use crate::sys::cgroup::Usage;
+use queue::Queue;
+
+mod queue;
 
 /// The first wait before a dead worker is started again; it doubles with each death.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -163,6 +167,10 @@ impl Instance {
         let stats = Arc::new(Stats::default());
         let mirror = Mirror::default();
         let lens = lens.map(Arc::new);
+        let mut looking = JoinSet::new();
+        if let Some(lens) = lens.clone() {
+            looking.spawn(async move { lens.keep_up().await });
+        }
         let driver = Driver {
             spec,
             interface: interface.clone(),
@@ -170,9 +178,10 @@ impl Instance {
             stats: stats.clone(),
             mirror: mirror.clone(),
             lens: lens.clone(),
-            jobs,
+            jobs: Queue::new(jobs),
             retired,
             on_health,
+            _looking: looking,
         };
         let driver = tokio::spawn(driver.run(process));
         Self {
@@ -334,9 +343,11 @@ struct Driver {
     stats: Arc<Stats>,
     mirror: Mirror,
     lens: Option<Arc<Lens>>,
-    jobs: mpsc::Receiver<Job>,
+    jobs: Queue,
     retired: watch::Receiver<bool>,
     on_health: OnHealth,
+    /// Looks at what is handed to the lens, for as long as there is a driver.
+    _looking: JoinSet<()>,
 }
 
 enum End {
@@ -379,7 +390,7 @@ impl Driver {
                     return end;
                 }
                 reason = worker.exited() => return End::Died(reason),
-                job = self.jobs.recv() => job,
+                job = self.jobs.next() => job,
             };
             let Some(job) = job else {
                 worker.end().await;
@@ -394,7 +405,7 @@ impl Driver {
     /// Answers what was queued before the instance was retired.
     async fn finish(&mut self, worker: &mut WorkerProcess) -> End {
         self.jobs.close();
-        while let Some(job) = self.jobs.recv().await {
+        while let Some(job) = self.jobs.next().await {
             if let Some(reason) = self.work(worker, job).await {
                 self.shared.set_down(Some(reason));
                 break;
@@ -403,42 +414,59 @@ impl Driver {
         End::Retired
     }
 
-    /// Runs one job; the result says how the worker ended, if it did.
-    async fn work(&mut self, worker: &mut WorkerProcess, job: Job) -> Option<String> {
-        let started = Instant::now();
-        // Nobody waits for it any more: the client has had its 504, or has gone.
-        if job.deadline <= started || job.reply.is_closed() {
-            return None;
-        }
-        let queued = started.duration_since(job.arrived);
-        let live = job.traffic == Traffic::Live;
-        let (result, died) = match worker.run(&job.inputs).await {
-            Ok(RunOutcome::Done { compute, outputs }) => {
-                let answer = Answer { outputs: Arc::new(outputs), compute, queued };
-                if live {
-                    self.stats.computed(compute, queued);
-                    self.mirror.offer(&job.inputs, &answer);
-                }
-                (Ok(answer), None)
-            }
-            Ok(RunOutcome::Failed { kind, error }) => match kind {
-                FailureKind::Input => (Err(JobError::Input(error)), None),
-                FailureKind::Engine | FailureKind::Fatal => (Err(JobError::Engine(error)), None),
-            },
-            Err(error) => {
-                let reason = error.to_string();
-                (Err(JobError::WorkerDied(reason.clone())), Some(reason))
-            }
+    /// Runs a job, and those that go with it; the result says how the worker ended, if it did.
+    async fn work(&mut self, worker: &mut WorkerProcess, first: Job) -> Option<String> {
+        let jobs = self.jobs.together(first);
+        let inputs: Vec<_> = jobs.iter().map(|job| job.inputs.clone()).collect();
+        let mut started = Instant::now();
+        let (runs, mut died) = match worker.send(&inputs).await {
+            Ok(runs) => (runs, None),
+            Err(error) => (Vec::new(), Some(error.to_string())),
         };
-        let answered = result.as_ref().ok().filter(|_| live).map(|answer| answer.outputs.clone());
-        // The client may have gone meanwhile.
-        let _ = job.reply.send(result);
-        if let (Some(lens), Some(outputs)) = (&self.lens, answered) {
-            // The answer goes out first, also where one thread serves all.
-            tokio::task::yield_now().await;
-            lens.look(&job.inputs, &outputs, started);
+        let mut runs = runs.into_iter();
+        for job in jobs {
+            let result = match (runs.next(), died.clone()) {
+                (Some(Ok(run)), None) => match worker.answer(run).await {
+                    Ok(outcome) => self.outcome(&job, started, outcome),
+                    Err(error) => Err(JobError::WorkerDied(died.insert(error.to_string()).clone())),
+                },
+                (Some(Err(error)), None) => Err(JobError::Input(error)),
+                (_, reason) => Err(JobError::WorkerDied(reason.unwrap_or_default())),
+            };
+            // The client may have gone meanwhile.
+            let _ = job.reply.send(result);
+            // The worker has taken up the next one.
+            started = Instant::now();
         }
         died
+    }
+
+    /// What a job comes to whose worker survived it.
+    fn outcome(
+        &mut self,
+        job: &Job,
+        started: Instant,
+        outcome: RunOutcome,
+    ) -> Result<Answer, JobError> {
+        let (compute, outputs) = match outcome {
+            RunOutcome::Done { compute, outputs } => (compute, outputs),
+            RunOutcome::Failed { kind: FailureKind::Input, error } => {
+                return Err(JobError::Input(error));
+            }
+            RunOutcome::Failed { error, .. } => return Err(JobError::Engine(error)),
+        };
+        self.jobs.took(compute);
+        let queued = started.duration_since(job.arrived);
+        let answer = Answer { outputs: Arc::new(outputs), compute, queued };
+        if job.traffic == Traffic::Live {
+            self.stats.computed(compute, queued);
+            self.mirror.offer(&job.inputs, &answer);
+            if let Some(lens) = &self.lens {
+                // Before the answer, so that whoever has it finds it counted.
+                lens.hand_over(&job.inputs, &answer.outputs, started);
+            }
+        }
+        Ok(answer)
     }
 
     /// Starts the worker again, after a wait that grows with each death. `None` when it is not to
@@ -479,7 +507,7 @@ impl Driver {
                 biased;
                 () = until(&mut self.retired) => return None,
                 started = &mut start => return Some(started),
-                job = self.jobs.recv() => {
+                job = self.jobs.next() => {
                     let reason = self.shared.reason().unwrap_or_default();
                     // The client may have gone meanwhile.
                     let _ = job?.reply.send(Err(JobError::Down(reason)));
@@ -492,7 +520,7 @@ impl Driver {
     async fn close(&mut self) {
         self.jobs.close();
         let retired = *self.retired.borrow();
-        while let Some(job) = self.jobs.recv().await {
+        while let Some(job) = self.jobs.next().await {
             let error = match self.shared.reason() {
                 Some(reason) if !retired => JobError::Down(reason),
                 _ => JobError::Retired,

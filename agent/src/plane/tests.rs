@@ -463,6 +463,31 @@ async fn a_full_queue_turns_requests_away_and_loses_none_that_it_took() {
 }
 
 #[tokio::test]
+async fn requests_that_wait_for_a_quick_model_together_are_answered_each_by_its_own() {
+    let bench = Bench::with(|cfg| cfg.queue_depth = 64).await;
+    bench.serve("2").await;
+    send(&bench.plane, infer(1.0)).await.first();
+    let mut asking = JoinSet::new();
+    for number in 1..=40_u8 {
+        let plane = bench.plane.clone();
+        // One in ten fails, and none of its neighbours does.
+        let first = if number % 10 == 0 { fake::FAIL } else { f32::from(number) };
+        asking.spawn(async move { (number, send(&plane, infer(first)).await) });
+    }
+    while let Some(asked) = patiently(asking.join_next()).await {
+        let (number, answer) = asked.unwrap();
+        if number % 10 == 0 {
+            assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR, "{:?}", answer.body);
+        } else {
+            assert!((answer.first() - 2.0 * f64::from(number)).abs() < 1e-6, "{number}");
+        }
+    }
+    let window = &bench.plane.take_window()[0];
+    assert_eq!((window.requests, window.errors), (41, 4));
+    assert_eq!((window.compute.count(), window.queue.count()), (37, 37));
+}
+
+#[tokio::test]
 async fn a_request_that_takes_too_long_is_told_so_and_the_model_goes_on() {
     let bench = Bench::start().await;
     bench.serve("2").await;

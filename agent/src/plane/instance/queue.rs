@@ -1,0 +1,152 @@
+//! The requests that wait for a worker, and which of them go to it together.
+//!
+//! A worker computes one after the other. For a model that answers in a few microseconds, to sleep and be woken
+//! between two requests takes longer than to answer them: those that wait anyway are sent to it at once, so
+//! that neither side sleeps in between. They are answered one by one, and each has its own times.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::Job;
+use crate::plane::strings;
+
+/// A model whose last inference took less is quick.
+const QUICK: Duration = Duration::from_micros(200);
+/// The most requests that are sent together.
+const MAX_TOGETHER: usize = 8;
+/// The most bytes of their inputs: so much fits into the socket though nobody reads from it, as a worker does
+/// not that has a long answer to write.
+const MAX_BYTES_TOGETHER: usize = 32 << 10;
+
+/// The receiving end of an instance's queue.
+pub(super) struct Queue {
+    jobs: mpsc::Receiver<Job>,
+    /// Taken out, and too large to go with the others.
+    held: Option<Job>,
+    quick: bool,
+}
+
+impl Queue {
+    pub(super) fn new(jobs: mpsc::Receiver<Job>) -> Self {
+        Self { jobs, held: None, quick: false }
+    }
+
+    /// The next job, once there is one; `None` when there can be none any more. Safe to cancel.
+    pub(super) async fn next(&mut self) -> Option<Job> {
+        match self.held.take() {
+            Some(job) => Some(job),
+            None => self.jobs.recv().await,
+        }
+    }
+
+    /// The jobs to send together, of which `first` is one unless nobody waits for it any more.
+    pub(super) fn together(&mut self, first: Job) -> Vec<Job> {
+        let most = if self.quick { MAX_TOGETHER } else { 1 };
+        let now = Instant::now();
+        let (mut together, mut bytes) = (Vec::with_capacity(most), 0);
+        let mut next = Some(first);
+        while let Some(job) = next.take() {
+            // Otherwise the client has had its 504, or has gone.
+            if job.deadline > now && !job.reply.is_closed() {
+                bytes += job.inputs.iter().map(|(_, t)| strings::byte_len(t)).sum::<usize>();
+                if bytes > MAX_BYTES_TOGETHER && !together.is_empty() {
+                    self.held = Some(job);
+                    break;
+                }
+                together.push(job);
+            }
+            if together.len() < most && bytes <= MAX_BYTES_TOGETHER {
+                next = self.jobs.try_recv().ok();
+            }
+        }
+        together
+    }
+
+    /// What the model's last inference took.
+    pub(super) fn took(&mut self, compute: Duration) {
+        self.quick = compute < QUICK;
+    }
+
+    /// Takes no more jobs; those that are there can still be had.
+    pub(super) fn close(&mut self) {
+        self.jobs.close();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Arc;
+
+    use engine::Tensor;
+    use tokio::sync::oneshot;
+
+    use super::super::{Answer, JobError, Traffic};
+    use super::*;
+
+    type Reply = oneshot::Receiver<Result<Answer, JobError>>;
+
+    /// A job of so many floats, the first of which is its name.
+    fn job(name: f32, floats: usize, limit: Duration) -> (Job, Reply) {
+        let (reply, answer) = oneshot::channel();
+        let tensor = Tensor::from_f32(vec![floats], &vec![name; floats]).unwrap();
+        let inputs = Arc::new(vec![("x".to_owned(), tensor)]);
+        let arrived = Instant::now();
+        let deadline = arrived + limit;
+        (Job { inputs, traffic: Traffic::Live, arrived, deadline, reply }, answer)
+    }
+
+    fn names(jobs: &[Job]) -> Vec<f32> {
+        jobs.iter().map(|job| job.inputs[0].1.to_f32().unwrap()[0]).collect()
+    }
+
+    /// A queue with these jobs of so many floats, named by their places.
+    fn queue(floats: &[usize]) -> (Queue, Vec<Reply>) {
+        let (sender, jobs) = mpsc::channel(64);
+        let mut replies = Vec::new();
+        for (place, &floats) in floats.iter().enumerate() {
+            let (job, reply) = job(place as f32, floats, Duration::from_secs(60));
+            sender.try_send(job).unwrap();
+            replies.push(reply);
+        }
+        (Queue::new(jobs), replies)
+    }
+
+    #[tokio::test]
+    async fn only_a_quick_model_is_sent_several_and_not_too_many() {
+        let (mut queue, _replies) = queue(&[1; 12]);
+        let first = queue.next().await.unwrap();
+        assert_eq!(names(&queue.together(first)), [0.0]);
+        queue.took(Duration::from_micros(3));
+        let first = queue.next().await.unwrap();
+        let together = names(&queue.together(first));
+        assert_eq!(together.len(), MAX_TOGETHER);
+        assert_eq!(together[..2], [1.0, 2.0]);
+        queue.took(Duration::from_millis(3));
+        let first = queue.next().await.unwrap();
+        assert_eq!(names(&queue.together(first)), [9.0]);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_with_the_others_is_the_next() {
+        let large = MAX_BYTES_TOGETHER / 4 + 1;
+        let (mut queue, _replies) = queue(&[1, 1, large, 1, large]);
+        queue.took(Duration::ZERO);
+        for wanted in [&[0.0, 1.0][..], &[2.0], &[3.0], &[4.0]] {
+            let first = queue.next().await.unwrap();
+            assert_eq!(names(&queue.together(first)), wanted);
+        }
+        assert!(queue.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn those_for_whom_nobody_waits_are_left_out() {
+        let (mut queue, mut replies) = queue(&[1; 4]);
+        queue.took(Duration::ZERO);
+        drop(replies.remove(1));
+        let (late, _reply) = job(9.0, 1, Duration::ZERO);
+        assert_eq!(names(&queue.together(late)), [0.0, 2.0, 3.0]);
+    }
+}
