@@ -1,41 +1,62 @@
 //! Tensor elements between JSON and little-endian bytes.
+//!
+//! What comes in is text whose syntax the JSON parser has checked already. It is walked twice: once to see how
+//! much there is, and, once its type is known and its room is granted, straight into bytes. Kept as anything
+//! else, elements would take many times what they took as text.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use engine::{ElementType, Tensor};
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::Serialize;
 use serde::ser::{SerializeSeq, Serializer};
-use serde::{Deserialize, Serialize};
 
+use crate::plane::protocol::MAX_RANK;
 use crate::plane::strings;
 
-/// One element, as JSON has it.
+/// One element that is no string, as JSON has it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Scalar<'t> {
+enum Scalar {
     Signed(i64),
     Unsigned(u64),
     Float(f64),
     Bool(bool),
-    Text(&'t str),
+    Text,
     Null,
 }
 
-impl fmt::Display for Scalar<'_> {
+impl Scalar {
+    fn of(element: &str) -> Self {
+        match element {
+            "true" => Self::Bool(true),
+            "false" => Self::Bool(false),
+            "null" => Self::Null,
+            // An integer has no sign for its zero.
+            "-0" => Self::Float(-0.0),
+            _ if element.starts_with('"') => Self::Text,
+            _ => element
+                .parse()
+                .map(Self::Unsigned)
+                .or_else(|_| element.parse().map(Self::Signed))
+                .unwrap_or_else(|_| Self::Float(number(element).unwrap_or(f64::NAN))),
+        }
+    }
+}
+
+impl fmt::Display for Scalar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Signed(v) => v.fmt(f),
             Self::Unsigned(v) => v.fmt(f),
             Self::Float(v) => v.fmt(f),
             Self::Bool(v) => v.fmt(f),
-            Self::Text(_) => f.write_str("a string"),
+            Self::Text => f.write_str("a string"),
             Self::Null => f.write_str("null"),
         }
     }
 }
 
-/// What the elements of a JSON tensor look like, flat or nested by row as they came. The elements
-/// themselves are read in a second pass, once their type is known, straight into their bytes: kept
-/// as anything else they would take many times what they took as text.
+/// What the elements of a JSON tensor look like, flat or nested by row as they came.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outline {
     count: usize,
@@ -46,6 +67,24 @@ pub struct Outline {
 }
 
 impl Outline {
+    /// Of JSON whose syntax is known to be right.
+    ///
+    /// # Errors
+    /// It is no list, or its lists are no tensor.
+    pub fn of(json: &str) -> Result<Self, String> {
+        if let Some(count) = flat_words(json) {
+            return Ok(Self { count, text_bytes: 0, nesting: vec![count] });
+        }
+        let (mut count, mut text_bytes) = (0, 0);
+        let nesting = walk(json, |element| {
+            count += 1;
+            if element.starts_with('"') {
+                text_bytes += text(element).map_or(element.len(), |text| text.len());
+            }
+        })?;
+        Ok(Self { count, text_bytes, nesting })
+    }
+
     /// How many elements there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -77,116 +116,72 @@ impl Outline {
     }
 }
 
-/// Collects the elements of a JSON tensor as little-endian bytes of its type, strings as
+/// The elements of a JSON tensor, `count` of them, as little-endian bytes of its type, strings as
 /// [`tensor_from_parts`](crate::plane::protocol::tensor_from_parts) takes them. Numbers are never
 /// rounded into an integer type and never wrap; floats take integers and are rounded to their own
 /// precision.
-#[derive(Debug)]
-pub struct Collector {
-    dtype: ElementType,
-    bytes: Vec<u8>,
-    places: usize,
-    /// The first element that is not of the type, with its place and value.
-    wrong: Option<String>,
-}
-
-impl Collector {
-    /// For so many elements of this type.
-    #[must_use]
-    pub fn new(dtype: ElementType, count: usize) -> Self {
-        let size = dtype.size().unwrap_or(size_of::<u32>());
-        let bytes = Vec::with_capacity(count.saturating_mul(size));
-        Self { dtype, bytes, places: 0, wrong: None }
-    }
-
-    /// The bytes.
-    ///
-    /// # Errors
-    /// The first element that is not of the type, with its place and value.
-    pub fn finish(self) -> Result<Vec<u8>, String> {
-        match self.wrong {
-            Some(wrong) => Err(wrong),
-            None => Ok(self.bytes),
+///
+/// # Errors
+/// The first element that is not of the type, with its place and value.
+pub fn bytes_of(json: &str, dtype: ElementType, count: usize) -> Result<Vec<u8>, String> {
+    let size = dtype.size().unwrap_or(size_of::<u32>());
+    let mut bytes = Vec::with_capacity(count.saturating_mul(size));
+    let mut place = 0_usize;
+    let mut wrong = None;
+    walk(json, |element| {
+        if wrong.is_none() && put(&mut bytes, element, dtype).is_none() {
+            wrong = Some(format!("element {place} is {}, wanted {dtype}", Scalar::of(element)));
         }
-    }
+        place += 1;
+    })?;
+    wrong.map_or(Ok(bytes), Err)
 }
 
-impl<'de> DeserializeSeed<'de> for &mut Collector {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        let mut nesting = Vec::new();
-        Level { sink: self, nesting: &mut nesting, depth: 0 }.deserialize(deserializer)?;
-        Ok(())
-    }
-}
-
-/// What elements go to, one by one.
-trait Sink {
-    fn put(&mut self, scalar: Scalar<'_>);
-}
-
-/// Elements, and bytes of those that are strings.
-impl Sink for (usize, usize) {
-    fn put(&mut self, scalar: Scalar<'_>) {
-        self.0 += 1;
-        if let Scalar::Text(text) = scalar {
-            self.1 += text.len();
-        }
-    }
-}
-
-impl Sink for Collector {
-    fn put(&mut self, scalar: Scalar<'_>) {
-        if self.wrong.is_none() && put(&mut self.bytes, scalar, self.dtype).is_none() {
-            let (place, dtype) = (self.places, self.dtype);
-            self.wrong = Some(format!("element {place} is {scalar}, wanted {dtype}"));
-        }
-        self.places += 1;
-    }
-}
-
-fn put(bytes: &mut Vec<u8>, scalar: Scalar<'_>, dtype: ElementType) -> Option<()> {
+fn put(bytes: &mut Vec<u8>, element: &str, dtype: ElementType) -> Option<()> {
     match dtype {
-        ElementType::Bool => match scalar {
+        ElementType::Bool => match Scalar::of(element) {
             Scalar::Bool(v) => bytes.push(u8::from(v)),
             _ => return None,
         },
-        ElementType::I8 => bytes.extend(integer::<i8>(scalar)?.to_le_bytes()),
-        ElementType::I16 => bytes.extend(integer::<i16>(scalar)?.to_le_bytes()),
-        ElementType::I32 => bytes.extend(integer::<i32>(scalar)?.to_le_bytes()),
-        ElementType::I64 => bytes.extend(integer::<i64>(scalar)?.to_le_bytes()),
-        ElementType::U8 => bytes.extend(integer::<u8>(scalar)?.to_le_bytes()),
-        ElementType::U16 => bytes.extend(integer::<u16>(scalar)?.to_le_bytes()),
-        ElementType::U32 => bytes.extend(integer::<u32>(scalar)?.to_le_bytes()),
-        ElementType::U64 => bytes.extend(integer::<u64>(scalar)?.to_le_bytes()),
-        ElementType::F32 => bytes.extend(single(float(scalar)?)?.to_le_bytes()),
-        ElementType::F64 => bytes.extend(float(scalar)?.to_le_bytes()),
-        ElementType::String => match scalar {
-            Scalar::Text(text) => strings::put(bytes, text),
-            _ => return None,
-        },
+        ElementType::I8 => bytes.extend(integer::<i8>(element)?.to_le_bytes()),
+        ElementType::I16 => bytes.extend(integer::<i16>(element)?.to_le_bytes()),
+        ElementType::I32 => bytes.extend(integer::<i32>(element)?.to_le_bytes()),
+        ElementType::I64 => bytes.extend(integer::<i64>(element)?.to_le_bytes()),
+        ElementType::U8 => bytes.extend(integer::<u8>(element)?.to_le_bytes()),
+        ElementType::U16 => bytes.extend(integer::<u16>(element)?.to_le_bytes()),
+        ElementType::U32 => bytes.extend(integer::<u32>(element)?.to_le_bytes()),
+        ElementType::U64 => bytes.extend(integer::<u64>(element)?.to_le_bytes()),
+        ElementType::F32 => bytes.extend(single(number(element)?)?.to_le_bytes()),
+        ElementType::F64 => {
+            bytes.extend(number(element).filter(|v| v.is_finite())?.to_le_bytes());
+        }
+        ElementType::String => strings::put(bytes, &text(element)?),
         ElementType::F16 | ElementType::Bf16 => return None,
     }
     Some(())
 }
 
-fn integer<T: TryFrom<i64> + TryFrom<u64>>(scalar: Scalar<'_>) -> Option<T> {
-    match scalar {
+fn integer<T: TryFrom<i64> + TryFrom<u64>>(element: &str) -> Option<T> {
+    match Scalar::of(element) {
         Scalar::Signed(v) => T::try_from(v).ok(),
         Scalar::Unsigned(v) => T::try_from(v).ok(),
         _ => None,
     }
 }
 
-#[allow(clippy::cast_precision_loss)]
-fn float(scalar: Scalar<'_>) -> Option<f64> {
-    match scalar {
-        Scalar::Signed(v) => Some(v as f64),
-        Scalar::Unsigned(v) => Some(v as f64),
-        Scalar::Float(v) => Some(v),
-        _ => None,
+/// A number, whose digits are read as precisely as there are.
+fn number(element: &str) -> Option<f64> {
+    // Words are none, though some of those that JSON does not have would be read as one.
+    element.parse().ok().filter(|_| element.starts_with(|c: char| c == '-' || c.is_ascii_digit()))
+}
+
+/// A string without its quotes and escapes; `None` for anything else, and for one that is no Unicode.
+fn text(element: &str) -> Option<Cow<'_, str>> {
+    let inside = element.strip_prefix('"')?.strip_suffix('"')?;
+    if inside.contains('\\') {
+        return serde_json::from_str(element).ok().map(Cow::Owned);
     }
+    Some(Cow::Borrowed(inside))
 }
 
 /// JSON has no infinities, so a number that becomes one was out of range.
@@ -195,94 +190,114 @@ fn single(value: f64) -> Option<f32> {
     Some(value as f32).filter(|v| v.is_finite())
 }
 
-impl<'de> Deserialize<'de> for Outline {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (mut tally, mut nesting) = ((0, 0), Vec::new());
-        let level = Level { sink: &mut tally, nesting: &mut nesting, depth: 0 };
-        level.deserialize(deserializer)?;
-        let (count, text_bytes) = tally;
-        Ok(Self { count, text_bytes, nesting })
-    }
+/// A list that is being read.
+#[derive(Debug, Default)]
+struct List {
+    length: usize,
+    /// Whether its members are lists; unknown before the first.
+    of_lists: Option<bool>,
 }
 
-/// Reads one level of nesting: a scalar, or a list of them or of further levels.
-struct Level<'a, S> {
-    sink: &'a mut S,
-    nesting: &'a mut Vec<usize>,
-    depth: usize,
-}
-
-impl<'de, S: Sink> DeserializeSeed<'de> for Level<'_, S> {
-    type Value = bool;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<S: Sink> Level<'_, S> {
-    fn scalar<E: Error>(self, scalar: Scalar<'_>) -> Result<bool, E> {
-        if self.depth == 0 {
-            return Err(E::custom("tensor data must be a list"));
+impl List {
+    fn add(&mut self, list: bool) -> Result<(), String> {
+        if self.of_lists.replace(list).is_some_and(|was| was != list) {
+            return Err("tensor data mixes lists and elements".to_owned());
         }
-        self.sink.put(scalar);
-        Ok(false)
+        self.length += 1;
+        Ok(())
     }
 }
 
-/// The value says whether the level was a list.
-impl<'de, S: Sink> Visitor<'de> for Level<'_, S> {
-    type Value = bool;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("tensor elements: numbers, booleans or strings, flat or nested by row")
+/// Passes each element's text on, in order, and says how they are nested.
+fn walk<'t>(json: &'t str, mut element: impl FnMut(&'t str)) -> Result<Vec<usize>, String> {
+    let no_list = || "tensor data must be a list".to_owned();
+    let bytes = json.as_bytes();
+    let (mut open, mut nesting): (Vec<List>, Vec<usize>) = (Vec::new(), Vec::new());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\r' | b',' => at += 1,
+            b'[' => {
+                if open.len() == MAX_RANK {
+                    return Err(format!("tensor data is nested over {MAX_RANK} levels (MAX_RANK)"));
+                }
+                open.last_mut().map_or(Ok(()), |outer| outer.add(true))?;
+                open.push(List::default());
+                at += 1;
+            }
+            b']' => {
+                let list = open.pop().ok_or_else(no_list)?;
+                record(&mut nesting, open.len(), list.length)?;
+                at += 1;
+            }
+            b'{' => return Err("an object is no tensor element".to_owned()),
+            _ => {
+                open.last_mut().ok_or_else(no_list)?.add(false)?;
+                let length = length_of(&bytes[at..]);
+                element(json.get(at..at + length).ok_or_else(no_list)?);
+                at += length;
+            }
+        }
     }
-
-    fn visit_bool<E: Error>(self, v: bool) -> Result<bool, E> {
-        self.scalar(Scalar::Bool(v))
+    if nesting.is_empty() || !open.is_empty() {
+        return Err(no_list());
     }
+    Ok(nesting)
+}
 
-    fn visit_i64<E: Error>(self, v: i64) -> Result<bool, E> {
-        self.scalar(Scalar::Signed(v))
+/// How many elements a list has that holds numbers and words only, as most do: then a comma is always between
+/// two of them. `None` for any other list.
+fn flat_words(json: &str) -> Option<usize> {
+    let inside = json.trim_ascii().strip_prefix('[')?.strip_suffix(']')?;
+    let mut commas = 0;
+    for &byte in inside.as_bytes() {
+        if SPECIAL[usize::from(byte)] {
+            if byte != b',' {
+                return None;
+            }
+            commas += 1;
+        }
     }
+    Some(if inside.trim_ascii().is_empty() { 0 } else { commas + 1 })
+}
 
-    fn visit_u64<E: Error>(self, v: u64) -> Result<bool, E> {
-        self.scalar(Scalar::Unsigned(v))
+/// Which bytes stand between elements, or begin what is neither a number nor a word.
+const SPECIAL: [bool; 256] = table(b",[]{}\"");
+/// Which bytes end a word.
+const ENDS: [bool; 256] = table(b",] \t\n\r");
+
+const fn table(bytes: &[u8]) -> [bool; 256] {
+    let mut table = [false; 256];
+    let mut at = 0;
+    while at < bytes.len() {
+        table[bytes[at] as usize] = true;
+        at += 1;
     }
+    table
+}
 
-    fn visit_f64<E: Error>(self, v: f64) -> Result<bool, E> {
-        self.scalar(Scalar::Float(v))
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<bool, E> {
-        self.scalar(Scalar::Text(text))
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<bool, E> {
-        self.scalar(Scalar::Null)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<bool, A::Error> {
-        Err(A::Error::custom("an object is no tensor element"))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<bool, A::Error> {
-        let Self { sink, nesting, depth } = self;
-        let mut length = 0;
-        let mut lists = None;
-        while let Some(is_list) = seq.next_element_seed(Level {
-            sink: &mut *sink,
-            nesting: &mut *nesting,
-            depth: depth + 1,
-        })? {
-            if lists.replace(is_list).is_some_and(|was| was != is_list) {
-                return Err(A::Error::custom("tensor data mixes lists and elements"));
+/// The length of the string or the word that `bytes` begin with; at least one.
+fn length_of(bytes: &[u8]) -> usize {
+    if bytes.first() != Some(&b'"') {
+        let mut length = 1;
+        for &byte in bytes.iter().skip(1) {
+            if ENDS[usize::from(byte)] {
+                break;
             }
             length += 1;
         }
-        record(nesting, depth, length).map_err(A::Error::custom)?;
-        Ok(true)
+        return length;
     }
+    let mut escaped = false;
+    for (at, &byte) in bytes.iter().enumerate().skip(1) {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => return at + 1,
+            _ => {}
+        }
+    }
+    bytes.len()
 }
 
 /// Every list of one level must have the same length; the first to be read sets it. Inner lists end
@@ -356,16 +371,18 @@ fn list<S: Serializer, T: Serialize, const N: usize>(
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use proptest::prelude::*;
+    use serde_json::value::RawValue;
+
     use super::*;
 
     fn parse(text: &str) -> Result<Outline, String> {
-        serde_json::from_str(text).map_err(|e| e.to_string())
+        let json: &RawValue = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        Outline::of(json.get())
     }
 
     fn bytes(text: &str, dtype: ElementType) -> Result<Vec<u8>, String> {
-        let mut collector = Collector::new(dtype, parse(text)?.len());
-        collector.deserialize(&mut serde_json::Deserializer::from_str(text)).unwrap();
-        collector.finish()
+        bytes_of(text, dtype, parse(text)?.len())
     }
 
     #[test]
@@ -388,6 +405,9 @@ mod tests {
         assert!(parse("[{}]").unwrap_err().contains("object"));
         assert!(parse("[NaN]").is_err());
         assert!(parse(&"[".repeat(1000)).is_err());
+        let deep = ["[".repeat(MAX_RANK + 1), "]".repeat(MAX_RANK + 1)].concat();
+        assert!(parse(&deep).unwrap_err().contains("MAX_RANK"));
+        assert!(parse(&deep[1..deep.len() - 1]).is_ok());
     }
 
     #[test]
@@ -401,6 +421,13 @@ mod tests {
         assert_eq!(error("[1]", ElementType::Bool), "element 0 is 1, wanted BOOL");
         assert_eq!(error("[true]", ElementType::I8), "element 0 is true, wanted INT8");
         assert!(error("[1e39]", ElementType::F32).contains("wanted FP32"));
+        assert_eq!(error("[1e999]", ElementType::F64), "element 0 is inf, wanted FP64");
+        assert_eq!(error("[-0]", ElementType::I32), "element 0 is -0, wanted INT32");
+        assert!(error("[18446744073709551616]", ElementType::U64).contains("wanted UINT64"));
+        assert_eq!(
+            error(r#"["\ud800"]"#, ElementType::String),
+            "element 0 is a string, wanted BYTES"
+        );
     }
 
     #[test]
@@ -445,5 +472,70 @@ mod tests {
     fn what_json_cannot_say_becomes_null() {
         let tensor = Tensor::from_f32(vec![3], &[f32::NAN, f32::INFINITY, 1.0]).unwrap();
         assert_eq!(serde_json::to_string(&JsonElements(&tensor)).unwrap(), "[null,null,1.0]");
+    }
+
+    #[test]
+    fn text_that_was_not_checked_does_no_harm() {
+        for text in ["", "]", "[", "[\"", "[\"\\", "}", "[}", "[é", "[1]]", "[\"a", "1", "[[]"] {
+            let _ = Outline::of(text);
+            let _ = bytes_of(text, ElementType::F32, 1);
+            let _ = bytes_of(text, ElementType::String, 1);
+        }
+    }
+
+    /// A JSON value, written with spaces that mean nothing.
+    fn any_json() -> impl Strategy<Value = String> {
+        let leaf = prop_oneof![
+            any::<i64>().prop_map(|v| v.to_string()),
+            any::<u64>().prop_map(|v| v.to_string()),
+            any::<f64>()
+                .prop_filter("JSON has it", |v| v.is_finite())
+                .prop_map(|v| format!("{v:e}")),
+            (-1e6..1e6_f64).prop_map(|v| v.to_string()),
+            any::<String>().prop_map(|v| serde_json::to_string(&v).unwrap()),
+            Just("null".to_owned()),
+            Just(" true".to_owned()),
+        ];
+        leaf.prop_recursive(3, 24, 4, |inner| {
+            proptest::collection::vec(inner, 0..4)
+                .prop_map(|all| format!("[ {} ]\n", all.join(" ,")))
+        })
+    }
+
+    /// The elements in order, as `serde_json` reads them.
+    fn flat<'v>(value: &'v serde_json::Value, into: &mut Vec<&'v serde_json::Value>) {
+        match value {
+            serde_json::Value::Array(all) => all.iter().for_each(|value| flat(value, into)),
+            other => into.push(other),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn elements_are_what_the_json_parser_says(json in any_json()) {
+            let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+            let mut wanted = Vec::new();
+            flat(&value, &mut wanted);
+            if let Ok(outline) = parse(&json) {
+                prop_assert_eq!(outline.len(), wanted.len());
+                let doubles: Option<Vec<u8>> = wanted
+                    .iter()
+                    .map(|v| v.as_f64().map(f64::to_le_bytes))
+                    .collect::<Option<Vec<_>>>()
+                    .map(|all| all.concat());
+                prop_assert_eq!(bytes(&json, ElementType::F64).ok(), doubles);
+                let longs: Option<Vec<u8>> = wanted
+                    .iter()
+                    .map(|v| v.as_i64().map(i64::to_le_bytes))
+                    .collect::<Option<Vec<_>>>()
+                    .map(|all| all.concat());
+                prop_assert_eq!(bytes(&json, ElementType::I64).ok(), longs);
+                let texts: Option<Vec<String>> =
+                    wanted.iter().map(|v| v.as_str().map(str::to_owned)).collect();
+                let read = bytes(&json, ElementType::String).ok();
+                let read = read.map(|all| strings::tensor(vec![wanted.len()], &all).unwrap().strings);
+                prop_assert_eq!(read, texts);
+            }
+        }
     }
 }

@@ -1,22 +1,20 @@
 //! An inference request: JSON, and the tensors that follow it as bytes.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use engine::{ElementType, IoSpec, Tensor};
 use serde::Deserialize;
-use serde::de::DeserializeSeed;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use self::member::{Inputs, Member};
-use super::element::{Collector, Outline, has_json};
+use super::element::{Outline, bytes_of, has_json};
 use super::error::OipError;
 use crate::plane::process::Interface;
 use crate::plane::protocol::{
     MAX_NAME_BYTES, MAX_RANK, MAX_TENSORS, NamedTensors, tensor_from_parts,
 };
 use crate::plane::strings;
-
-mod member;
 
 /// A decoded request.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,25 +41,28 @@ pub struct WantedOutput {
 }
 
 #[derive(Debug, Deserialize)]
-struct Head {
+struct Head<'a> {
     #[serde(default)]
     id: Option<String>,
     #[serde(default)]
     parameters: Option<Map<String, Value>>,
-    inputs: Vec<HeadInput>,
+    #[serde(borrow)]
+    inputs: Vec<HeadInput<'a>>,
     #[serde(default)]
     outputs: Option<Vec<HeadOutput>>,
 }
 
 #[derive(Debug, Deserialize)]
-struct HeadInput {
+struct HeadInput<'a> {
     name: String,
     shape: Vec<i64>,
-    datatype: String,
+    #[serde(borrow)]
+    datatype: Cow<'a, str>,
     #[serde(default)]
     parameters: Option<Map<String, Value>>,
-    #[serde(default)]
-    data: Option<Outline>,
+    /// As it came.
+    #[serde(borrow, default)]
+    data: Option<&'a RawValue>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -111,12 +112,8 @@ impl InferRequest {
             head.inputs.into_iter().map(HeadInput::plan).collect::<Result<_, _>>()?;
         let total = plans.iter().map(|plan| plan.room);
         room(total.fold(0, usize::saturating_add))?;
-        let elements = read_elements(json, &plans)?;
-        let inputs = plans
-            .into_iter()
-            .zip(elements)
-            .map(|(plan, elements)| plan.tensor(elements, &mut rest))
-            .collect::<Result<_, _>>()?;
+        let inputs =
+            plans.into_iter().map(|plan| plan.tensor(&mut rest)).collect::<Result<_, _>>()?;
         if !rest.is_empty() {
             return Err(OipError::bad(format!(
                 "{} bytes of binary data belong to no input",
@@ -193,12 +190,12 @@ impl InferRequest {
 }
 
 /// An input that is known to be sound but for its elements.
-struct Plan {
+struct Plan<'a> {
     name: String,
     dtype: ElementType,
     shape: Vec<usize>,
-    /// How many elements stand in the JSON; none where they follow it as bytes.
-    elements: Option<usize>,
+    /// The elements in the JSON, and how many; none where they follow it as bytes.
+    elements: Option<(&'a str, usize)>,
     /// In the body, where they stand behind the JSON.
     bytes: usize,
     /// What the tensor takes in memory at most.
@@ -213,8 +210,8 @@ fn string_bytes(bytes: usize, shape: &[usize]) -> usize {
     elements.saturating_mul(strings::ELEMENT_BYTES).saturating_add(bytes)
 }
 
-impl HeadInput {
-    fn plan(self) -> Result<Plan, OipError> {
+impl<'a> HeadInput<'a> {
+    fn plan(self) -> Result<Plan<'a>, OipError> {
         let Self { name, shape, datatype, parameters, data } = self;
         let parameters = parameters.unwrap_or_default();
         let bad = |what: String| bad_input(&name, &what);
@@ -235,10 +232,12 @@ impl HeadInput {
             }
             (Some(size), None) => (None, size),
             (None, Some(data)) => {
-                check_elements(&data, dtype, &shape).map_err(bad)?;
+                let outline = Outline::of(data.get()).map_err(bad)?;
+                check_elements(&outline, dtype, &shape).map_err(bad)?;
                 let each = dtype.size().unwrap_or(size_of::<u32>());
-                let bytes = data.len().saturating_mul(each);
-                (Some(data.len()), bytes.saturating_add(data.text_bytes()))
+                let bytes = outline.len().saturating_mul(each);
+                let elements = (data.get(), outline.len());
+                (Some(elements), bytes.saturating_add(outline.text_bytes()))
             }
         };
         let strings = if dtype == ElementType::String { string_bytes(bytes, &shape) } else { 0 };
@@ -247,17 +246,13 @@ impl HeadInput {
     }
 }
 
-impl Plan {
+impl Plan<'_> {
     /// Takes the input's bytes from the front of `rest` where it is a binary one.
-    fn tensor(
-        self,
-        elements: Option<Collector>,
-        rest: &mut &[u8],
-    ) -> Result<(String, Tensor), OipError> {
-        let Self { name, dtype, shape, bytes: size, .. } = self;
+    fn tensor(self, rest: &mut &[u8]) -> Result<(String, Tensor), OipError> {
+        let Self { name, dtype, shape, elements, bytes: size, .. } = self;
         let bad = |what: String| bad_input(&name, &what);
         let bytes = match elements {
-            Some(elements) => elements.finish().map_err(bad)?,
+            Some((json, count)) => bytes_of(json, dtype, count).map_err(bad)?,
             None => {
                 let (front, tail) = rest.split_at_checked(size).ok_or_else(|| {
                     bad(format!(
@@ -272,19 +267,6 @@ impl Plan {
         let tensor = tensor_from_parts(&name, dtype, shape, bytes).map_err(OipError::bad)?;
         Ok((name, tensor))
     }
-}
-
-/// The second pass over the JSON, where it is needed: the elements of every input that has any there.
-fn read_elements(json: &[u8], plans: &[Plan]) -> Result<Vec<Option<Collector>>, OipError> {
-    let collector = |plan: &Plan| Some(Collector::new(plan.dtype, plan.elements?));
-    let mut collectors: Vec<_> = plans.iter().map(collector).collect();
-    if collectors.iter().all(Option::is_none) {
-        return Ok(collectors);
-    }
-    let mut reader = serde_json::Deserializer::from_slice(json);
-    let inputs = Member { name: "inputs", of: Inputs(&mut collectors) };
-    inputs.deserialize(&mut reader).map_err(|e| not_json(&e))?;
-    Ok(collectors)
 }
 
 fn not_json(error: &serde_json::Error) -> OipError {

@@ -4,8 +4,9 @@ use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use engine::{IoSpec, Tensor};
+use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::coding::Coding;
 use super::element::JsonElements;
@@ -18,6 +19,12 @@ use crate::plane::window::micros;
 
 /// Parameters that steer this server and mean nothing in an answer.
 const CONSUMED: [&str; 2] = ["binary_data_output", "timeout"];
+/// Those that an answer has of its own.
+const ADDED: [&str; 2] = ["compute_us", "queue_us"];
+/// Room for an answer's JSON, beside its elements.
+const HEAD_BYTES: usize = 256;
+/// Room for one element's digits.
+const ELEMENT_BYTES: usize = 12;
 
 /// An encoded answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +52,27 @@ struct Head<'a> {
     model_version: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a str>,
-    parameters: Map<String, Value>,
+    parameters: Parameters<'a>,
     outputs: Vec<Output<'a>>,
+}
+
+/// The request's parameters again, and what the answer took.
+struct Parameters<'a>(&'a InferRequest, &'a Answer);
+
+impl Serialize for Parameters<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(request, answer) = self;
+        let repeated = |key: &str| !CONSUMED.contains(&key) && !ADDED.contains(&key);
+        let given = request.parameters.iter().filter(|(key, _)| repeated(key));
+        let mut map = serializer.serialize_map(None)?;
+        for (key, value) in given {
+            map.serialize_entry(key, value)?;
+        }
+        for (key, took) in ADDED.iter().zip([answer.compute, answer.queued]) {
+            map.serialize_entry(key, &micros(took))?;
+        }
+        map.end()
+    }
 }
 
 #[derive(Serialize)]
@@ -54,25 +80,16 @@ struct Output<'a> {
     name: &'a str,
     datatype: &'static str,
     shape: &'a [usize],
-    #[serde(flatten)]
-    payload: Payload<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<Binary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<JsonElements<'a>>,
 }
 
-enum Payload<'a> {
-    Json(&'a Tensor),
-    Binary(&'a Tensor),
-}
-
-impl Serialize for Payload<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Json(tensor) => serializer.collect_map([("data", JsonElements(tensor))]),
-            Self::Binary(tensor) => {
-                let size = json!({ "binary_data_size": strings::byte_len(tensor) });
-                serializer.collect_map([("parameters", size)])
-            }
-        }
-    }
+/// What is said of an output that follows the JSON.
+#[derive(Serialize)]
+struct Binary {
+    binary_data_size: usize,
 }
 
 /// Encodes the outputs that a request wants, in the order in which it wants them.
@@ -98,26 +115,31 @@ pub(in crate::plane) fn encode(
         };
     let mut outputs = Vec::with_capacity(wanted.len());
     let mut tail: Vec<&Tensor> = Vec::new();
+    let mut room = HEAD_BYTES;
     for (name, tensor) in wanted {
+        let size = strings::byte_len(tensor);
         let binary = request.wants_binary(name);
         if binary {
             tail.push(tensor);
         }
+        room += if binary { size } else { tensor.len() * ELEMENT_BYTES };
         outputs.push(Output {
             name,
             datatype: tensor.dtype.oip_name(),
             shape: &tensor.shape,
-            payload: if binary { Payload::Binary(tensor) } else { Payload::Json(tensor) },
+            parameters: binary.then_some(Binary { binary_data_size: size }),
+            data: (!binary).then_some(JsonElements(tensor)),
         });
     }
     let head = Head {
         model_name: &identity.model,
         model_version: &identity.version,
         id: request.id.as_deref(),
-        parameters: parameters(request, answer),
+        parameters: Parameters(request, answer),
         outputs,
     };
-    let mut body = serde_json::to_vec(&head).map_err(|e| failed(e.to_string()))?;
+    let mut body = Vec::with_capacity(room);
+    serde_json::to_writer(&mut body, &head).map_err(|e| failed(e.to_string()))?;
     let header_length = (!tail.is_empty()).then_some(body.len());
     tail.iter().for_each(|tensor| body.extend_from_slice(&strings::bytes_of(tensor)));
     Ok(Encoded { body, header_length, coding: None })
@@ -131,18 +153,6 @@ pub(super) fn ports(specs: &[IoSpec]) -> Vec<Value> {
             json!({ "name": spec.name, "datatype": spec.dtype.oip_name(), "shape": dims(spec) })
         })
         .collect()
-}
-
-fn parameters(request: &InferRequest, answer: &Answer) -> Map<String, Value> {
-    let mut parameters: Map<String, Value> = request
-        .parameters
-        .iter()
-        .filter(|(key, _)| !CONSUMED.contains(&key.as_str()))
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect();
-    parameters.insert("compute_us".to_owned(), micros(answer.compute).into());
-    parameters.insert("queue_us".to_owned(), micros(answer.queued).into());
-    parameters
 }
 
 impl IntoResponse for Encoded {
