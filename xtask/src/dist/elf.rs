@@ -33,10 +33,13 @@ pub(super) fn needs(program: &[u8]) -> Result<Needs> {
     Ok(Needs { architecture, packages })
 }
 
-/// The newest `GLIBC_2.N` that a symbol of the program asks for.
+/// The first glibc that packed relocations can be loaded by, which no symbol asks for.
+const PACKED_MINOR: u32 = 36;
+
+/// The newest `GLIBC_2.N` that a symbol of the program asks for, or its relocations.
 fn glibc_minor(program: &[u8]) -> Option<u32> {
     const PREFIX: &[u8] = b"\0GLIBC_2.";
-    let mut newest = None;
+    let mut newest = contains(program, b"\0GLIBC_ABI_DT_RELR\0").then_some(PACKED_MINOR);
     let mut rest = program;
     while let Some(at) = find(rest, PREFIX) {
         rest = &rest[at + PREFIX.len()..];
@@ -85,6 +88,8 @@ mod tests {
         let needs = needs(&program(62, names)).unwrap();
         assert_eq!(needs.architecture, "amd64");
         assert_eq!(needs.packages, ["libc6 (>= 2.34)", "libgcc-s1"]);
+        let packed = super::needs(&program(62, "\0GLIBC_2.34\0GLIBC_ABI_DT_RELR\0")).unwrap();
+        assert_eq!(packed.packages, ["libc6 (>= 2.36)"]);
         let alone = super::needs(&program(183, "\0GLIBC_2.17\0")).unwrap();
         assert_eq!((alone.architecture, alone.packages.len()), ("arm64", 1));
     }
