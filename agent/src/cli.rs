@@ -16,6 +16,7 @@ use crate::shell::state_dir::status_socket;
 use crate::shell::{driver, journal, logging, status};
 
 mod bench;
+mod quick;
 
 /// The configuration is wrong.
 const EXIT_CONFIGURATION: u8 = 64;
@@ -110,7 +111,8 @@ fn failed(error: impl Display) -> Failure {
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
-    let outcome = match Cli::parse().mode {
+    let mode = quick::run_args(std::env::args_os()).map(Mode::Run);
+    let outcome = match mode.unwrap_or_else(|| Cli::parse().mode) {
         Mode::Run(args) => run(args),
         Mode::Status(args) => show_status(&args),
         Mode::Check(args) => check(&args),
