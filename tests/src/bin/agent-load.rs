@@ -34,7 +34,7 @@ enum Mode {
 
 #[derive(Args)]
 struct ModelArgs {
-    /// tiny, or the file of a model that is known here
+    /// tiny, wide:COUNT, or the file of a model that is known here
     #[arg(long)]
     model: Subject,
     /// Where to

@@ -105,6 +105,8 @@ impl<S: Read + Write + Send> Stream for S {}
 /// One connection.
 pub struct Client {
     stream: Box<dyn Stream>,
+    /// What is read at once. Made once: to clear it for each answer would cost as much as to ask for it.
+    chunk: Box<[u8]>,
     /// What was read; answers begin at its beginning.
     buffer: Vec<u8>,
 }
@@ -129,7 +131,7 @@ impl Client {
                 Box::new(stream)
             }
         };
-        Ok(Self { stream, buffer: Vec::new() })
+        Ok(Self { stream, chunk: vec![0; CHUNK_BYTES].into(), buffer: Vec::new() })
     }
 
     /// Asks and waits; the answer's body.
@@ -139,11 +141,10 @@ impl Client {
     pub fn ask(&mut self, request: &Request) -> Result<&[u8]> {
         self.stream.write_all(&request.0).context("cannot send the request")?;
         self.buffer.clear();
-        let mut chunk = [0; CHUNK_BYTES];
         loop {
-            let got = self.stream.read(&mut chunk).context("no answer")?;
+            let got = self.stream.read(&mut self.chunk).context("no answer")?;
             ensure!(got > 0, "the server closed the connection before its answer was whole");
-            self.buffer.extend_from_slice(&chunk[..got]);
+            self.buffer.extend_from_slice(&self.chunk[..got]);
             ensure!(
                 self.buffer.len() <= MAX_ANSWER_BYTES,
                 "an answer over {MAX_ANSWER_BYTES} bytes"

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow};
-use graph::{Builder, DType, Dim};
+use graph::{AttributeValue, Builder, DType, Dim};
 use runtime::{ElementType, Tensor};
 
 /// A model that load is made with.
@@ -14,7 +14,12 @@ pub enum Subject {
     Tiny,
     /// PP-OCRv4's classifier of text direction, from its file: a small convolutional net.
     Cls(PathBuf),
+    /// The maximum of so many numbers, made here: next to nothing is computed, and much is carried.
+    Wide(usize),
 }
+
+/// The most numbers that [`Subject::Wide`] takes.
+const MAX_WIDE: usize = 16 << 20;
 
 /// Widths of the tiny model.
 const TINY: [usize; 3] = [16, 32, 4];
@@ -28,7 +33,12 @@ impl FromStr for Subject {
         match text {
             "tiny" => Ok(Self::Tiny),
             path if path.ends_with("ppocr_cls.onnx") => Ok(Self::Cls(path.into())),
-            _ => Err(format!("{text:?} is neither tiny nor the path of a ppocr_cls.onnx")),
+            _ => match text.strip_prefix("wide:").map(str::parse) {
+                Some(Ok(count)) if (1..=MAX_WIDE).contains(&count) => Ok(Self::Wide(count)),
+                _ => Err(format!(
+                    "{text:?} is neither tiny, nor the path of a ppocr_cls.onnx, nor wide:COUNT (1 to {MAX_WIDE})"
+                )),
+            },
         }
     }
 }
@@ -40,6 +50,7 @@ impl Subject {
         match self {
             Self::Tiny => "tiny",
             Self::Cls(_) => "cls",
+            Self::Wide(_) => "wide",
         }
     }
 
@@ -50,6 +61,7 @@ impl Subject {
     pub fn bytes(&self) -> Result<Vec<u8>> {
         match self {
             Self::Tiny => tiny(),
+            Self::Wide(count) => wide(*count),
             Self::Cls(path) => {
                 std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
             }
@@ -64,6 +76,7 @@ impl Subject {
         let shape = match self {
             Self::Tiny => vec![1, TINY[0]],
             Self::Cls(_) => LINE.to_vec(),
+            Self::Wide(count) => vec![1, *count],
         };
         let count = shape.iter().product();
         let data = numbers(count, 7).iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -88,6 +101,15 @@ fn tiny() -> Result<Vec<u8>> {
     }
     builder.rename(value, "y")?;
     let model = builder.finish(&[value]).map_err(|found| anyhow!("the tiny model: {found:?}"))?;
+    Ok(model.to_bytes()?)
+}
+
+fn wide(count: usize) -> Result<Vec<u8>> {
+    let mut builder = Builder::new(17);
+    let x = builder.input("x", DType::F32, vec![Dim::Fixed(1), Dim::Fixed(count)]);
+    let y = builder.node("ReduceMax", &[x], [("axes", AttributeValue::Ints(vec![1]))])?;
+    builder.rename(y, "y")?;
+    let model = builder.finish(&[y]).map_err(|found| anyhow!("the wide model: {found:?}"))?;
     Ok(model.to_bytes()?)
 }
 
@@ -121,6 +143,18 @@ mod tests {
         assert_eq!(first[0].0, "y");
         assert_eq!(first[0].1.shape, [1, 4]);
         assert_eq!(first, session.run(&[(name, &input)]).unwrap());
+    }
+
+    #[test]
+    fn the_wide_model_takes_as_many_numbers_as_it_is_asked_to() {
+        let model: Subject = "wide:1000".parse().unwrap();
+        let engine = runtime::open(&EngineOptions::new(EngineKind::Tract)).unwrap();
+        let bytes = model.bytes().unwrap();
+        let mut session = engine.load_bytes(&bytes, &LoadOptions::default()).unwrap();
+        let (name, input) = model.input().unwrap();
+        let most = input.to_f32().unwrap().into_iter().fold(f32::MIN, f32::max);
+        assert_eq!(session.run(&[(name, &input)]).unwrap()[0].1.to_f32().unwrap(), [most]);
+        assert!("wide:0".parse::<Subject>().is_err() && "wide:x".parse::<Subject>().is_err());
     }
 
     #[test]
