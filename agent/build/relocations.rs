@@ -1,5 +1,5 @@
 //! Packed relative relocations (`DT_RELR`): the table that the loader reads through at each start, and that
-//! stays in the process's memory, becomes some twenty times smaller. See `docs/adr/0016`.
+//! stays in the process's memory, becomes some fifty times smaller. See `docs/adr/0016`.
 
 use std::env;
 use std::process::Command;
