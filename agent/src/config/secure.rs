@@ -40,9 +40,12 @@ impl Config {
         let mut warnings = Vec::new();
         let config = Self::load_with(sources, |reader, config| {
             warnings = judge(reader, config, now);
-            warnings.extend(config.doubts().into_iter().map(|super::Doubt { key, what }| {
-                problem(&reader.origin(&key), &key, what)
-            }));
+            warnings.extend(
+                config
+                    .doubts()
+                    .into_iter()
+                    .map(|super::Doubt { key, what }| problem(&reader.origin(&key), &key, what)),
+            );
         });
         Checked { config, warnings }
     }
