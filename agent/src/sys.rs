@@ -64,11 +64,7 @@ impl Roots {
     #[must_use]
     pub fn split(proc_prefix: impl AsRef<Path>, sys_prefix: impl AsRef<Path>) -> Self {
         let (proc, board) = (proc_prefix.as_ref(), sys_prefix.as_ref());
-        Self {
-            proc: proc.join("proc"),
-            sys: board.join("sys"),
-            programs: board.join("usr/bin"),
-        }
+        Self { proc: proc.join("proc"), sys: board.join("sys"), programs: board.join("usr/bin") }
     }
 }
 

@@ -48,9 +48,12 @@ impl Config {
                 reader.check("runtime.ort_library", library);
             }
             reader.check("worker.program", worker_program::check(&config.worker));
-            warnings.extend(config.doubts().into_iter().map(|super::Doubt { key, what }| {
-                problem(&reader.origin(&key), &key, what)
-            }));
+            warnings.extend(
+                config
+                    .doubts()
+                    .into_iter()
+                    .map(|super::Doubt { key, what }| problem(&reader.origin(&key), &key, what)),
+            );
         });
         Checked { config, warnings }
     }

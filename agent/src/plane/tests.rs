@@ -816,7 +816,8 @@ async fn a_scrape_counts_from_the_beginning_whatever_windows_were_taken() {
         Some("1"),
         "{text}"
     );
-    for memory in [format!("espalier_worker_pss_bytes{labels}"), "espalier_agent_pss_bytes".into()] {
+    for memory in [format!("espalier_worker_pss_bytes{labels}"), "espalier_agent_pss_bytes".into()]
+    {
         let bytes = series(&text, &memory).and_then(|bytes| bytes.parse::<u64>().ok());
         assert!(bytes.is_some_and(|bytes| bytes > 4096), "{memory}: {text}");
     }

@@ -14,12 +14,7 @@ fn close(a: f64, b: f64) -> bool {
 }
 
 fn power(source: PowerSource) -> PowerConfig {
-    PowerConfig {
-        source,
-        idle_mw: Some(1600.0),
-        load_mw: Some(5000.0),
-        ..PowerConfig::default()
-    }
+    PowerConfig { source, idle_mw: Some(1600.0), load_mw: Some(5000.0), ..PowerConfig::default() }
 }
 
 /// Two windows of one second: what is between them is what `change` does.
@@ -186,9 +181,8 @@ fn what_others_took_of_the_processor_is_what_the_agent_and_its_workers_did_not()
         ("proc/7/stat", &stat(0)),
         ("proc/7/task/7/schedstat", "0 4000000 1\n"),
     ]);
-    let window = |sampler: &mut Sampler, seconds| {
-        sampler.sample(Instant::now() + seconds * SECOND, &[7], 0)
-    };
+    let window =
+        |sampler: &mut Sampler, seconds| sampler.sample(Instant::now() + seconds * SECOND, &[7], 0);
     let mut sampler = Sampler::new(machine.roots(), PowerConfig::default(), Instant::now());
     window(&mut sampler, 1);
     machine.write("proc/stat", "cpu  1080 0 0 5020 0 0 0 0 0 0\n");
@@ -432,12 +426,16 @@ fn a_package_counter_needs_an_idle_window_before_it_prices_an_inference() {
     machine.write(energy, "8000000\n");
     let third = sampler.sample(start + 3 * SECOND, &[], 10).power;
     assert!(close(third.power_mw.unwrap(), 3000.0));
-    // (4000 + 3000) / 2 mW with ten a second, and 1000 mW at rest; 500 mW off on both sides.
-    assert!(close(third.energy_per_inference_mj.unwrap(), 250.0));
-    let error = (2.0_f64 * 500.0 * 500.0).sqrt() / (200.0_f64 / 3.0).sqrt();
-    assert!(close(third.energy_error_mj.unwrap(), error), "{third:?}");
-    machine.write(energy, "9000000\n");
-    let other = sampler.sample(start + 4 * SECOND, &[99], 10).power;
+    assert!(close(third.energy_per_inference_mj.unwrap(), 200.0));
+    assert_eq!(third.energy_error_mj, None, "two windows do not tell how wrong they are");
+    machine.write(energy, "13000000\n");
+    let fourth = sampler.sample(start + 4 * SECOND, &[], 10).power;
+    // 3000 and 5000 mW with ten a second, and 1000 at rest: 1000 mW off on both sides.
+    assert!(close(fourth.energy_per_inference_mj.unwrap(), 300.0));
+    let error = (2.0_f64 * 1000.0 * 1000.0).sqrt() / (200.0_f64 / 3.0).sqrt();
+    assert!(close(fourth.energy_error_mj.unwrap(), error), "{fourth:?}");
+    machine.write(energy, "14000000\n");
+    let other = sampler.sample(start + 5 * SECOND, &[99], 10).power;
     assert_eq!(other.energy_error_mj, None, "another worker: one window of it");
     assert!(close(other.energy_per_inference_mj.unwrap(), 0.0));
 }

@@ -25,7 +25,12 @@ struct Watched {
 
 /// Whether a window of these tests may count as over the budget by the model's own doing.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn is_over(facts: &WindowFacts, model: &ModelFacts, budget: BudgetKind, limit: f64) -> Option<bool> {
+fn is_over(
+    facts: &WindowFacts,
+    model: &ModelFacts,
+    budget: BudgetKind,
+    limit: f64,
+) -> Option<bool> {
     let resources = facts.resources.as_ref().unwrap();
     let calm = !resources.throttled && !model.cold;
     let power = facts.power.as_ref().filter(|_| model.requests > 0);
@@ -36,10 +41,13 @@ fn is_over(facts: &WindowFacts, model: &ModelFacts, budget: BudgetKind, limit: f
             calm && us + us / 50 > limit as u64
         }
         BudgetKind::Memory => model.pss_bytes? as f64 > limit && !model.cold,
-        BudgetKind::Power => calm && power?.power_mw? > limit,
+        BudgetKind::Power => {
+            let mw = power?.power_mw?;
+            calm && mw > limit
+        }
         BudgetKind::Energy => {
-            let power = power?;
-            calm && power.energy_per_inference_mj? - power.energy_error_mj? > limit
+            let (mj, error) = (power?.energy_per_inference_mj?, power?.energy_error_mj?);
+            calm && mj - error > limit
         }
         BudgetKind::Agreement | BudgetKind::Drift => return None,
     })
@@ -50,10 +58,8 @@ impl Oracle {
     pub(super) fn see(&mut self, core: &Core, facts: &WindowFacts) {
         for model in &facts.models {
             let install = core.install(&model.model).map(|own| own.state);
-            let watched = matches!(
-                install,
-                None | Some(InstallState::Offered | InstallState::Downloading)
-            );
+            let watched =
+                matches!(install, None | Some(InstallState::Offered | InstallState::Downloading));
             if !watched || core.active_digest(&model.model).as_deref() != Some(&model.digest) {
                 continue;
             }

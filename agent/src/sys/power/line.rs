@@ -144,7 +144,8 @@ mod tests {
     #[test]
     fn the_line_and_its_errors_are_those_of_least_squares() {
         // Worked by hand: x̄ = 2, Sxx = 2, ȳ = 11/3, Sxy = 3, residuals 1/6, -1/3, 1/6.
-        let line = Fit::of([(1.0, 2.0 + 1.0 / 3.0), (2.0, 3.0 + 1.0 / 3.0), (3.0, 5.0 + 1.0 / 3.0)]);
+        let line =
+            Fit::of([(1.0, 2.0 + 1.0 / 3.0), (2.0, 3.0 + 1.0 / 3.0), (3.0, 5.0 + 1.0 / 3.0)]);
         let line = line.line().unwrap();
         assert!(close(line.slope, 1.5) && close(line.at(2.0), 11.0 / 3.0), "{line:?}");
         let residual = (1.0_f64 / 6.0).sqrt();
@@ -168,7 +169,8 @@ mod tests {
         assert_eq!(Fit::of((0..30).map(|i| at(i * 3, 2000.0))).learned(), None, "too few");
         let mut fit = Fit::of((0..8000).map(|i| at(i % 100, 1000.0 + 30.0 * f64::from(i % 100))));
         assert!((fit.learned().unwrap().at(0.5) - 2500.0).abs() < 0.01);
-        (0..40_000_u32).for_each(|i| fit.add(f64::from(i % 100) / 100.0, 4000.0 + f64::from(i % 100)));
+        (0..40_000_u32)
+            .for_each(|i| fit.add(f64::from(i % 100) / 100.0, 4000.0 + f64::from(i % 100)));
         assert!(fit.learned().unwrap().at(0.5) > 3900.0);
     }
 

@@ -53,7 +53,8 @@ impl Pmic {
     /// Whether this board has the chip and the program.
     pub(super) fn is_there(roots: &Roots) -> bool {
         let model = read(roots.sys.join("firmware/devicetree/base/model")).unwrap_or_default();
-        BOARDS.iter().any(|board| model.starts_with(board)) && roots.programs.join(PROGRAM).is_file()
+        BOARDS.iter().any(|board| model.starts_with(board))
+            && roots.programs.join(PROGRAM).is_file()
     }
 
     /// Whether the chip can be asked, and what it said last. Starts the program, or looks after the one
@@ -64,9 +65,8 @@ impl Pmic {
         }
         self.run = self.step(now);
         if let Run::Ready = self.run {
-            self.run = ask(roots).map_or_else(|error| self.fails(now, &error), |child| {
-                Run::Asking(child, now)
-            });
+            self.run = ask(roots)
+                .map_or_else(|error| self.fails(now, &error), |child| Run::Asking(child, now));
         }
         let fresh = |(at, _): &(Instant, f64)| now.saturating_duration_since(*at) <= STALE;
         let power = self.reading.filter(fresh).map(|(_, power)| power);
@@ -98,7 +98,9 @@ impl Pmic {
             },
             Run::Dying(mut child) => match child.try_wait() {
                 Ok(None) => Run::Dying(child),
-                _ => self.fails(now, &format!("no answer after {} s (DEADLINE)", DEADLINE.as_secs())),
+                _ => {
+                    self.fails(now, &format!("no answer after {} s (DEADLINE)", DEADLINE.as_secs()))
+                }
             },
         }
     }

@@ -225,7 +225,8 @@ fn a_first_model_that_states_an_agreement_under_the_floor_is_refused_and_may_be_
     (0..3).for_each(|_| world.answer(0, None));
     let reason = refusal(&world);
     assert!(reason.contains("0.8500") && reason.contains("agreement_min 0.9"), "{reason}");
-    assert!(world.core.durable().models["m"].blocked.is_empty());
+    let model = world.core.durable().models.get("m");
+    assert!(model.is_none_or(|model| model.blocked.is_empty()));
     world.stated_agreement = Some(0.91);
     install(&mut world, 2);
 }
