@@ -7,7 +7,8 @@ const MAGIC: &[u8; 4] = b"ESPR";
 const HEAD: usize = 12;
 /// Id, time, length of the topic.
 const FIXED: usize = 18;
-/// The highest number of a record: more than any device puts in, and numbers after it are left for what comes next.
+/// The highest number of a record, which no device comes near: a higher one is damage, and might leave none for what
+/// comes next.
 const MAX_ID: u64 = u64::MAX / 2;
 
 pub(super) fn encode(id: u64, unix_ms: u64, topic: &str, payload: &[u8]) -> Vec<u8> {
