@@ -14,6 +14,8 @@ use crate::{Verdict, scratch};
 const MAGIC: &[u8] = b"ESPR";
 /// Numbers that no device reaches: of what comes after them, nothing is foretold.
 const UNREACHED: u64 = 1 << 62;
+/// The most records of one script; further letters are what they are.
+const MOST: usize = 200;
 
 /// Opens a spool with such a segment, sends what it holds, and puts something in.
 ///
@@ -58,14 +60,15 @@ fn segment(script: &[u8]) -> (Vec<u8>, Vec<u64>) {
     let mut rest = script;
     while let Some((letter, tail)) = rest.split_first() {
         rest = tail;
+        let is_full = written.len() + others == MOST;
         match letter {
-            b'R' => {
+            b'R' if !is_full => {
                 let length = rest.split_off_first().copied().unwrap_or_default();
                 let id = written.len() as u64 + 1;
                 written.push(id);
                 bytes.extend(record(id, length.into()));
             }
-            b'N' => {
+            b'N' if !is_full => {
                 let Some((id, tail)) = rest.split_first_chunk() else { continue };
                 rest = tail;
                 others += 1;

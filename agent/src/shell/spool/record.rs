@@ -7,8 +7,8 @@ const MAGIC: &[u8; 4] = b"ESPR";
 const HEAD: usize = 12;
 /// Id, time, length of the topic.
 const FIXED: usize = 18;
-/// The highest number of a record, which no device comes near: a higher one is damage, and might leave none for what
-/// comes next.
+/// The highest number of a record (the first is 1), which no device comes near: a higher one is damage, and might leave
+/// none for what comes next.
 const MAX_ID: u64 = u64::MAX / 2;
 
 pub(super) fn encode(id: u64, unix_ms: u64, topic: &str, payload: &[u8]) -> Vec<u8> {
@@ -41,7 +41,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<(Message, usize)> {
         return None;
     }
     let (id, body) = body.split_first_chunk()?;
-    let id = Some(u64::from_le_bytes(*id)).filter(|id| *id <= MAX_ID)?;
+    let id = Some(u64::from_le_bytes(*id)).filter(|id| (1..=MAX_ID).contains(id))?;
     let (unix_ms, body) = body.split_first_chunk()?;
     let (topic_length, body) = body.split_first_chunk()?;
     let topic_length = usize::from(u16::from_le_bytes(*topic_length));
