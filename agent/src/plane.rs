@@ -147,6 +147,8 @@ pub struct ModelWindow {
     pub requests: u64,
     /// Requests that ended without an answer by no fault of the client.
     pub errors: u64,
+    /// Of these, requests whose deadline passed first, which their clients may have set.
+    pub late: u64,
     /// Requests that were turned away because the queue was full.
     pub rejected: u64,
     /// Whether a worker was started or became active within the window.

@@ -14,6 +14,8 @@ use crate::{Verdict, scratch};
 const MAGIC: &[u8] = b"ESPR";
 /// Numbers that no device reaches: of what comes after them, nothing is foretold.
 const UNREACHED: u64 = 1 << 62;
+/// The most records of one script; further letters are what they are.
+const MOST: usize = 200;
 
 /// Opens a spool with such a segment, sends what it holds, and puts something in.
 ///
@@ -33,14 +35,14 @@ pub fn take(bytes: &[u8]) -> Verdict {
     for id in &written {
         assert!(found.contains(id), "record {id} is whole and was not sent: {found:?}");
     }
+    if found.iter().any(|id| *id > UNREACHED) {
+        return Verdict::Accepted;
+    }
     spool.put_in();
     let news = spool.send();
     assert_eq!(news.len(), 1, "what is put in is sent");
     assert!(!found.contains(&news[0]), "it has a number of its own");
 
-    if news[0] > UNREACHED {
-        return Verdict::Accepted;
-    }
     // A restart before anything is acknowledged: at least once.
     let mut spool = Tried::open(folder.path());
     assert_eq!(spool.send(), [found.as_slice(), news.as_slice()].concat());
@@ -58,14 +60,15 @@ fn segment(script: &[u8]) -> (Vec<u8>, Vec<u64>) {
     let mut rest = script;
     while let Some((letter, tail)) = rest.split_first() {
         rest = tail;
+        let is_full = written.len() + others == MOST;
         match letter {
-            b'R' => {
+            b'R' if !is_full => {
                 let length = rest.split_off_first().copied().unwrap_or_default();
                 let id = written.len() as u64 + 1;
                 written.push(id);
                 bytes.extend(record(id, length.into()));
             }
-            b'N' => {
+            b'N' if !is_full => {
                 let Some((id, tail)) = rest.split_first_chunk() else { continue };
                 rest = tail;
                 others += 1;

@@ -69,6 +69,7 @@ fn model_of(record: &Record) -> Option<&str> {
     match record {
         Record::Offered { model, .. }
         | Record::Install { model, .. }
+        | Record::Watched { model, .. }
         | Record::Resumed { model, .. }
         | Record::Reverted { model, .. }
         | Record::Requested { model, .. }
@@ -132,6 +133,10 @@ fn describe(record: &Record) -> String {
         Record::Install { model, install, state, reason, block, .. } => {
             let blocked = if *block { ", digest blocked" } else { "" };
             format!("{model} #{install}: {}{}{blocked}", word(*state), because(reason.as_deref()))
+        }
+        Record::Watched { model, install, trial } => {
+            let windows = trial.windows();
+            format!("{model} #{install}: {windows} windows of its probation are evidence")
         }
         Record::Resumed { model, install, state } => {
             format!("{model} #{install}: starts over at {} after a restart", word(*state))

@@ -153,7 +153,7 @@ impl Report {
             Self::Install(_) => self.is_vouched_for(),
             Self::Birth(_) | Self::State(_) | Self::Model(_) => false,
             Self::Infer(_) | Self::Resources(_) | Self::Power(_) => false,
-            Self::Throttle(_) | Self::SpoolDrop(_) => false,
+            Self::Throttle(_) | Self::SpoolDrop(_) | Self::Command(_) => false,
         }
     }
 

@@ -206,6 +206,8 @@ pub struct ModelFacts {
     /// Of these, without an answer and by no fault of the client: a failure of the model or the worker,
     /// or too late.
     pub errors: u64,
+    /// Of these, requests whose deadline passed first.
+    pub late: u64,
     /// Requests turned away because the queue was full; none of the others.
     pub rejected: u64,
     /// Whether the worker started in this window.

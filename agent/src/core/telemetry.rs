@@ -19,6 +19,8 @@ const PATIENCE: u32 = 4;
 /// One-sided 95 % quantile of the normal distribution: a figure with an error is over a limit only where
 /// it would be so in 19 of 20 cases.
 const Z: f64 = 1.645;
+/// The share of itself up to which an energy may be off to be evidence in a probation.
+const ENERGY_ERROR: f64 = 0.1;
 
 impl Core {
     pub(super) fn on_window(&mut self, now: Millis, facts: &WindowFacts) {
@@ -185,7 +187,8 @@ impl Core {
                 window_ms: window.window_ms,
                 times: (cause == Cause::Model).then_some(&facts.compute),
                 requests: facts.requests,
-                errors: facts.errors,
+                // Who asks for an answer at once does not say that the model is bad: how long it takes is looked at.
+                errors: facts.errors.saturating_sub(facts.late),
                 memory_bytes: loaded_memory(facts, cause),
                 energy_mj: measured_energy(facts, window, cause),
             });
@@ -242,7 +245,8 @@ fn measured_energy(facts: &ModelFacts, window: &WindowFacts, cause: Cause) -> Op
     let measured = |power: &&PowerWindow| power.quality == Quality::Measured;
     window.power.as_ref().filter(measured)?;
     let [.., (_, energy)] = scalars(facts, window);
-    energy.filter(|_| cause == Cause::Model)
+    let energy = energy.filter(|_| cause == Cause::Model)?;
+    (energy.error <= ENERGY_ERROR * energy.value).then_some(energy.value)
 }
 
 /// Holds a window against a latency budget. The budget is on the time in the engine; a request that

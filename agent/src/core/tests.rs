@@ -94,11 +94,13 @@ struct Shape {
     us: u64,
     requests: u64,
     errors: u64,
+    late: u64,
     throttled: bool,
     cold: bool,
 }
 
-const SLOW: Shape = Shape { us: 5000, requests: 20, errors: 0, throttled: false, cold: false };
+const SLOW: Shape =
+    Shape { us: 5000, requests: 20, errors: 0, late: 0, throttled: false, cold: false };
 
 const FAST: Shape = Shape { us: 100, ..SLOW };
 
@@ -151,6 +153,7 @@ fn window(model: &str, digest: &str, shape: Shape) -> Event {
             compute,
             requests: shape.requests,
             errors: shape.errors,
+            late: shape.late,
             cold: shape.cold,
             ..ModelFacts::default()
         }],

@@ -240,6 +240,7 @@ impl Instance {
                 Err(JobError::Retired) => {}
                 Ok(_) | Err(JobError::Input(_)) => self.stats.answered(),
                 Err(JobError::QueueFull(_)) => self.stats.rejected(),
+                Err(JobError::Deadline(_)) => self.stats.late(),
                 Err(_) => self.stats.failed(),
             }
         }

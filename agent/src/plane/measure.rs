@@ -1,6 +1,7 @@
 //! A bundle measured off to the side: in a worker of its own, last in line for the processor, under its own limit on
 //! memory. It never serves, and what is served does not know of it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{ElementType, IoSpec, Tensor};

@@ -41,6 +41,7 @@ struct Counts {
     queue: Histogram,
     requests: u64,
     errors: u64,
+    late: u64,
     rejected: u64,
     runs: u64,
     cold: bool,
@@ -73,6 +74,14 @@ impl Stats {
         counts.errors += 1;
     }
 
+    /// A request ended without an answer because its deadline had passed.
+    pub(super) fn late(&self) {
+        let mut counts = self.lock();
+        counts.requests += 1;
+        counts.errors += 1;
+        counts.late += 1;
+    }
+
     /// A request was turned away.
     pub(super) fn rejected(&self) {
         self.lock().rejected += 1;
@@ -97,6 +106,7 @@ impl Stats {
             queue: counts.queue,
             requests: counts.requests,
             errors: counts.errors,
+            late: counts.late,
             rejected: counts.rejected,
             cold: counts.cold,
             group: None,

@@ -408,7 +408,7 @@ impl Outbox {
             }
             Report::Command(mut p) => {
                 let topic = t.event(EventKind::Command);
-                letter(s, unix_ms, &mut p, |p| &mut p.header, topic, event)
+                letter(s, unix_ms, &mut p, |p| &mut p.header, topic)
             }
             Report::Recompress(mut p) => {
                 letter(s, unix_ms, &mut p, |p| &mut p.header, t.recompress())

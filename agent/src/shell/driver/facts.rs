@@ -195,6 +195,7 @@ fn model(window: ModelWindow, workers: &[u32], sample: &Sample, roots: &Roots) -
         queue: window.queue,
         requests: window.requests,
         errors: window.errors,
+        late: window.late,
         rejected: window.rejected,
         cold: window.cold,
         pss_bytes: pss.reduce(u64::saturating_add),

@@ -7,7 +7,8 @@ const MAGIC: &[u8; 4] = b"ESPR";
 const HEAD: usize = 12;
 /// Id, time, length of the topic.
 const FIXED: usize = 18;
-/// The highest number of a record: more than any device puts in, and numbers after it are left for what comes next.
+/// The highest number of a record (the first is 1), which no device comes near: a higher one is damage, and might leave
+/// none for what comes next.
 pub(super) const MAX_ID: u64 = u64::MAX / 2;
 
 /// The bytes of a record.
@@ -45,7 +46,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<(Message, usize)> {
         return None;
     }
     let (id, body) = body.split_first_chunk()?;
-    let id = Some(u64::from_le_bytes(*id)).filter(|id| *id <= MAX_ID)?;
+    let id = Some(u64::from_le_bytes(*id)).filter(|id| (1..=MAX_ID).contains(id))?;
     let (unix_ms, body) = body.split_first_chunk()?;
     let (topic_length, body) = body.split_first_chunk()?;
     let topic_length = usize::from(u16::from_le_bytes(*topic_length));

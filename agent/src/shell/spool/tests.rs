@@ -374,7 +374,7 @@ fn what_the_disk_does_not_give_back_is_counted_and_its_file_goes() {
 #[test]
 fn a_number_that_leaves_none_for_what_comes_is_damage() {
     let dir = tempfile::tempdir().unwrap();
-    for (id, whole) in [(u64::MAX, 0), (u64::MAX - 1, 0), (u64::MAX / 2, 1)] {
+    for (id, whole) in [(0, 0), (u64::MAX, 0), (u64::MAX - 1, 0), (u64::MAX / 4, 1)] {
         fs::create_dir_all(dir.path().join("events")).unwrap();
         let segment = dir.path().join("events/00000000000000000001.seg");
         fs::write(&segment, record::encode(id, 7, "t/0", b"x")).unwrap();
