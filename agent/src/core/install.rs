@@ -12,7 +12,6 @@ use super::trial::{CRASHES, Trial};
 use super::{Core, judge};
 use wire::Offer;
 
-
 impl Core {
     pub(super) fn install(&self, model: &str) -> Option<&DurableInstall> {
         self.durable.models.get(model)?.install.as_ref()

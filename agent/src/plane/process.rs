@@ -246,7 +246,10 @@ impl WorkerProcess {
     }
 
     /// Runs one inference. An error means that the worker is lost; it says how it ended.
-    pub(super) async fn run(&mut self, inputs: Arc<NamedTensors>) -> Result<RunOutcome, WorkerError> {
+    pub(super) async fn run(
+        &mut self,
+        inputs: Arc<NamedTensors>,
+    ) -> Result<RunOutcome, WorkerError> {
         match self.send(&[inputs]).await?.pop() {
             Some(Ok(run)) => self.answer(run).await,
             Some(Err(error)) => Ok(RunOutcome::Failed { kind: FailureKind::Input, error }),

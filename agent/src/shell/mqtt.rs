@@ -34,6 +34,8 @@ mod patience;
 const MAX_EVENTS: usize = 256;
 /// Requests that may wait for the network.
 const MAX_REQUESTS: usize = 64;
+/// The most that a packet of ours has beside topic and payload: its head, their lengths and a number.
+const PACKET_HEAD: usize = 16;
 /// Room beside the payload in a packet.
 const PACKET_OVERHEAD: usize = 8 << 10;
 /// How long a connection may take until the broker took it, seconds. Over TLS its parts have limits of
@@ -96,27 +98,41 @@ pub trait Publisher: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// No room.
     fn subscribe(&self, filter: &str) -> Result<(), Busy>;
+    /// Whether the broker takes a message of that size. One that it does not take costs the connection.
+    fn takes(&self, topic: &str, payload: &[u8]) -> bool {
+        let _ = (topic, payload);
+        true
+    }
     /// Says good-bye, so that the broker does not tell the will.
     fn disconnect(&self);
 }
 
 #[derive(Debug)]
-struct Client(AsyncClient);
+struct Client {
+    client: AsyncClient,
+    /// The largest packet that the broker takes, where it says so.
+    max_packet_bytes: Option<u32>,
+}
 
 impl Publisher for Client {
     fn publish(&self, topic: &str, retain: bool, payload: &[u8]) -> Result<(), Busy> {
         let qos = QoS::AtLeastOnce;
-        let sent = self.0.try_publish(topic, qos, retain, payload.to_vec());
+        let sent = self.client.try_publish(topic, qos, retain, payload.to_vec());
         sent.map_err(|_| Busy)
     }
 
     fn subscribe(&self, filter: &str) -> Result<(), Busy> {
-        let asked = self.0.try_subscribe(filter, QoS::AtLeastOnce);
+        let asked = self.client.try_subscribe(filter, QoS::AtLeastOnce);
         asked.map_err(|_| Busy)
     }
 
+    fn takes(&self, topic: &str, payload: &[u8]) -> bool {
+        let bytes = topic.len() + payload.len() + PACKET_HEAD;
+        self.max_packet_bytes.is_none_or(|most| u32::try_from(bytes).is_ok_and(|bytes| bytes <= most))
+    }
+
     fn disconnect(&self) {
-        let _ = self.0.try_disconnect();
+        let _ = self.client.try_disconnect();
     }
 }
 
@@ -219,8 +235,10 @@ async fn next(
 
 fn translate(event: Event, client: &AsyncClient) -> Option<LinkEvent> {
     match event {
-        Event::Incoming(Incoming::ConnAck(_)) => {
-            Some(LinkEvent::Connected(Box::new(Client(client.clone()))))
+        Event::Incoming(Incoming::ConnAck(ack)) => {
+            let max_packet_bytes = ack.properties.and_then(|properties| properties.max_packet_size);
+            let client = Client { client: client.clone(), max_packet_bytes };
+            Some(LinkEvent::Connected(Box::new(client)))
         }
         Event::Incoming(Incoming::PubAck(ack)) => {
             Some(LinkEvent::Acknowledged { packet: ack.pkid, refused: refusal(ack.reason) })

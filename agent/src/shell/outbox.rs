@@ -249,6 +249,10 @@ impl Outbox {
         };
         while self.handed.len() + self.inflight.len() < self.limit {
             if let Some((topic, payload)) = self.retained.pop_first() {
+                if !link.takes(&topic, &payload) {
+                    tracing::error!(topic, "a report is larger than any packet that the broker takes");
+                    continue;
+                }
                 if link.publish(&topic, true, &payload).is_err() {
                     self.retained.insert(topic, payload);
                     break;
@@ -267,16 +271,21 @@ impl Outbox {
             let Some(message) = self.spool.take_unsent(now).map_err(|e| e.to_string())? else {
                 break;
             };
+            let (id, bytes) = (message.id, message.payload.len() as u64);
+            let is_event = !message.topic.starts_with(&self.topics.metrics_prefix());
+            if !link.takes(&message.topic, &message.payload) {
+                let topic = &message.topic;
+                tracing::warn!(topic, bytes, "larger than any packet that the broker takes: given up");
+                self.spool.acknowledge(id).map_err(|e| e.to_string())?;
+                note_refused(&mut self.refused, bytes, is_event);
+                continue;
+            }
             if link.publish(&message.topic, false, &message.payload).is_err() {
-                self.spool.resend(message.id);
+                self.spool.resend(id);
                 break;
             }
-            self.handed.push_back(Handed::Spooled {
-                id: message.id,
-                bytes: message.payload.len() as u64,
-                is_loss: message.topic == self.topics.event(EventKind::SpoolDrop),
-                is_event: !message.topic.starts_with(&self.topics.metrics_prefix()),
-            });
+            let is_loss = message.topic == self.topics.event(EventKind::SpoolDrop);
+            self.handed.push_back(Handed::Spooled { id, bytes, is_loss, is_event });
         }
         Ok(())
     }
@@ -339,11 +348,7 @@ impl Outbox {
                 tracing::warn!(reason, "the broker refused a message for good; it is given up");
                 // A loss that cannot be told is not told by another such message.
                 if !is_loss {
-                    let reason = DropReason::Refused;
-                    let none = Dropped::none(reason);
-                    let events = u64::from(is_event);
-                    let own = Dropped { records: 1, bytes, events, reason };
-                    self.refused.get_or_insert(none).add(own);
+                    note_refused(&mut self.refused, bytes, is_event);
                 }
             }
             (Handed::Retained { topic, payload }, Some(refusal)) if !refusal.for_good => {
@@ -429,6 +434,13 @@ fn class_of(report: &Report) -> Option<Class> {
         urgent if urgent.is_urgent() => Some(Class::Urgent),
         _ => Some(Class::Event),
     }
+}
+
+/// Counts a message that no broker, or not this one, will ever take.
+fn note_refused(refused: &mut Option<Dropped>, bytes: u64, is_event: bool) {
+    let reason = DropReason::Refused;
+    let own = Dropped { records: 1, bytes, events: u64::from(is_event), reason };
+    refused.get_or_insert(Dropped::none(reason)).add(own);
 }
 
 /// The wait after that many refusals.
@@ -526,6 +538,50 @@ mod tests {
         outbox.acknowledged(7, None, Instant::now()).unwrap();
         assert_eq!(outbox.fill().records, 0);
         assert!(!outbox.is_busy());
+    }
+
+    /// A broker that takes no more than so many bytes.
+    #[derive(Debug)]
+    struct Narrow(Wire, usize);
+
+    impl Publisher for Narrow {
+        fn publish(&self, topic: &str, retain: bool, payload: &[u8]) -> Result<(), Busy> {
+            self.0.publish(topic, retain, payload)
+        }
+
+        fn subscribe(&self, filter: &str) -> Result<(), Busy> {
+            self.0.subscribe(filter)
+        }
+
+        fn takes(&self, _: &str, payload: &[u8]) -> bool {
+            payload.len() <= self.1
+        }
+
+        fn disconnect(&self) {}
+    }
+
+    #[test]
+    fn a_message_larger_than_the_broker_takes_is_counted_and_those_behind_it_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut outbox = outbox(dir.path(), 4);
+        let answer = |id: &str, data: &str| {
+            Report::Result(wire::CommandResult {
+                header: Header::of::<wire::CommandResult>(0, 0, ""),
+                id: id.into(),
+                ok: true,
+                error: None,
+                data: data.into(),
+            })
+        };
+        outbox.put(answer("large", &"x".repeat(4096)), at()).unwrap();
+        outbox.put(answer("small", "x"), at()).unwrap();
+        let wire = Wire::default();
+        outbox.connected(Box::new(Narrow(wire.clone(), 1024)));
+        outbox.pump(Instant::now()).unwrap();
+        assert_eq!(*wire.0.lock().unwrap(), ["subscribe r/d/d/dn/#", "r/d/d/up/rs/small false"]);
+        let lost = outbox.take_lost().unwrap();
+        assert_eq!((lost.records, lost.events, lost.reason), (1, 1, DropReason::Refused));
+        assert_eq!(outbox.fill().records, 1);
     }
 
     #[test]

@@ -117,8 +117,7 @@ fn absorb_resources(a: &mut ResourceWindow, b: &ResourceWindow) -> bool {
     a.memory_stall_percent = mean(a.memory_stall_percent, b.memory_stall_percent);
     a.io_pressure_percent = mean(a.io_pressure_percent, b.io_pressure_percent);
     a.io_stall_percent = mean(a.io_stall_percent, b.io_stall_percent);
-    a.group_cpu_pressure_percent =
-        mean(a.group_cpu_pressure_percent, b.group_cpu_pressure_percent);
+    a.group_cpu_pressure_percent = mean(a.group_cpu_pressure_percent, b.group_cpu_pressure_percent);
     a.group_memory_pressure_percent =
         mean(a.group_memory_pressure_percent, b.group_memory_pressure_percent);
     a.group_io_pressure_percent = mean(a.group_io_pressure_percent, b.group_io_pressure_percent);

@@ -192,7 +192,14 @@ fn play(world: &mut World, op: Op) {
         }
         Op::Answer(which, chance) => world.answer(which, class(chance)),
         Op::Window(m, us, errors, flags) => {
-            let shape = Shape { us, requests: 20, errors, late: 0, throttled: flags == 0, cold: flags == 1 };
+            let shape = Shape {
+                us,
+                requests: 20,
+                errors,
+                late: 0,
+                throttled: flags == 0,
+                cold: flags == 1,
+            };
             world.window(MODELS[m], shape);
         }
         Op::Read(m, readings, flags) => read(world, MODELS[m], readings, flags),

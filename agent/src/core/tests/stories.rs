@@ -130,6 +130,16 @@ fn a_model_that_fails_in_probation_is_taken_back_and_never_taken_again() {
 }
 
 #[test]
+fn clients_that_want_their_answers_at_once_do_not_turn_a_model_back() {
+    let mut world = World::new();
+    install(&mut world, 1);
+    world.feed(Event::Offer(offer("m", 2, 2)));
+    reach_probation(&mut world);
+    (0..2).for_each(|_| world.window("m", Shape { errors: 20, late: 20, ..FAST }));
+    assert_eq!((active(&world), state(&world)), (digest(2), None), "committed");
+}
+
+#[test]
 fn a_worker_that_keeps_dying_in_probation_is_taken_back() {
     let mut world = World::new();
     install(&mut world, 1);
