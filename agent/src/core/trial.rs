@@ -234,7 +234,7 @@ impl Trial {
     }
 
     /// Windows with enough requests.
-    pub(super) fn windows(&self) -> u32 {
+    pub fn windows(&self) -> u32 {
         self.windows
     }
 
