@@ -221,13 +221,19 @@ impl Queue {
 
     /// The message of a number, now taken as sent.
     pub(super) fn take(&mut self, id: u64) -> Result<Option<Message>, PathError> {
-        let held = self.segments.iter_mut().position(|segment| segment.entry(id).is_some());
+        // A number that stands in two files, which none of ours does, must not be found in the wrong one for ever.
+        let unsent =
+            |segment: &mut Segment| segment.entry(id).is_some_and(|e| e.way == Way::Unsent);
+        let held = self.segments.iter_mut().position(unsent);
         held.map_or(Ok(None), |at| self.segments[at].take(id))
     }
 
     /// It need not be kept; whether it was there.
     pub(super) fn acknowledge(&mut self, id: u64) -> Result<bool, PathError> {
-        let Some(at) = self.segments.iter_mut().position(|s| s.entry(id).is_some()) else {
+        let left = |segment: &mut Segment| {
+            segment.entry(id).is_some_and(|entry| entry.way != Way::Acknowledged)
+        };
+        let Some(at) = self.segments.iter_mut().position(left) else {
             return Ok(false);
         };
         let is_open = self.open.is_some() && at + 1 == self.segments.len();
