@@ -128,7 +128,8 @@ impl Publisher for Client {
 
     fn takes(&self, topic: &str, payload: &[u8]) -> bool {
         let bytes = topic.len() + payload.len() + PACKET_HEAD;
-        self.max_packet_bytes.is_none_or(|most| u32::try_from(bytes).is_ok_and(|bytes| bytes <= most))
+        self.max_packet_bytes
+            .is_none_or(|most| u32::try_from(bytes).is_ok_and(|bytes| bytes <= most))
     }
 
     fn disconnect(&self) {

@@ -250,7 +250,10 @@ impl Outbox {
         while self.handed.len() + self.inflight.len() < self.limit {
             if let Some((topic, payload)) = self.retained.pop_first() {
                 if !link.takes(&topic, &payload) {
-                    tracing::error!(topic, "a report is larger than any packet that the broker takes");
+                    tracing::error!(
+                        topic,
+                        "a report is larger than any packet that the broker takes"
+                    );
                     continue;
                 }
                 if link.publish(&topic, true, &payload).is_err() {
@@ -275,7 +278,11 @@ impl Outbox {
             let is_event = !message.topic.starts_with(&self.topics.metrics_prefix());
             if !link.takes(&message.topic, &message.payload) {
                 let topic = &message.topic;
-                tracing::warn!(topic, bytes, "larger than any packet that the broker takes: given up");
+                tracing::warn!(
+                    topic,
+                    bytes,
+                    "larger than any packet that the broker takes: given up"
+                );
                 self.spool.acknowledge(id).map_err(|e| e.to_string())?;
                 note_refused(&mut self.refused, bytes, is_event);
                 continue;
