@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 use wire::{
-    Birth, BudgetBreach, Command, CommandResult, DEFAULT_ROOT, Histogram, InferWindow,
-    InstallEvent, ModelState, Offer, Payload, PayloadError, PowerWindow, RecompressRequest,
-    ResourceWindow, RollbackEvent, SpoolDrop, StateReport, ThrottleEvent, Topic, Topics, decode,
-    encode, parse, try_encode,
+    Birth, BudgetBreach, Command, CommandEvent, CommandResult, DEFAULT_ROOT, Histogram,
+    InferWindow, InstallEvent, ModelState, Offer, Payload, PayloadError, PowerWindow,
+    RecompressRequest, ResourceWindow, RollbackEvent, SpoolDrop, StateReport, ThrottleEvent, Topic,
+    Topics, decode, encode, parse, try_encode,
 };
 
 use crate::Verdict;
@@ -57,6 +57,7 @@ messages!(
     Offer,
     Command,
     CommandResult,
+    CommandEvent,
 );
 
 fn round_trip<P: Payload>(bytes: &[u8], look: impl Fn(&P)) -> Verdict {
