@@ -27,11 +27,21 @@ fn infer(ts: u64, times: &[u64], queue_p95_us: Option<u64>) -> InferWindow {
         errors: 1,
         rejected: 2,
         p50_us: compute.quantile(0.5),
+        p90_us: compute.quantile(0.9),
         p95_us: compute.quantile(0.95),
         p99_us: compute.quantile(0.99),
         max_us: compute.max(),
         mean_us: compute.mean(),
         queue_p95_us,
+        wait_us: Some(5),
+        major_faults: None,
+        pss_bytes: None,
+        group_memory_bytes: None,
+        group_memory_peak_bytes: None,
+        group_memory_high_events: None,
+        group_memory_max_events: None,
+        group_oom_kills: None,
+        queue: compute.clone(),
         compute,
         drift: None,
     }
@@ -47,12 +57,27 @@ fn resources(ts: u64, cpu_percent: Option<f64>, temperature_mc: i64) -> Resource
         memory_total_bytes: 10,
         memory_available_bytes: u64::try_from(temperature_mc).unwrap(),
         swap_in_pages: Some(3),
+        major_faults: Some(2),
+        others_percent: cpu_percent,
         cpu_percent,
         steal_percent: None,
         load1: None,
         temperature_mc: Some(temperature_mc),
         freq_khz: Some(u64::try_from(temperature_mc).unwrap()),
         throttled: temperature_mc > 70,
+        cpu_pressure_percent: cpu_percent,
+        memory_pressure_percent: cpu_percent,
+        memory_stall_percent: cpu_percent,
+        io_pressure_percent: cpu_percent,
+        io_stall_percent: cpu_percent,
+        group_cpu_pressure_percent: cpu_percent,
+        group_memory_pressure_percent: cpu_percent,
+        group_io_pressure_percent: cpu_percent,
+        group_memory_bytes: u64::try_from(temperature_mc).ok(),
+        group_memory_peak_bytes: u64::try_from(temperature_mc).ok(),
+        group_memory_high_events: Some(0),
+        group_memory_max_events: Some(0),
+        group_oom_kills: Some(0),
         disk_written_bytes: Some(4096),
         disk_written_day_bytes: Some(u64::try_from(temperature_mc).unwrap()),
     }
@@ -78,6 +103,7 @@ proptest! {
             windows: count,
             errors: count,
             rejected: 2 * count,
+            wait_us: Some(5 * count),
             ..infer(1 + (count - 1) * 10_000, &all, parts.iter().filter_map(|(_, queue)| *queue).max())
         };
         prop_assert_eq!(&merged, &Window::Infer(Box::new(wanted)));
@@ -94,6 +120,8 @@ fn what_a_window_holds_one_value_of_is_a_mean_a_bound_or_a_sum() {
     let Window::Resources(merged) = merged else { panic!() };
     assert_eq!((merged.window_ms, merged.windows, merged.header.ts), (30_000, 3, 30_000));
     assert_eq!(merged.cpu_percent, Some(20.0), "10 over 20 s, 40 over 10 s");
+    assert_eq!((merged.io_stall_percent, merged.others_percent), (Some(20.0), Some(20.0)));
+    assert_eq!((merged.major_faults, merged.group_memory_peak_bytes), (Some(6), Some(80)));
     assert_eq!((merged.temperature_mc, merged.throttled), (Some(80), true));
     assert_eq!((merged.memory_available_bytes, merged.freq_khz), (50, Some(50)));
     assert_eq!((merged.swap_in_pages, merged.disk_written_bytes), (Some(9), Some(12_288)));
@@ -109,7 +137,9 @@ fn power_is_merged_only_where_it_comes_from_the_same_place() {
         source: "s".into(),
         quality,
         power_mw: Some(power_mw),
+        power_error_mw: Some(power_mw / 10.0),
         energy_per_inference_mj: None,
+        energy_error_mj: None,
         model: None,
     };
     let mut merged = window(&power(10_000, 1000.0, Quality::Measured));
@@ -117,6 +147,7 @@ fn power_is_merged_only_where_it_comes_from_the_same_place() {
     assert!(!merged.absorb(&window(&power(30_000, 9000.0, Quality::Modelled)), SPAN_MS));
     let Window::Power(merged) = merged else { panic!() };
     assert_eq!((merged.power_mw, merged.windows), (Some(1500.0), 2));
+    assert_eq!((merged.power_error_mw, merged.energy_error_mj), (Some(200.0), None));
 }
 
 #[test]

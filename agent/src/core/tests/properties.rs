@@ -71,6 +71,7 @@ fn read(world: &mut World, model: &str, readings: Readings, flags: u8) {
     facts.power = Some(wire::PowerWindow {
         header: header::<wire::PowerWindow>(),
         window_ms: 1000,
+        windows: 1,
         source: "test".into(),
         quality: Quality::Measured,
         power_mw: readings.power_mw,

@@ -516,11 +516,12 @@ async fn a_configuration_read_again_is_taken_over_whole_or_not_at_all() {
             };
             reload(driver, &format!("{good}[budgets.double]\nlatency_p95_us = 700\n"));
             assert_eq!(budget(driver), Some(700));
-            let before = driver.config.clone();
+            let before = format!("{:?}", driver.config);
             let broken = "[budgets.double]\nlatency_p95_us = 9\n[budgets.other]\npower_mw = 0\n";
             for bad in [format!("{good}{broken}"), "half a [".to_owned(), String::new()] {
                 reload(driver, &bad);
-                assert_eq!((budget(driver), &driver.config), (Some(700), &before), "{bad}");
+                assert_eq!(budget(driver), Some(700), "{bad}");
+                assert_eq!(format!("{:?}", driver.config), before, "{bad}");
             }
         })
         .await;

@@ -43,10 +43,13 @@ fn energy(quality: Quality, mj: f64) -> impl FnOnce(&mut WindowFacts) {
         facts.power = Some(wire::PowerWindow {
             header: header::<wire::PowerWindow>(),
             window_ms: 1000,
+            windows: 1,
             source: "test".into(),
             quality,
             power_mw: Some(5000.0),
+            power_error_mw: None,
             energy_per_inference_mj: Some(mj),
+            energy_error_mj: Some(0.0),
             model: None,
         });
     }

@@ -309,7 +309,13 @@ async fn of_two_offers_at_once_the_newer_is_installed_in_whatever_order_they_com
 
 fn lost(records: u64) -> Report {
     let header = Header::of::<wire::SpoolDrop>(0, 0, "");
-    Report::SpoolDrop(wire::SpoolDrop { header, dropped_records: records, dropped_bytes: 1 })
+    Report::SpoolDrop(wire::SpoolDrop {
+        header,
+        dropped_records: records,
+        dropped_bytes: 1,
+        dropped_events: 0,
+        reason: wire::DropReason::Full,
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
