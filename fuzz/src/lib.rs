@@ -5,6 +5,8 @@
 //! same, and no limit is passed. `cargo xtask fuzz` feeds them with what changes which code is reached; the tests
 //! of this package with what is kept in `corpus/` and `regressions/`.
 
+#![forbid(unsafe_code)]
+
 use std::path::{Path, PathBuf};
 
 pub mod bundle;

@@ -137,6 +137,7 @@ const AGENT_FILES: &[&str] = &[
     "usr/share/fish/vendor_completions.d/espalier-agent.fish",
     "usr/share/man/man8/espalier-agent-bench.8.gz",
     "usr/share/man/man8/espalier-agent-check.8.gz",
+    "usr/share/man/man8/espalier-agent-journal.8.gz",
     "usr/share/man/man8/espalier-agent-models.8.gz",
     "usr/share/man/man8/espalier-agent-run.8.gz",
     "usr/share/man/man8/espalier-agent-status.8.gz",

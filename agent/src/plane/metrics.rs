@@ -157,7 +157,7 @@ fn machine(text: &mut String, roots: &Roots) {
     }
     let pressure = Pressure::of_machine(roots);
     let of = [("cpu", pressure.cpu), ("memory", pressure.memory), ("io", pressure.io)];
-    let families: [(&str, &str, fn(Stalls) -> Option<u64>); 2] = [
+    let families: [(&str, &str, TimeOf); 2] = [
         (
             "espalier_pressure_waiting_seconds",
             "Time in which something on the machine waited for the resource.",
@@ -180,6 +180,7 @@ fn machine(text: &mut String, roots: &Roots) {
     }
 }
 
+type TimeOf = fn(Stalls) -> Option<u64>;
 type UsageOf = fn(Usage) -> Option<u64>;
 
 /// Of workers that have a control group of their own.

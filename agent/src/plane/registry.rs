@@ -375,7 +375,7 @@ impl Registry {
             on_trial: false,
             groups: self.cfg.worker_groups.clone(),
             working_dir: self.cfg.run_dir.clone(),
-            bundle: (bundle.dir.clone(), bundle.digest.clone()),
+            bundle: (bundle.dir.clone(), bundle.digest),
             load: LoadRequest::new(model, &self.cfg.engine),
             run_limit: self.run_limit(),
         })

@@ -6,6 +6,8 @@
 //!
 //! Take the newest definition: prost drops fields that it does not know when a model is written again.
 
+#![forbid(unsafe_code)]
+
 use std::{env, fs, path::PathBuf};
 
 use anyhow::{Context, ensure};

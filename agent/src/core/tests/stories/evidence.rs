@@ -174,7 +174,7 @@ fn a_figure_breaks_a_budget_only_where_its_error_leaves_no_doubt() {
         world.now = Millis(100_000);
         set_budget(&mut world, "1", budget, 40);
         for _ in 0..3 {
-            let event = reading(&world, &[("m", 100)], FAST, &readings);
+            let event = reading(&world, &[("m", 100)], FAST, readings);
             world.feed(event);
         }
         assert_eq!(requests(&world), usize::from(broken), "case {n}");
