@@ -2,7 +2,7 @@
 //!
 //! Joining changes nothing but time only where the first axis of every input and output is a batch, which a model's
 //! interface does not say: an axis that is free may as well be time. So a model's requests are joined only after its
-//! own golden cases, joined, have given the golden outputs ([`joined_case`]). Until then, and where they do not, each
+//! own golden cases, joined, have given the golden outputs (`joined_case`). Until then, and where they do not, each
 //! request runs alone.
 //!
 //! While a candidate is shown the live requests they run alone too, so that the times of the two models compare.
