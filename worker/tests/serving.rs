@@ -271,12 +271,18 @@ async fn requests_that_are_joined_are_answered_as_they_are_alone() {
         let bundle = draft.write(&rig.folder.path().join("one")).unwrap();
         let candidate = rig.plane.load("magika", "one", &bundle).await.unwrap();
         rig.plane.serve(candidate).await.unwrap();
-        patiently(async {
-            while rig.plane.status()["models"]["magika"]["active"]["batching"] != "on" {
+        let batching = patiently(async {
+            loop {
+                let status = rig.plane.status();
+                let batching = status["models"]["magika"]["active"]["batching"].as_str().unwrap();
+                if batching != "not proven yet" {
+                    break batching.to_owned();
+                }
                 tokio::task::yield_now().await;
             }
         })
         .await;
+        assert_eq!(batching, "on", "{engine}");
         let asked = texts.map(|text| {
             let (plane, body) = (rig.plane.clone(), request(&preprocess(text), &[1, 2048]));
             tokio::spawn(async move { infer(&plane, &body).await })
