@@ -311,6 +311,12 @@ impl StepFailure {
         Self { reason: reason.to_string(), class: FailureClass::Transient }
     }
 
+    /// Something that the install waits for, however long that takes.
+    #[must_use]
+    pub fn withheld(reason: impl ToString) -> Self {
+        Self { reason: reason.to_string(), class: FailureClass::Withheld }
+    }
+
     /// A failure that ends this attempt.
     #[must_use]
     pub fn attempt(reason: impl ToString) -> Self {

@@ -80,7 +80,7 @@ impl Core {
         pending.compute.merge(&facts.compute);
         pending.queue.merge(&facts.queue);
         pending.requests += facts.requests;
-        pending.errors += facts.errors;
+        pending.errors += facts.errors.saturating_sub(facts.late);
         pending.rejected += facts.rejected;
         pending.weight = pending.weight.min(weight);
         pending.memory_bytes = pending.memory_bytes.max(loaded_memory(facts, cause));

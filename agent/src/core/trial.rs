@@ -302,6 +302,8 @@ impl Trial {
 
 impl Count {
     fn new(reference: Reference, role: Role, limit: f64, allowed: f64) -> Self {
+        // JSON has no infinity, and a journal must be read again.
+        let limit = limit.clamp(f64::MIN, f64::MAX);
         Self { reference, role, limit, allowed, seen: 0.0, over: 0.0 }
     }
 

@@ -7,6 +7,7 @@
 //!
 //! While a candidate is shown the live requests they run alone too, so that the times of the two models compare.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,9 @@ use super::strings;
 
 /// The most bytes of inputs that are joined; they are held twice meanwhile.
 pub const MAX_BATCH_BYTES: usize = 16 << 20;
+
+/// Workers that end in a joined run before nothing is joined any more.
+const MAX_DEATHS: u32 = 3;
 
 /// When requests are joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +71,8 @@ impl std::fmt::Display for Joining {
 #[derive(Debug)]
 pub(super) struct Batcher {
     rules: BatchRules,
+    /// Workers that ended in a joined run.
+    deaths: AtomicU32,
     joining: Mutex<Joining>,
 }
 
@@ -77,7 +83,7 @@ impl Batcher {
         } else {
             Joining::Off
         };
-        Self { rules, joining: Mutex::new(joining) }
+        Self { rules, deaths: AtomicU32::new(0), joining: Mutex::new(joining) }
     }
 
     pub(super) fn joining(&self) -> Joining {
@@ -86,6 +92,15 @@ impl Batcher {
 
     pub(super) fn set(&self, joining: Joining) {
         *self.joining.lock().unwrap_or_else(PoisonError::into_inner) = joining;
+    }
+
+    /// A worker ended in a joined run; where that comes again, joining may be why.
+    pub(super) fn a_worker_died(&self, reason: &str) {
+        if self.deaths.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_DEATHS {
+            self.set(Joining::Refused(format!(
+                "{MAX_DEATHS} joined runs ended the worker: {reason}"
+            )));
+        }
     }
 
     /// The rules, where requests are joined.
@@ -185,8 +200,8 @@ fn slice_rows(tensor: &Tensor, total: usize, from: usize, rows: usize) -> Tensor
     }
 }
 
-/// Golden cases that are to give their golden outputs when they are run as one: two that [`fit`], or the first one
-/// twice.
+/// Two golden cases that are to give their golden outputs when they are run as one: they [`fit`] and differ, for a model
+/// that mixes its rows may well give equal rows what it gives one.
 ///
 /// # Errors
 /// Why the cases prove nothing.
@@ -195,7 +210,7 @@ pub(super) fn joined_case(
 ) -> Result<(NamedTensors, NamedTensors), String> {
     let (inputs, outputs) = cases.first().ok_or("the bundle has no golden case")?;
     let pair = cases[1..].iter().find(|(other, _)| fit(inputs, other) && other != inputs);
-    let (more, wanted) = pair.unwrap_or(&cases[0]);
+    let (more, wanted) = pair.ok_or("no two golden cases are of one shape and differ")?;
     for (inputs, outputs) in [(inputs, outputs), (more, wanted)] {
         let count = rows(inputs).ok_or("a golden case's inputs differ in their first axis")?;
         if let Some((name, _)) = outputs.iter().find(|(_, t)| t.shape.first() != Some(&count)) {
@@ -305,15 +320,16 @@ mod tests {
     }
 
     #[test]
-    fn golden_cases_are_joined_with_another_that_fits_or_with_themselves() {
+    fn golden_cases_are_joined_with_another_that_fits_and_differs() {
         let case = |from| (request(1, from), vec![("y".to_owned(), floats(1, 2, from))]);
         let (inputs, outputs) = joined_case(&[case(1), case(5)]).unwrap();
         assert_eq!(inputs, join(&[&request(1, 1), &request(1, 5)]));
         assert_eq!(outputs[0].1.shape, vec![2, 2]);
-        let (inputs, _) = joined_case(&[case(1)]).unwrap();
-        assert_eq!(inputs, join(&[&request(1, 1), &request(1, 1)]));
+        for cases in [vec![case(1)], vec![case(1), case(1)]] {
+            assert!(joined_case(&cases).unwrap_err().contains("differ"));
+        }
         assert!(joined_case(&[]).is_err());
-        let summed = (request(2, 0), vec![("y".to_owned(), floats(1, 2, 0))]);
-        assert!(joined_case(&[summed]).unwrap_err().contains("`y`"));
+        let summed = |from| (request(2, from), vec![("y".to_owned(), floats(1, 2, 0))]);
+        assert!(joined_case(&[summed(0), summed(9)]).unwrap_err().contains("`y`"));
     }
 }

@@ -128,14 +128,11 @@ pub(super) fn golden(factor: f32) -> SelfTest {
         dims: vec![1, 2],
         data: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
     };
-    SelfTest {
-        cases: vec![Case {
-            inputs: vec![named("x", [3.0, 4.0])],
-            outputs: vec![named("y", [3.0 * factor, 4.0 * factor])],
-        }],
-        rtol: 1e-3,
-        atol: 1e-6,
-    }
+    let case = |x: [f32; 2]| Case {
+        inputs: vec![named("x", x)],
+        outputs: vec![named("y", x.map(|value| value * factor))],
+    };
+    SelfTest { cases: vec![case([3.0, 4.0]), case([-5.0, 6.0])], rtol: 1e-3, atol: 1e-6 }
 }
 
 pub(super) fn row(first: f32, second: f32) -> Vec<(String, Tensor)> {

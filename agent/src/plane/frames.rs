@@ -42,7 +42,7 @@ impl Frames {
             _ => 0,
         };
         let spare = self.bytes.capacity() - self.bytes.len();
-        if spare < missing.clamp(1, more) {
+        if spare < missing.clamp(1, CHUNK_BYTES) {
             self.bytes.reserve_exact(missing.clamp(CHUNK_BYTES.min(more), more));
         }
         &mut self.bytes

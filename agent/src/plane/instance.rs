@@ -112,6 +112,8 @@ pub(super) struct Instance {
     shared: Arc<Shared>,
     queue: mpsc::Sender<Job>,
     queue_depth: usize,
+    /// How long a request may take whatever its client says.
+    deadline: Duration,
     retire: watch::Sender<bool>,
     driver: Mutex<Option<JoinHandle<()>>>,
     killer: AbortHandle,
@@ -162,6 +164,8 @@ pub(super) struct QueueRules {
     pub(super) depth: usize,
     /// Which of them run together.
     pub(super) batch: BatchRules,
+    /// How long each may take.
+    pub(super) deadline: Duration,
 }
 
 pub(super) type OnHealth = Box<dyn Fn(Health) + Send + Sync>;
@@ -177,7 +181,7 @@ impl Instance {
         permit: OwnedSemaphorePermit,
         on_health: OnHealth,
     ) -> Self {
-        let queue_depth = queue.depth.max(1);
+        let (queue_depth, deadline) = (queue.depth.max(1), queue.deadline);
         let batcher = Arc::new(Batcher::new(queue.batch, &interface));
         let (queue, jobs) = mpsc::channel(queue_depth);
         let (retire, retired) = watch::channel(false);
@@ -220,6 +224,7 @@ impl Instance {
             shared,
             queue,
             queue_depth,
+            deadline,
             retire,
             killer: driver.abort_handle(),
             driver: Mutex::new(Some(driver)),
@@ -240,7 +245,8 @@ impl Instance {
                 Err(JobError::Retired) => {}
                 Ok(_) | Err(JobError::Input(_)) => self.stats.answered(),
                 Err(JobError::QueueFull(_)) => self.stats.rejected(),
-                Err(JobError::Deadline(_)) => self.stats.late(),
+                // One that the client set; the server's own is long enough for any model that is well.
+                Err(JobError::Deadline(_)) if limit < self.deadline => self.stats.late(),
                 Err(_) => self.stats.failed(),
             }
         }
@@ -325,6 +331,8 @@ impl Instance {
         })?;
         match timeout_at(deadline, answer).await {
             Ok(Ok(result)) => result,
+            // It was left out because nobody would have waited for it any more.
+            Ok(Err(_)) if deadline <= Instant::now() => Err(JobError::Deadline(limit.as_millis())),
             Ok(Err(_)) => Err(self.closed()),
             Err(_) => Err(JobError::Deadline(limit.as_millis())),
         }
@@ -518,6 +526,7 @@ impl Driver {
             Ok(RunOutcome::Failed { .. }) => self.run_each(worker, jobs).await,
             Err(error) => {
                 let reason = error.to_string();
+                self.batcher.a_worker_died(&reason);
                 for job in jobs {
                     // The client may have gone meanwhile.
                     let _ = job.reply.send(Err(JobError::WorkerDied(reason.clone())));

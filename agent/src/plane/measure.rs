@@ -97,7 +97,7 @@ pub(super) async fn measure(
         (spec.memory_bytes, spec.memory_limit) = (Some(bytes), limit);
     }
     let began = Instant::now();
-    let started = WorkerProcess::start_judged(&spec).await;
+    let started = WorkerProcess::start_limited(&spec).await;
     let (worker, interface) = started.map_err(|error| registry::start_error(name, &spec, error))?;
     let load = began.elapsed();
     let manifest = &bundle.manifest;

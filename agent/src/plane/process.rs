@@ -160,6 +160,18 @@ impl WorkerProcess {
         }
     }
 
+    /// The same; what the engine refuses under a limit on its memory is told with that limit.
+    pub(super) async fn start_limited(spec: &WorkerSpec) -> Result<(Self, Interface), WorkerError> {
+        match Self::start(spec).await {
+            Err(WorkerError::Refused(reason) | WorkerError::Unable(reason))
+                if spec.memory_bytes.is_some() =>
+            {
+                Err(WorkerError::Unloaded(reason + &spec.limit()))
+            }
+            outcome => outcome,
+        }
+    }
+
     /// The same, with a judgement of the model. Engines report memory that they do not get as they report a bad model,
     /// each in its own words, and a thread that cannot be started likewise. So what fails under a limit is loaded once
     /// more without: where that goes well it was the limit, and what is said otherwise is said of the model.

@@ -60,6 +60,7 @@ struct Slots {
 struct Candidate {
     instance: Arc<Instance>,
     tally: Tally,
+    bundle: bundle::Bundle,
 }
 
 #[derive(Debug)]
@@ -136,14 +137,15 @@ impl Registry {
             spec,
             worker,
             lens,
-            QueueRules { depth: self.cfg.queue_depth, batch: self.cfg.batch },
+            QueueRules {
+                depth: self.cfg.queue_depth,
+                batch: self.cfg.batch,
+                deadline: self.cfg.request_deadline,
+            },
             permit,
             self.on_health(id, name),
         ));
-        if instance.batcher.joining() == Joining::Unproven {
-            tokio::spawn(prove_joining(instance.clone(), bundle.selftest()));
-        }
-        let candidate = Candidate { instance, tally: Tally::default() };
+        let candidate = Candidate { instance, tally: Tally::default(), bundle: bundle.clone() };
         self.candidates().insert(id, candidate);
         Ok(id)
     }
@@ -169,11 +171,15 @@ impl Registry {
         if self.is_draining() {
             return Err(PlaneError::Draining);
         }
-        let instance = self.candidate(id)?.instance;
+        let Candidate { instance, bundle, .. } = self.candidate(id)?;
         let name = instance.identity.model.clone();
         instance.keep_alive();
         if let Some(reason) = instance.down() {
             return Err(PlaneError::WorkerGone { model: name, reason });
+        }
+        if instance.batcher.joining() == Joining::Unproven {
+            // Not before: a worker that ends by it is started again from now on.
+            tokio::spawn(prove_joining(instance.clone(), bundle));
         }
         instance.stats.cold();
         self.open_account(&instance);
@@ -195,7 +201,7 @@ impl Registry {
     }
 
     pub(super) fn shadow(&self, id: CandidateId) -> Result<(), PlaneError> {
-        let Candidate { instance, tally } = self.candidate(id)?;
+        let Candidate { instance, tally, .. } = self.candidate(id)?;
         let name = &instance.identity.model;
         let active = self.active(name).ok_or_else(|| PlaneError::NotServing(name.clone()))?;
         let limit = self.run_limit();
@@ -512,9 +518,10 @@ enum CaseError {
 }
 
 /// Runs golden cases joined; a model that answers them as it answers each may have its requests joined.
-async fn prove_joining(instance: Arc<Instance>, test: bundle::Result<bundle::SelfTest>) {
-    let proof = match test {
-        Ok(test) => try_joined(&instance, &test).await,
+async fn prove_joining(instance: Arc<Instance>, bundle: bundle::Bundle) {
+    let proof = match tokio::task::spawn_blocking(move || bundle.selftest()).await {
+        Ok(Ok(test)) => try_joined(&instance, &test).await,
+        Ok(Err(error)) => Err(error.to_string()),
         Err(error) => Err(error.to_string()),
     };
     let model = &instance.identity.model;

@@ -142,7 +142,13 @@ pub fn serve(
         // The agent sees it, and lets go.
         let _ = host.socket.shutdown(Shutdown::Both);
     });
-    match life.read(&mut [0]) {
+    let read = loop {
+        match life.read(&mut [0]) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => break read,
+        }
+    };
+    match read {
         Ok(0) => last_words(&ended, &busy),
         Ok(_) => EXIT_PROTOCOL,
         Err(error) => {

@@ -26,7 +26,7 @@ use super::status::Question;
 use super::store::Store;
 use super::trust::Trust;
 use super::{logging, mqtt, otlp, status, worker_program};
-use crate::config::{Config, ConfigError, Doubt, Sources, TrustConfig, WorkerCgroup};
+use crate::config::{Config, ConfigError, Doubt, Sources, SpoolConfig, TrustConfig, WorkerCgroup};
 use crate::core::StepFailure;
 use crate::core::{ActiveEntry, Core, Durable, Effect, Event, Millis, Record, Report, Settings};
 use crate::plane::groups::Groups;
@@ -53,6 +53,8 @@ const MAX_WAITING: usize = 64;
 const MAX_UNKEPT: usize = 64;
 /// How often a disk that took nothing at the start is tried again.
 const DISK_RETRY: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
+/// The most bytes that the spool takes while it is in memory.
+const VOLATILE_SPOOL_BYTES: u64 = 4 << 20;
 /// How often losses of the spool are told: the telling may itself cost a record.
 const LOSSES: Duration = Duration::from_secs(10);
 /// Clocks that show an earlier time than this (September 2020) were never set.
@@ -322,7 +324,10 @@ impl Driver {
             self.ending |= matches!(event, Event::Shutdown);
             return self.put_off(event);
         }
-        let once = matches!(event, Event::Command { .. } | Event::Withdrawn { .. });
+        let once = matches!(
+            event,
+            Event::Command { .. } | Event::BadCommand { .. } | Event::Withdrawn { .. }
+        );
         let command = once.then(|| event.clone());
         let effects = self.core.step(self.now(), event);
         self.execute(effects);
@@ -338,6 +343,12 @@ impl Driver {
             Event::Command { command, unix_ms } if self.waiting.len() < MAX_WAITING => {
                 tracing::warn!(id = command.id, "a command waits for the journal");
                 self.waiting.push(Event::Command { command, unix_ms });
+            }
+            event @ Event::BadCommand { .. } if self.waiting.len() < MAX_WAITING => {
+                self.waiting.push(event);
+            }
+            Event::BadCommand { id, .. } => {
+                tracing::error!(id, limit = MAX_WAITING, "a command is lost");
             }
             Event::Command { command, .. } => {
                 tracing::error!(id = command.id, limit = MAX_WAITING, "a command is lost");
@@ -547,7 +558,9 @@ impl Driver {
         if now < self.losses_due {
             return;
         }
-        while let Some(lost) = self.outbox.as_mut().and_then(Outbox::take_lost) {
+        // All of them first: where even the telling finds no room, it is itself a loss.
+        let losses: Vec<_> = std::iter::from_fn(|| outbox.take_lost()).collect();
+        for lost in losses {
             tracing::warn!(?lost, "messages are given up");
             self.losses_due = now + LOSSES;
             self.feed(Event::SpoolDropped(lost));
@@ -878,11 +891,20 @@ fn open_trust(config: &Config, state: &StateDir) -> Result<Option<Trust>, RunErr
 
 type Connection = (Option<Outbox>, Option<mpsc::Receiver<LinkEvent>>);
 
+/// The spool's rules: in memory it takes little.
+fn spool_config(config: &Config, state: &StateDir) -> SpoolConfig {
+    let mut own = config.spool.clone();
+    if state.volatile().is_some() {
+        own.max_bytes = own.max_bytes.min(VOLATILE_SPOOL_BYTES);
+    }
+    own
+}
+
 fn connect(config: &Config, state: &StateDir, boot_id: &str) -> Result<Connection, PathError> {
     let (Some(mqtt), Some(topics)) = (&config.mqtt, config.topics()) else {
         return Ok((None, None));
     };
-    let spool = Spool::open(&state.spool(), config.spool.clone())?;
+    let spool = Spool::open(&state.spool(), spool_config(config, state))?;
     let will = Will { topic: topics.state(), payload: facts::will(boot_id, unix_ms()) };
     let memory = state.homeassistant();
     let homeassistant = HomeAssistant::new(&config.homeassistant, topics.clone(), memory);

@@ -204,6 +204,7 @@ impl Means {
         if let Ok(bundle) = blocking(move || store.open(&ask)).await {
             return Ok((bundle, None));
         }
+        self.store.check_writable().map_err(|failure| failure.reason)?;
         if order.offer.url.is_empty() {
             return Err(
                 "the bundle in the store is not whole; args.url must say where it is".into()

@@ -45,7 +45,7 @@ impl Store {
     /// The disk took nothing when the agent started, so that what was installed now would be lost with it.
     pub fn check_writable(&self) -> Result<(), StepFailure> {
         let refused = |why: &String| {
-            StepFailure::transient(format!(
+            StepFailure::withheld(format!(
                 "nothing is installed while the state is volatile: {why}"
             ))
         };

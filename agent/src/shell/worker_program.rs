@@ -57,6 +57,8 @@ pub fn probe(program: &Path, args: &[String]) -> Result<Hello, Unfit> {
         .stderr(Stdio::null())
         .env_remove("NOTIFY_SOCKET")
         .env_remove("WATCHDOG_USEC")
+        // Without the pipe of a worker that is to stay, its last word is a complaint.
+        .env_remove("JOURNAL_STREAM")
         .spawn();
     let mut child = child.map_err(|e| unfit(format!("cannot be started: {e}")))?;
     let said = match read_frame(&mut &ours) {

@@ -146,12 +146,18 @@ fn absorb_resources(a: &mut ResourceWindow, b: &ResourceWindow) -> bool {
 
 fn absorb_power(a: &mut PowerWindow, b: &PowerWindow) -> bool {
     let mean = |x, y| weighted(x, a.window_ms, y, b.window_ms);
+    // A mean is no further off than the worse of its parts; what is not there is not off.
+    let worse = |x: Option<f64>, own: Option<f64>, y: Option<f64>, other: Option<f64>| match (x, y)
+    {
+        (Some(_), Some(_)) => Some(own?.max(other?)),
+        (Some(_), None) => own,
+        (None, _) => other,
+    };
+    a.power_error_mw = worse(a.power_mw, a.power_error_mw, b.power_mw, b.power_error_mw);
+    let (own, other) = (a.energy_per_inference_mj, b.energy_per_inference_mj);
+    a.energy_error_mj = worse(own, a.energy_error_mj, other, b.energy_error_mj);
     a.power_mw = mean(a.power_mw, b.power_mw);
     a.energy_per_inference_mj = mean(a.energy_per_inference_mj, b.energy_per_inference_mj);
-    // A mean is no further off than the worse of its parts.
-    let worse = |x: Option<f64>, y: Option<f64>| Some(x?.max(y?));
-    a.power_error_mw = worse(a.power_error_mw, b.power_error_mw);
-    a.energy_error_mj = worse(a.energy_error_mj, b.energy_error_mj);
     a.header.clone_from(&b.header);
     a.windows = a.windows.saturating_add(b.windows);
     a.window_ms = a.window_ms.saturating_add(b.window_ms);

@@ -70,7 +70,7 @@ impl Queue {
         if first.is_stale() {
             return Vec::new();
         }
-        let end = first.deadline.min(first.arrived + rules.max_delay);
+        let mut end = patience(&first, rules);
         let mut rows = batch::rows(&first.inputs).unwrap_or(usize::MAX);
         let mut bytes = batch::bytes(&first.inputs);
         let mut jobs = vec![first];
@@ -90,6 +90,7 @@ impl Queue {
                 self.held = Some(next);
                 break;
             }
+            end = end.min(patience(&next, rules));
             jobs.push(next);
         }
         jobs
@@ -115,6 +116,12 @@ impl Queue {
     pub(super) fn close(&mut self) {
         self.jobs.close();
     }
+}
+
+/// Until when a job waits for others: half of its time at most, for the engine needs some too.
+fn patience(job: &Job, rules: BatchRules) -> Instant {
+    let time = job.deadline.saturating_duration_since(job.arrived);
+    job.arrived + rules.max_delay.min(time / 2)
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ const ADDED: [&str; 2] = ["compute_us", "queue_us"];
 const HEAD_BYTES: usize = 256;
 /// Room for one element's digits.
 const ELEMENT_BYTES: usize = 12;
+/// What is made room for at once for the digits of a tensor.
+const MAX_FIRST_BYTES: usize = 1 << 20;
 
 /// An encoded answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,7 +129,7 @@ pub(in crate::plane) fn encode(
         if binary {
             tail.push(tensor);
         }
-        room += if binary { size } else { tensor.len() * ELEMENT_BYTES };
+        room += if binary { size } else { (tensor.len() * ELEMENT_BYTES).min(MAX_FIRST_BYTES) };
         outputs.push(Output {
             name,
             datatype: tensor.dtype.oip_name(),

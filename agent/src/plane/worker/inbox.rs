@@ -24,6 +24,8 @@ pub(super) struct Inbox {
     frames: Frames,
     /// Nothing is left to be read until the socket says so.
     drained: bool,
+    /// The other end has closed. That may have been told together with data, and is not told twice.
+    closed: bool,
 }
 
 impl Inbox {
@@ -32,7 +34,7 @@ impl Inbox {
         let fd = socket.as_raw_fd();
         poll.registry().register(&mut SourceFd(&fd), Token(0), Interest::READABLE)?;
         let events = Events::with_capacity(1);
-        Ok(Self { socket, poll, events, frames: Frames::default(), drained: false })
+        Ok(Self { socket, poll, events, frames: Frames::default(), drained: false, closed: false })
     }
 
     /// Waits for the next message; `None` when the stream ends between frames.
@@ -58,6 +60,7 @@ impl Inbox {
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                     polled => polled?,
                 }
+                self.closed |= self.events.iter().any(mio::event::Event::is_read_closed);
                 self.drained = false;
             }
             let bytes = self.frames.room();
@@ -65,7 +68,7 @@ impl Inbox {
             match rustix::net::recv(&self.socket, spare_capacity(bytes), RecvFlags::DONTWAIT) {
                 Ok((got, _)) => {
                     // What comes after a read that did not fill its room wakes the poll.
-                    self.drained = got < room;
+                    self.drained = got < room && !self.closed;
                     return Ok(got);
                 }
                 Err(Errno::AGAIN) => self.drained = true,
