@@ -101,7 +101,11 @@ fn binaries(targets: &[&str]) -> Result<PathBuf> {
 /// A compiler that counts. Cargo keeps what it makes apart from what the plain one makes, by the wrapper's path: that
 /// is the same for every clone, and another for other flags.
 fn wrapper() -> Result<PathBuf> {
-    let text = format!("#!/bin/sh\nexec \"$@\" {}\n", COUNTING.join(" "));
+    // Build scripts run here and now, without libFuzzer, and have nobody to count for.
+    let text = format!(
+        "#!/bin/sh\ncase \" $* \" in *' build_script_'*) exec \"$@\" ;; esac\nexec \"$@\" {}\n",
+        COUNTING.join(" ")
+    );
     let file = paths::target()?.join("fuzz").join(format!("rustc-{}", assets::short_digest(&text)));
     if fs::read_to_string(&file).is_ok_and(|there| there == text) {
         return Ok(file);
