@@ -90,7 +90,10 @@ impl Bench {
     /// Where the next inference with a [`GATE`] input says that it runs, and waits for the
     /// connection to close.
     pub(super) fn gate(&self) -> tokio::net::UnixListener {
-        tokio::net::UnixListener::bind(gate_path(&self.plane_dir())).unwrap()
+        let path = gate_path(&self.plane_dir());
+        // An earlier gate's.
+        let _ = fs::remove_file(&path);
+        tokio::net::UnixListener::bind(path).unwrap()
     }
 
     fn plane_dir(&self) -> PathBuf {

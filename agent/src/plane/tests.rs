@@ -565,8 +565,20 @@ async fn a_request_that_takes_too_long_is_told_so_and_the_model_goes_on() {
     drop(inside);
     assert_eq!(send(&bench.plane, infer(4.0)).await.first(), 8.0);
     let window = bench.plane.take_window().remove(0);
-    assert_eq!((window.requests, window.errors), (3, 2));
+    assert_eq!((window.requests, window.errors, window.late), (3, 2, 2));
     assert_eq!(window.compute.count(), 2, "the queued one never ran");
+}
+
+#[tokio::test]
+async fn a_request_that_passes_the_server_s_own_deadline_is_an_error_and_not_late() {
+    let bench = Bench::with(|cfg| cfg.request_deadline = Duration::from_millis(20)).await;
+    bench.serve("2").await;
+    let gate = bench.gate();
+    let stuck = send(&bench.plane, infer(fake::GATE)).await;
+    assert_eq!(stuck.status, StatusCode::GATEWAY_TIMEOUT);
+    drop(patiently(gate.accept()).await.unwrap());
+    let window = bench.plane.take_window().remove(0);
+    assert_eq!((window.errors, window.late), (1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -198,4 +198,41 @@ mod tests {
         let (late, _reply) = job(9.0, 1, Duration::ZERO);
         assert_eq!(names(&queue.together(late)), [0.0, 2.0, 3.0]);
     }
+
+    /// Jobs of one row of so many floats each.
+    fn rows(floats: &[usize]) -> (Queue, Vec<Reply>) {
+        let (sender, jobs) = mpsc::channel(64);
+        let mut replies = Vec::new();
+        for &floats in floats {
+            let (mut job, reply) = job(0.0, floats, Duration::from_secs(60));
+            Arc::get_mut(&mut job.inputs).unwrap()[0].1.shape = vec![1, floats];
+            sender.try_send(job).unwrap();
+            replies.push(reply);
+        }
+        (Queue::new(jobs), replies)
+    }
+
+    #[tokio::test]
+    async fn what_is_joined_has_no_more_bytes_than_allowed() {
+        let rules = BatchRules { max_rows: 8, max_delay: Duration::ZERO };
+        let half = batch::MAX_BATCH_BYTES / 4 / 2;
+        for (floats, together) in [(half, 2), (half + 1, 1)] {
+            let (mut queue, _replies) = rows(&[floats; 3]);
+            let first = queue.next().await.unwrap();
+            assert_eq!(queue.gather(first, rules).await.len(), together, "{floats}");
+            assert!(queue.held.is_some(), "the next is kept");
+        }
+    }
+
+    #[test]
+    fn a_job_waits_for_others_for_half_of_its_time_at_most() {
+        let second = Duration::from_secs(1);
+        let wait = |limit: Duration, max_delay: Duration| {
+            let (job, _reply) = job(0.0, 1, limit);
+            patience(&job, BatchRules { max_rows: 2, max_delay }) - job.arrived
+        };
+        assert_eq!(wait(60 * second, second), second);
+        assert_eq!(wait(2 * second, 60 * second), second);
+        assert_eq!(wait(Duration::ZERO, 60 * second), Duration::ZERO);
+    }
 }

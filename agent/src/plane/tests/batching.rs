@@ -116,6 +116,22 @@ async fn all_requests_of_a_run_that_kills_the_worker_are_told_and_the_next_is_an
 }
 
 #[tokio::test]
+async fn a_model_whose_worker_ends_in_joined_runs_again_and_again_has_its_requests_run_alone() {
+    let bench = joining(rows(8)).await;
+    let mut events = bench.plane.events();
+    let back = PlaneEvent::WorkerRestarted { model: "double".to_owned() };
+    for _ in 0..3 {
+        proven(&bench, "on").await;
+        answers(&bench, &[&[1.0, 2.0], &[fake::EXIT, 0.0]]).await;
+        while patiently(events.recv()).await.unwrap() != back {}
+    }
+    proven(&bench, "refused: 3 joined runs ended the worker").await;
+    let got = answers(&bench, &[&[1.0, 2.0], &[fake::EXIT, 0.0]]).await;
+    assert_eq!(data(&got[0]), json!([2.0, 4.0]), "it does not go down with the other");
+    assert_eq!(got[1].status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
 async fn the_first_request_waits_for_others_where_that_is_asked_for() {
     let patient = BatchRules { max_rows: 2, max_delay: PATIENCE };
     let bench = joining(patient).await;
